@@ -1,0 +1,1 @@
+"""The recipe: what a person asks for, checked before anything heavy is imported."""

@@ -1,0 +1,143 @@
+"""The grammar of a recipe, one frozen section per builder.
+
+Names are the QLoRA paper's for quantisation and LoRA, Hugging Face's for training. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, closed to unknown keys, and strict (`"4"` is not a number)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class QuantizationSection(Section):
+    """How the frozen base weights are stored (QLoRA, section 3)."""
+
+    bits: Literal[4, 16] = Field(4, description="4 stores linear weights in 4 bits; 16 leaves them unquantised")
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type; NF4 is the QLoRA paper's")
+    double_quant: bool = Field(True, description="quantise the block constants again: 0.127 in place of 0.5 bits")
+    compute_dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="dtype of every product, and of the weights that are not quantised"
+    )
+
+
+class LoraSection(Section):
+    """The trained low-rank update (LoRA, section 4.1): h = W0 x + (alpha / rank) B A x."""
+
+    rank: PositiveInt = Field(16, description="rank r of B A")
+    alpha: Annotated[float, Field(gt=0)] = Field(32, description="the update is scaled by alpha / rank")
+    dropout: Fraction = Field(0.0, description="dropout on the input of A")
+    target_modules: str | list[str] = Field(
+        "all-linear",
+        min_length=1,
+        description="all-linear (every linear layer but the output head), a list of module names, "
+        "or a regular expression that matches whole module paths",
+    )
+
+
+class DatasetSection(Section):
+    """What is learned, and how a row becomes text."""
+
+    train: str = Field(description="file, folder, glob or hub name; a path is relative to the recipe")
+    validation: str | None = Field(None, description="held-out rows, named like `train`")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="hold out this share of `train` instead"
+    )
+    hub_config: str | None = Field(None, description="configuration of a hub dataset, such as `main`")
+    train_split: str = Field("train", description="split of a hub dataset to train on")
+    validation_split: str = Field("validation", description="split of a hub dataset to evaluate on")
+    format: Literal["auto", "messages", "alpaca", "prompt_completion", "text"] = Field(
+        "auto", description="shape of a row; auto recognises it by its columns"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="the format's field: your column, as in {prompt: question}"
+    )
+    max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row, in tokens")
+    overlong: Literal["error", "drop", "truncate"] = Field("error", description="what to do with longer rows")
+
+    @model_validator(mode="after")
+    def _one_validation_source(self) -> Self:
+        if self.validation is not None and self.validation_fraction is not None:
+            raise ValueError("give either validation or validation_fraction, not both")
+        return self
+
+
+OptimizerName = Literal[
+    "adamw_torch",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "lion_8bit",
+    "paged_lion_8bit",
+]
+
+
+class TrainingSection(Section):
+    """The training loop."""
+
+    num_train_epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over the training rows")
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps, in place of num_train_epochs")
+    per_device_train_batch_size: PositiveInt = Field(8, description="rows in one forward pass on one device")
+    per_device_eval_batch_size: PositiveInt | None = Field(
+        None, description="rows in one evaluation pass; by default as in training"
+    )
+    gradient_accumulation_steps: PositiveInt = Field(1, description="forward passes per optimizer step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="peak learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
+        "cosine", description="shape of the learning rate after warmup"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warmup")
+    optimizer: OptimizerName = Field("paged_adamw_32bit", description="paged ones run unpaged on a CPU")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
+    adam_beta1: Fraction = Field(0.9, description="decay of the first moment")
+    adam_beta2: Fraction = Field(0.999, description="decay of the second moment (lion: of its only one)")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        0.3, description="clip the gradient to this norm; null does not clip"
+    )
+    gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass")
+    logging_steps: PositiveInt = Field(10, description="steps between two training records")
+    eval_steps: PositiveInt | None = Field(
+        None, description="steps between evaluations; with validation rows there is always one at the end"
+    )
+    eval_on_start: bool = Field(True, description="evaluate before the first step, too")
+    save_steps: PositiveInt | None = Field(500, description="steps between checkpoints; null: only at the end")
+    save_total_limit: PositiveInt | None = Field(2, description="checkpoints to keep; null keeps all")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of A, data order and dropout")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.max_steps is not None and "num_train_epochs" in self.model_fields_set:
+            raise ValueError("give either max_steps or num_train_epochs, not both")
+        return self
+
+
+class Recipe(Section):
+    """A whole recipe, as written in YAML."""
+
+    base_model: str = Field(min_length=1, description="hub name or local folder (relative to the recipe)")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the base model")
+    task: Literal["causal_lm"] = Field("causal_lm", description="what the model learns to do")
+    quantization: QuantizationSection = Field(default_factory=lambda: QuantizationSection())
+    lora: LoraSection = Field(default_factory=lambda: LoraSection())
+    dataset: DatasetSection
+    training: TrainingSection = Field(default_factory=lambda: TrainingSection())
+    output_dir: str = Field(min_length=1, description="the run folder, relative to where the command is run")
+
+    @model_validator(mode="after")
+    def _evaluation_has_rows(self) -> Self:
+        dataset = self.dataset
+        if self.training.eval_steps and dataset.validation is None and dataset.validation_fraction is None:
+            raise ValueError(
+                "training.eval_steps needs rows to evaluate on: give dataset.validation or dataset.validation_fraction"
+            )
+        return self
