@@ -1,0 +1,61 @@
+"""The `qlora` command. Every command imports what it needs inside itself, so that `--help` never pays for torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qlora_cli import __version__
+
+app = typer.Typer(
+    name="qlora",
+    help="Fine-tune language models in 4 bits from a YAML recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune language models in 4 bits from a YAML recipe."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override one value of the recipe, as in --set training.max_steps=20. May be given again.",
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", metavar="DIR", help="The run folder, in place of the recipe's.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the run folder from its newest whole checkpoint.")
+    ] = False,
+) -> None:
+    """Train a LoRA adapter on a 4-bit base model, as the recipe says.
+
+    Exit codes: 0 done; 1 the run failed; 2 the request was wrong; 130 interrupted, state saved.
+    """
+    from qlora_cli.commands.train import train as command
+
+    raise typer.Exit(command(recipe, overrides=overrides or [], output_dir=output_dir, resume=resume))

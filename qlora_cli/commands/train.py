@@ -1,0 +1,61 @@
+"""`qlora train`."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from pathlib import Path
+
+from qlora_cli.errors import Interrupted, QloraError
+from qlora_cli.recipe.load import load_recipe
+
+
+def train(recipe: Path, *, overrides: list[str], output_dir: Path | None, resume: bool) -> int:
+    """Train the recipe's adapter, showing the run; returns the exit code."""
+    from qlora_cli.console import TrainView, make_console, show_error
+
+    if output_dir is not None:
+        overrides = [*overrides, f"output_dir={output_dir}"]
+    console = make_console()
+    try:
+        loaded = load_recipe(recipe, overrides)  # before torch: a wrong recipe is told at once
+        quiet_libraries(progress=console.is_terminal)
+        from qlora_cli.training.run import train as run
+
+        with TrainView(console) as view:
+            finished = run(loaded, resume=resume, listeners=[view])
+    except QloraError as error:
+        show_error(error)
+        if isinstance(error, Interrupted):
+            console.print(f"Go on with: {_resume_command(recipe, overrides)}", markup=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        show_error(Interrupted("interrupted"))
+        return Interrupted.exit_code
+    console.print(
+        f"Load it over the same base with PEFT, transformers or vLLM. To train on, for longer:\n"
+        f"  {_resume_command(recipe, overrides)} --set training.max_steps={2 * finished.steps}",
+        markup=False,
+    )
+    return 0
+
+
+def quiet_libraries(*, progress: bool) -> None:
+    """Keep the libraries' own chatter off the screen: ours says what matters, in one voice.
+
+    Their errors still come through; the bars of long loads and downloads stay where there is a terminal.
+    """
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity_error()
+    if not progress:
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _resume_command(recipe: Path, overrides: list[str]) -> str:
+    words = ["qlora", "train", str(recipe), *(word for item in overrides for word in ("--set", item)), "--resume"]
+    return shlex.join(words)

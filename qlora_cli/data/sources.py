@@ -1,0 +1,258 @@
+"""Where rows come from: local files, or a dataset on the hub.
+
+`load_rows` is the only entrance. Nothing here knows what a row means; see `formats`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import glob
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from qlora_cli.data.files import Row, read_file, tabulate
+from qlora_cli.errors import DataError
+from qlora_cli.recipe.schema import DatasetSection
+
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+_SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one source, in the order of its files.
+
+    `numbers` (int64, one per row) are 1-based and survive a split: the line of a single .jsonl file, else the
+    row. Read rows with `read`, not from `dataset`, whose `json_columns` hold JSON text.
+    """
+
+    dataset: datasets.Dataset
+    source: str
+    fingerprint: str
+    numbers: npt.NDArray[np.int64]
+    unit: str = "row"
+    json_columns: frozenset[str] = frozenset()
+    files: tuple[tuple[str, int], ...] = field(default=())  # (name, number before its first row), if several
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns, as they stand in the files."""
+        return list(self.dataset.column_names)
+
+    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> list[Row]:
+        """Rows [start, stop), restricted to `columns` if given."""
+        names = self.column_names if columns is None else list(columns)
+        cells = self.dataset.select_columns(names)[start:stop]
+        for name in self.json_columns.intersection(names):
+            cells[name] = [None if text is None else json.loads(text) for text in cells[name]]
+        return [dict(zip(names, values, strict=True)) for values in zip(*(cells[n] for n in names), strict=True)]
+
+    def where(self, index: int) -> str:
+        """What a message calls row `index` (0-based): its source and number, and its file if there are several."""
+        return self.locate(int(self.numbers[index]))
+
+    def locate(self, number: int) -> str:
+        """As `where`, for an original row number."""
+        if not self.files:
+            return f"{self.source}, {self.unit} {number}"
+        position = bisect.bisect_left(self.files, number, key=lambda file: file[1]) - 1
+        name, before = self.files[position]
+        return f"{self.source}, row {number} (row {number - before} of {name})"
+
+    def select(self, indices: npt.NDArray[np.int64]) -> Rows:
+        """These rows alone, numbered as before."""
+        return replace(self, dataset=self.dataset.select(indices), numbers=self.numbers[indices])
+
+
+def load_rows(section: DatasetSection, *, seed: int) -> tuple[Rows, Rows | None]:
+    """Read the training rows and, if the recipe asks for them, the validation rows.
+
+    Raises DataError if a source is missing, unreadable or empty, or too small to split.
+    """
+    train = _load(section.train, section, section.train_split)
+    if section.validation is not None:
+        return train, _load(section.validation, section, section.validation_split)
+    if section.validation_fraction is not None:
+        return _split(train, section.validation_fraction, seed)
+    return train, None
+
+
+def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    if len(rows) < 2:
+        raise DataError(f"{rows.source}: dataset.validation_fraction needs at least 2 rows, got {len(rows)}.")
+    held_out = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
+    order = np.random.default_rng(np.random.SeedSequence([seed, _SPLIT_STREAM])).permutation(len(rows))
+    return rows.select(np.sort(order[held_out:])), rows.select(np.sort(order[:held_out]))
+
+
+def _load(name: str, section: DatasetSection, split: str) -> Rows:
+    rows = _load_files(name, _find_files(name)) if _is_local(name) else _load_hub(name, section.hub_config, split)
+    if len(rows) == 0:
+        raise DataError(f"{rows.source}: there are no rows.")
+    return rows
+
+
+def _is_local(name: str) -> bool:
+    path = Path(name)
+    looks_like_file = path.suffix.lower() in KINDS or name.startswith(".") or name.count("/") > 1
+    return path.is_absolute() or glob.has_magic(name) or looks_like_file or path.exists()
+
+
+def _shown(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def _find_files(name: str) -> list[Path]:
+    path, shown = Path(name), _shown(Path(name))
+    if path.is_file():
+        found = [path]
+    elif path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in KINDS)
+        if not found:
+            raise DataError(f"{shown}: no {_alternatives()} file in this folder.")
+    elif glob.has_magic(name):
+        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())  # noqa: PTH207
+        if not found:
+            raise DataError(f"{shown}: no file matches.")
+    else:
+        raise DataError(f"{shown}: there is no such file or folder.")
+    by_kind = {p.suffix.lower(): p.name for p in reversed(found)}
+    for kind, example in by_kind.items():
+        if kind not in KINDS:
+            raise DataError(f"{shown}: expected a {_alternatives()} file, got {example}.")
+    if len(by_kind) > 1:
+        raise DataError(
+            f"{shown}: expected files of one kind, got {', '.join(sorted(by_kind.values()))}. "
+            f"Name the ones to use with a glob such as *{found[0].suffix}."
+        )
+    return found
+
+
+def _alternatives() -> str:
+    return f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+
+
+def _load_files(name: str, paths: list[Path]) -> Rows:
+    source = _shown(Path(name))
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise DataError(f"{_shown(path)}: the file is empty.")
+    if paths[0].suffix.lower() == ".parquet":
+        dataset, counts, json_columns = *_read_parquet(source, paths), frozenset[str]()
+        numbers: list[int] = []
+    else:
+        dataset, counts, json_columns, numbers = _read_text(paths)
+    single = len(paths) == 1
+    starts = [0, *np.cumsum(counts).tolist()]
+    return Rows(
+        dataset=dataset,
+        source=source,
+        fingerprint=_fingerprint(paths),
+        numbers=np.array(numbers if single and numbers else range(1, starts[-1] + 1), dtype=np.int64),
+        unit="line" if single and paths[0].suffix.lower() == ".jsonl" else "row",
+        json_columns=json_columns,
+        files=() if single else tuple((p.name, s) for p, s in zip(paths, starts, strict=False)),
+    )
+
+
+def _read_text(paths: list[Path]) -> tuple[Any, list[int], frozenset[str], list[int]]:
+    """The dataset, rows per file, columns that hold JSON, and each row's number in its file."""
+    counts = [0] * len(paths)
+    numbers: list[int] = []
+
+    def rows() -> Iterator[Row]:
+        for position, path in enumerate(paths):
+            for number, row in read_file(path, _shown(path)):
+                counts[position] += 1
+                numbers.append(number)
+                yield row
+
+    table, json_columns = tabulate(rows())
+    return datasets.Dataset(table), counts, json_columns, numbers
+
+
+def _read_parquet(source: str, paths: list[Path]) -> tuple[Any, list[int]]:
+    with _quiet():
+        try:
+            parts = [
+                datasets.load_dataset("parquet", data_files={"rows": [glob.escape(str(path))]}, split="rows")
+                for path in paths
+            ]
+            return datasets.concatenate_datasets(parts), [len(part) for part in parts]
+        except Exception as error:  # datasets and Arrow raise a dozen kinds, all of them about this source
+            if "corresponds to no data" in str(error):
+                raise DataError(f"{source}: there are no rows.") from error
+            raise DataError(f"{source}: not readable as Parquet ({_root_cause(error)}).") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """`datasets` without progress bars. Its switch is process-wide, so it is put back."""
+    was_disabled = datasets.are_progress_bars_disabled()
+    if was_disabled:
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+def _fingerprint(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(json.dumps([path.name, content]).encode())
+    return digest.hexdigest()
+
+
+def _load_hub(name: str, config: str | None, split: str) -> Rows:
+    try:
+        dataset = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # network, hub and builder errors share no base class
+        raise DataError(_hub_message(name, config, split, error)) from error
+    numbers = np.arange(1, len(dataset) + 1, dtype=np.int64)
+    return Rows(dataset, f"{name} ({split})", dataset._fingerprint, numbers)
+
+
+def _hub_message(name: str, config: str | None, split: str, error: Exception) -> str:
+    detail = _root_cause(error)
+    if isinstance(error, ConnectionError):
+        problem = "the hub cannot be reached"
+    elif "gated" in str(error):
+        problem = "it is gated; accept its terms on the hub and log in with `hf auth login`"
+    elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        problem = "the hub has no such dataset, or it is private"
+    elif "split" in str(error).lower():
+        problem = f"it has no split {split!r} ({detail}); set dataset.train_split or dataset.validation_split"
+    elif "config" in str(error).lower():
+        problem = f"hub_config {config!r} does not fit ({detail}); set dataset.hub_config"
+    else:
+        problem = detail
+    return (
+        f"{name}: there is no such local file or folder, so it was taken for a dataset on the hub: {problem}. "
+        f"For local data, give a file, a folder or a glob."
+    )
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

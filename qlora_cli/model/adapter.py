@@ -1,0 +1,230 @@
+"""The adapter on disk: PEFT 0.21's format to the letter, so that everything that reads PEFT reads ours.
+
+`adapter_model.safetensors` holds `base_model.model.<path>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank];
+`adapter_config.json` says how to scale and where to put them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from qlora_cli.errors import ModelError
+from qlora_cli.model.base import ModelSource
+from qlora_cli.model.lora import LoRALinear, lora_layers
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+# The version whose format this is; PEFT itself is not needed to write or to read it.
+PEFT_VERSION = "0.21.2"
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A and B of every LoRA layer under PEFT's names, float32, on the CPU."""
+    tensors = {}
+    for path, layer in lora_layers(model).items():
+        key_a, key_b = _keys(path)
+        tensors[key_a] = layer.lora_A.detach().cpu().contiguous()
+        tensors[key_b] = layer.lora_B.detach().cpu().contiguous()
+    return tensors
+
+
+def save_adapter(model: PreTrainedModel, folder: Path, base: ModelSource) -> None:
+    """Write the two adapter files into an existing folder."""
+    layers = lora_layers(model)
+    save_file(adapter_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = adapter_config(model, layers, base)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def adapter_config(model: nn.Module, layers: dict[str, LoRALinear], base: ModelSource) -> dict[str, Any]:
+    """What PEFT needs to rebuild the layers. Every field that changes the result is written, defaults too:
+    PEFT would otherwise fill in its own of the day."""
+    first = next(iter(layers.values()))
+    ranks = {path: layer.rank for path, layer in layers.items() if layer.rank != first.rank}
+    alphas = {path: _number(layer.alpha) for path, layer in layers.items() if layer.alpha != first.alpha}
+    return {
+        "peft_type": "LORA",
+        "peft_version": PEFT_VERSION,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name,
+        "revision": base.revision,
+        "inference_mode": True,
+        "r": first.rank,
+        "lora_alpha": _number(first.alpha),
+        "lora_dropout": first.dropout,
+        "target_modules": _shortest_names(model, layers),
+        "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
+        "bias": "none",
+        "lora_bias": False,
+        "use_dora": False,
+        "use_rslora": False,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "modules_to_save": None,
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "init_lora_weights": True,
+    }
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, compute_dtype: torch.dtype) -> list[str]:
+    """Put the adapter in `folder`, ours or PEFT's, on a base model without LoRA layers; returns the paths wrapped.
+
+    Raises:
+        ModelError: if the folder is no LoRA adapter, uses something this version does not know, or does not fit.
+    """
+    config = read_adapter_config(folder)
+    tensors = read_adapter_tensors(folder)
+    paths = list(dict.fromkeys(_path_of(key, folder) for key in tensors))
+    for path in paths:
+        key_a, _ = _keys(path)
+        try:
+            base = model.get_submodule(path)
+            layer = LoRALinear(
+                base,
+                rank=int(tensors[key_a].shape[0]) if key_a in tensors else int(config["r"]),
+                alpha=_alpha(config, path),
+                dropout=float(config.get("lora_dropout") or 0.0),
+                compute_dtype=compute_dtype,
+            )
+        except (AttributeError, TypeError):
+            raise ModelError(
+                f"{folder}: the adapter has weights for {path}, but {type(model).__name__} has no linear layer there: "
+                "it was trained on another base model"
+            ) from None
+        model.set_submodule(path, layer)
+    copy_adapter_tensors(model, tensors, folder)
+    return paths
+
+
+def copy_adapter_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Fill the model's LoRA layers from PEFT-named tensors; each must be used, each layer filled, all shapes equal.
+
+    Raises:
+        ModelError: listing every name that is missing, left over or mis-shaped.
+    """
+    wanted = {}
+    for path, layer in lora_layers(model).items():
+        key_a, key_b = _keys(path)
+        wanted[key_a], wanted[key_b] = layer.lora_A, layer.lora_B
+    problems = [f"  missing: {key}" for key in wanted if key not in tensors]
+    problems += [f"  left over: {key}" for key in tensors if key not in wanted]
+    problems += [
+        f"  shape of {key}: expected {list(wanted[key].shape)}, got {list(tensor.shape)}"
+        for key, tensor in tensors.items()
+        if key in wanted and wanted[key].shape != tensor.shape
+    ]
+    if problems:
+        raise ModelError(f"{folder}: the adapter does not fit the model:\n" + "\n".join(problems))
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            wanted[key].copy_(tensor)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The parsed `adapter_config.json`, refused where it asks for what this version would get wrong."""
+    file = folder / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no {CONFIG_FILE}; expected an adapter folder") from None
+    except ValueError as error:
+        raise ModelError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise ModelError(f"{file}: expected peft_type LORA, got {kind}")
+    for field in ("r", "lora_alpha"):
+        if not isinstance(config.get(field), int | float):
+            raise ModelError(f"{file}: expected a number for {field}, got {config.get(field)!r}")
+    unknown = [name for name in _UNSUPPORTED if config.get(name) not in (None, False, {}, [], "none")]
+    if unknown:
+        raise ModelError(f"{file}: uses {', '.join(unknown)}, which this version cannot apply")
+    return config
+
+
+def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of `adapter_model.safetensors`, on the CPU."""
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise ModelError(f"{folder}: no {WEIGHTS_FILE}; expected an adapter folder")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ModelError(f"{file}: not a whole safetensors file: {error}") from None
+
+
+# Fields of PEFT's LoraConfig that change the result and that LoRALinear does not implement yet.
+_UNSUPPORTED = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "trainable_token_indices",
+    "layer_replication",
+    "use_qalora",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "bias",
+)
+
+_PREFIX = "base_model.model."
+_SUFFIXES = (".lora_A.weight", ".lora_B.weight")
+
+
+def _keys(path: str) -> tuple[str, str]:
+    return _PREFIX + path + _SUFFIXES[0], _PREFIX + path + _SUFFIXES[1]
+
+
+def _path_of(key: str, folder: Path) -> str:
+    for suffix in _SUFFIXES:
+        if key.startswith(_PREFIX) and key.endswith(suffix):
+            return key[len(_PREFIX) : -len(suffix)]
+    raise ModelError(f"{folder}: unknown tensor {key}; expected {_PREFIX}<path>{_SUFFIXES[0]} or {_SUFFIXES[1]}")
+
+
+def _shortest_names(model: nn.Module, layers: Collection[str]) -> list[str]:
+    """Names that select exactly these layers when PEFT matches them as suffixes of module paths.
+
+    The last part of the path where every module of that name is adapted (`q_proj`), else the whole path.
+    """
+    last = {path: path.rsplit(".", 1)[-1] for path in layers}
+    adapted = Counter(last.values())
+    # A wrapped layer's own parts (`….q_proj.base`) are no modules of the plain base model.
+    inner = {f"{path}.base" for path in layers}
+    present = Counter(path.rsplit(".", 1)[-1] for path, _ in model.named_modules() if path not in inner)
+    return sorted({name if adapted[name] == present[name] else path for path, name in last.items()})
+
+
+def _number(value: float) -> float:
+    """PEFT declares alpha an integer: 32 is written as 32, not 32.0."""
+    return int(value) if value == int(value) else value
+
+
+def _alpha(config: dict[str, Any], path: str) -> float:
+    """The alpha that makes alpha / rank this layer's scale, rank-stabilised or per-module as the config says."""
+    rank = _pattern(config, "rank_pattern", path, config["r"])
+    alpha = _pattern(config, "alpha_pattern", path, config["lora_alpha"])
+    return float(alpha * rank**0.5) if config.get("use_rslora") else float(alpha)
+
+
+def _pattern(config: dict[str, Any], name: str, path: str, default: float) -> float:
+    for key, value in (config.get(name) or {}).items():
+        # PEFT takes the keys as expressions for the end of the path.
+        if re.fullmatch(rf"(.*\.)?({key})", path):
+            return float(value)
+    return float(default)

@@ -1,0 +1,151 @@
+"""The frozen base model and its tokenizer, from a folder or the hub, through transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from qlora_cli.errors import DeviceError, ModelError
+from qlora_cli.model.quantization import bitsandbytes_config, compute_dtype, keep_layout
+from qlora_cli.recipe.schema import QuantizationSection
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model: a hub name or a local folder, a revision, and whether its own code may run."""
+
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """As every `from_pretrained` takes them."""
+        return {
+            "pretrained_model_name_or_path": self.name,
+            "revision": self.revision or "main",
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device; `auto` takes a GPU where there is one.
+
+    Raises:
+        DeviceError: if CUDA was asked for and this torch sees none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU-only build"
+        raise DeviceError(
+            f"training.device: cuda was asked for, but torch {torch.__version__} ({built}) sees no GPU. "
+            "Set training.device to auto or cpu, or install a CUDA build of torch and check nvidia-smi"
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def load_tokenizer(base: ModelSource) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a padding token.
+
+    Raises:
+        ModelError: if it cannot be found, reached or read.
+    """
+    _check_folder(base)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**base.arguments())
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(_cannot_load("tokenizer", base, error)) from None
+    if tokenizer.pad_token_id is None:
+        # Padding is masked by position, never by token, so any token serves; eos is in every vocabulary.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_base(base: ModelSource, quantization: QuantizationSection, device: torch.device) -> PreTrainedModel:
+    """The base model on `device`: linear layers in 4 bits, the rest in the compute dtype, all of it frozen.
+
+    The output head, embeddings and norm layers stay unquantised (transformers skips the head; the others are not
+    linear). `bits: 16` quantises nothing. One whole copy per process: a device map of one entry.
+
+    Raises:
+        ModelError: if the model cannot be found, reached or read.
+    """
+    _check_folder(base)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            **base.arguments(),
+            dtype=compute_dtype(quantization),
+            quantization_config=bitsandbytes_config(quantization),
+            device_map={"": device},
+        )
+    except torch.OutOfMemoryError:
+        raise ModelError(f"base_model: {base.name} does not fit on {device}, even before training") from None
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(_cannot_load("model", base, error)) from None
+    keep_layout(model)
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    return model
+
+
+def load_config(base: ModelSource) -> PreTrainedConfig:
+    """The model's configuration, without its weights: what it can read is known before it is loaded.
+
+    Raises:
+        ModelError: if it cannot be found, reached or read.
+    """
+    _check_folder(base)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(**base.arguments())
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(_cannot_load("configuration", base, error)) from None
+    return config
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Positions the model was built for, where its configuration says."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def embedding_rows(config: PreTrainedConfig) -> int:
+    """Rows of the input embedding: one more than the largest token id it can look up."""
+    return int(config.get_text_config().vocab_size)
+
+
+def _check_folder(base: ModelSource) -> None:
+    """Tell a mistyped path from a hub name before the hub is asked."""
+    path = Path(base.name)
+    if not path.is_absolute():
+        return
+    if not path.is_dir():
+        raise ModelError(f"base_model: {path}: no such folder. Expected a model folder, or a hub name such as org/name")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"base_model: {path} holds no config.json, so it is not a model folder")
+    if list(path.glob("*.bin")) and not list(path.glob("*.safetensors")):
+        raise ModelError(
+            f"base_model: {path} has its weights only as pickle (.bin), which can run code when read. "
+            "Convert it to safetensors first"
+        )
+
+
+def _cannot_load(part: str, base: ModelSource, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if Path(base.name).is_absolute():
+        return f"base_model: the {part} in {base.name} cannot be read: {reason}"
+    return (
+        f"base_model: the {part} of {base.name} (revision {base.revision or 'main'}) cannot be had from the hub, and "
+        f"there is no such folder here. Check the name and the network (a private or gated model needs `hf auth "
+        f"login`), or give a local folder. The hub client said: {reason[:400]}"
+    )

@@ -1,0 +1,131 @@
+"""What the 4-bit base is: the bitsandbytes configuration, and its weights made plain when a product needs them.
+
+Source: QLoRA (Dettmers et al. 2023, arXiv 2305.14314), section 3: NF4 in blocks of 64, block constants quantised
+again to 8 bits in blocks of 256. bitsandbytes does the quantising; nothing of it is written again here.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from qlora_cli.recipe.schema import QuantizationSection
+
+# bitsandbytes tells everyone with AVX-512 that an optional inference kernel is not installed; training never uses it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+import bitsandbytes as bnb  # noqa: E402 (after its logger is set)
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def compute_dtype(section: QuantizationSection) -> torch.dtype:
+    """The dtype of every product, and of all weights that stay unquantised."""
+    return _DTYPES[section.compute_dtype]
+
+
+def bitsandbytes_config(section: QuantizationSection) -> BitsAndBytesConfig | None:
+    """The section as transformers takes it; None where nothing is quantised."""
+    if section.bits == 16:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=section.quant_type,
+        bnb_4bit_use_double_quant=section.double_quant,
+        bnb_4bit_compute_dtype=compute_dtype(section),
+    )
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in place.
+
+    On a CPU with AVX-512 bf16, the first forward in eval mode rewrites a `Linear4bit`'s bytes for its inference
+    kernel (and rounds its block constants to bf16). An evaluation would then change the frozen base under the
+    training that follows.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(in_features, out_features) of a linear layer that LoRA can wrap; None for anything else."""
+    match module:
+        case nn.Linear():  # bitsandbytes' Linear4bit is one
+            return module.in_features, module.out_features
+        case Conv1D():
+            return int(module.weight.shape[0]), int(module.weight.shape[1])
+        case _:
+            return None
+
+
+def frozen_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The weight of a frozen linear layer as [out, in] in `dtype`.
+
+    For `Linear4bit` this is a new tensor of out × in values: use it and drop it. For `Linear` and `Conv1D` it is the
+    stored weight or a view of it where the dtype already fits.
+    """
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if isinstance(weight, bnb.nn.Params4bit):
+        plain: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return plain.to(dtype)
+    if isinstance(module, Conv1D):
+        weight = weight.t()  # stored [in, out]
+    return weight.detach().to(dtype)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a model's parameters are stored; a tensor shared by two modules counts once.
+
+    Attributes:
+        parameters: weights, a 4-bit one counting as one.
+        bytes: what they occupy, 4-bit block constants included.
+        quantized_parameters: how many of them are in 4 bits.
+        quantized_bytes: what those occupy, block constants included.
+    """
+
+    parameters: int
+    bytes: int
+    quantized_parameters: int
+    quantized_bytes: int
+
+    @property
+    def bits_per_quantized_parameter(self) -> float:
+        """4 and the share of a block constant: 0.5 bits, or 0.127 when those are quantised again; 0 without any."""
+        return 8 * self.quantized_bytes / self.quantized_parameters if self.quantized_parameters else 0.0
+
+
+def measure_storage(model: nn.Module) -> Storage:
+    """Count a model's parameters and the bytes they are stored in."""
+    plain = plain_bytes = quantized = quantized_bytes = 0
+    for parameter in model.parameters():
+        size = parameter.numel() * parameter.element_size()
+        if isinstance(parameter, bnb.nn.Params4bit) and parameter.quant_state is not None:
+            quantized += torch.Size(parameter.quant_state.shape).numel()
+            quantized_bytes += size + _constants_bytes(parameter.quant_state)
+        else:
+            plain += parameter.numel()
+            plain_bytes += size
+    return Storage(plain + quantized, plain_bytes + quantized_bytes, quantized, quantized_bytes)
+
+
+def describe_storage(section: QuantizationSection) -> str:
+    """The section in words, such as `NF4, double quantisation, bfloat16 compute`."""
+    if section.bits == 16:
+        return f"unquantised, {section.compute_dtype}"
+    double = ", double quantisation" if section.double_quant else ""
+    return f"{section.quant_type.upper()}{double}, {section.compute_dtype} compute"
+
+
+def _constants_bytes(state: bnb.functional.QuantState) -> int:
+    total = int(state.absmax.numel() * state.absmax.element_size())
+    if state.nested:
+        nested = state.state2.absmax
+        total += int(nested.numel() * nested.element_size()) + 4  # and the float32 offset
+    return total

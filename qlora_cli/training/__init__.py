@@ -1,0 +1,1 @@
+"""One training run: loss, optimizer, loop, checkpoints, and the folder that records it."""

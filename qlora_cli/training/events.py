@@ -1,0 +1,158 @@
+"""What a run tells as it goes. Whoever wants to know subscribes: the screen, `metrics.jsonl`, a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something a person should know that is neither progress nor an error."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is being done before the first step, such as loading the model."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class DataReady:
+    """The rows are encoded."""
+
+    split: str
+    source: str
+    fingerprint: str
+    format: str
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    dropped: int
+    truncated: int
+
+
+@dataclass(frozen=True)
+class ModelReady:
+    """The base is loaded and the LoRA layers are on it. Bytes are those of the frozen base."""
+
+    name: str
+    architecture: str
+    device: str
+    total_parameters: int
+    trainable_parameters: int
+    quantized_parameters: int
+    base_bytes: int
+    bits_per_quantized_parameter: float
+    storage: str
+    adapted_layers: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The loop is about to begin."""
+
+    output_dir: Path
+    first_step: int
+    total_steps: int
+    epochs: float
+    rows_per_step: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step. `loss` is the mean over its supervised tokens, `seconds` the time it took."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """Every `logging_steps`. `loss` is the mean over the supervised tokens since the last record; `tokens` and
+    `seconds` count from the start of the run, evaluations and checkpoints left out."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """`done` of `total` batches of an evaluation."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """The held-out loss after `step` steps: the mean over all supervised tokens of the validation rows."""
+
+    step: int
+    eval_loss: float
+    perplexity: float | None
+    supervised_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A whole checkpoint is on disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is done; `adapter` is what it made."""
+
+    adapter: Path
+    steps: int
+    seconds: float
+    tokens: int
+    peak_memory_bytes: int
+    first_eval_loss: float | None
+    last_eval_loss: float | None
+
+
+Event: TypeAlias = (
+    Notice
+    | Stage
+    | DataReady
+    | ModelReady
+    | Started
+    | StepDone
+    | TrainRecord
+    | EvaluationProgress
+    | EvalRecord
+    | CheckpointSaved
+    | Finished
+)
+Listener: TypeAlias = Callable[[Event], None]
+
+
+@dataclass
+class Emitter:
+    """Hands every event to every listener, in the order they subscribed."""
+
+    listeners: list[Listener] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)

@@ -1,0 +1,245 @@
+"""The training loop: from encoded rows and a model with LoRA layers to trained ones, telling events on the way."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from qlora_cli.data.batches import Batch, StepPlan, collate
+from qlora_cli.data.encode import EncodedRows
+from qlora_cli.errors import Interrupted, NonFiniteError
+from qlora_cli.recipe.schema import TrainingSection
+from qlora_cli.training.checkpoint import Progress, rotate, save_checkpoint
+from qlora_cli.training.evaluation import evaluate
+from qlora_cli.training.events import CheckpointSaved, Emitter, EvalRecord, StepDone, TrainRecord
+from qlora_cli.training.interrupt import StopRequest
+from qlora_cli.training.loss import supervised_loss
+from qlora_cli.training.optim import learning_rate
+
+
+@dataclass(frozen=True)
+class LoopData:
+    """What the loop reads: training rows, held-out rows, and the token that fills short rows."""
+
+    train: EncodedRows
+    validation: EncodedRows | None
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class LoopOutput:
+    """Where the loop writes checkpoints, and how an adapter is written into a folder."""
+
+    checkpoints: Path
+    write_adapter: Callable[[Path], None]
+    emit: Emitter
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Sums over one optimizer step, of all processes; `norm` is the gradient's before clipping."""
+
+    loss: float
+    supervised: int
+    tokens: int
+    norm: float
+
+
+class Loop:
+    """Trains from `progress.step` to `total_steps`.
+
+    The data order, the learning rate and the random draws of a step depend on the seed and the step alone, so that a
+    run that goes on from a checkpoint is the run that was never stopped.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Optimizer,
+        section: TrainingSection,
+        data: LoopData,
+        output: LoopOutput,
+        progress: Progress,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.optimizer = optimizer
+        self.section = section
+        self.data = data
+        self.output = output
+        self.progress = progress
+        self.plan = step_plan(section, data.train, accelerator.num_processes)
+        self.total_steps = total_steps(section, self.plan)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def run(self) -> None:
+        """Run to the end.
+
+        Raises:
+            NonFiniteError: at the first non-finite loss or gradient; the state before that step is saved.
+            Interrupted: after SIGINT or SIGTERM; the state after the step at hand is saved.
+        """
+        self.model.train()
+        if self.progress.step == 0 and self.section.eval_on_start:
+            self._evaluate()
+        with StopRequest() as stop:
+            while self.progress.step < self.total_steps:
+                self._train_step()
+                last = self.progress.step == self.total_steps
+                if last or self._due(self.section.eval_steps):
+                    self._evaluate()
+                if last or stop.signal_name or self._due(self.section.save_steps):
+                    self._save()
+                if stop.signal_name and not last:
+                    raise Interrupted(f"{stop.signal_name}: stopped after step {self.progress.step}, state saved")
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.progress.step % every == 0
+
+    def _train_step(self) -> None:
+        """One optimizer step and what is told about it."""
+        started = time.monotonic()
+        index = self.progress.step
+        rate = learning_rate(self.section, index, self.total_steps)
+        step = self._accumulate(index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = time.monotonic() - started
+        self._count(step, seconds)
+        mean = step.loss / step.supervised
+        self.output.emit(StepDone(index + 1, mean, rate, step.norm, step.tokens, seconds))
+        if self._due(self.section.logging_steps) or self.progress.step == self.total_steps:
+            self._record(rate, step.norm)
+
+    def _accumulate(self, index: int) -> _Step:
+        """Gradients of step `index`: every token of all micro-batches and processes weighs the same, divided once."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        seed_step(self.section.seed, index, process)
+        micro_batches = self.plan.step(index, process)
+        batches = [collate(self.data.train, m.indices, self.data.pad_token_id, blank=m.blank) for m in micro_batches]
+        counts = torch.tensor([[b.supervised_tokens, b.tokens] for b in batches]).sum(0).to(self.accelerator.device)
+        supervised, tokens = (int(n) for n in self.accelerator.reduce(counts, reduction="sum").tolist())
+        supervised = max(supervised, 1)
+        losses = []
+        for number, batch in enumerate(batches, start=1):
+            # Gradients are exchanged once, with the last micro-batch.
+            quiet = nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model)
+            with quiet:
+                loss = supervised_loss(self.model, batch.to(self.accelerator.device))
+                # Data-parallel processes average their gradients; this makes the average the sum again.
+                self.accelerator.backward(loss * (processes / supervised))
+            losses.append(loss.detach())
+        total = self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.section.max_grad_norm or math.inf)
+        step = _Step(float(total), supervised, tokens, float(norm))
+        if not (math.isfinite(step.loss) and math.isfinite(step.norm)):
+            self._stop_at(index, step, batches, losses)
+        return step
+
+    def _stop_at(self, index: int, step: _Step, batches: list[Batch], losses: list[Tensor]) -> None:
+        """Save the last good state and say which rows broke the next step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        bad = [b for b, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)] or batches
+        rows = ", ".join(str(row) for batch in bad for row in batch.rows)
+        what = f"loss is {step.loss}" if not math.isfinite(step.loss) else f"gradient norm is {step.norm}"
+        kept = "nothing was trained yet"
+        if index > 0:
+            self._save()
+            kept = f"the state after step {index} is saved"
+        raise NonFiniteError(
+            f"step {index + 1}: the {what}, so training stopped; {kept}. Rows of {self.data.train.source} in it: "
+            f"{rows}. Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
+        )
+
+    def _count(self, step: _Step, seconds: float) -> None:
+        progress = self.progress
+        self.progress = replace(
+            progress,
+            step=progress.step + 1,
+            tokens=progress.tokens + step.tokens,
+            seconds=progress.seconds + seconds,
+            window_loss=progress.window_loss + step.loss,
+            window_supervised=progress.window_supervised + step.supervised,
+            window_tokens=progress.window_tokens + step.tokens,
+            window_seconds=progress.window_seconds + seconds,
+        )
+
+    def _record(self, rate: float, norm: float) -> None:
+        """Tell of the steps since the last record, and begin a new window."""
+        progress = self.progress
+        self.output.emit(
+            TrainRecord(
+                step=progress.step,
+                epoch=progress.step / self.plan.steps_per_epoch,
+                loss=progress.window_loss / progress.window_supervised,
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=progress.tokens,
+                tokens_per_second=progress.window_tokens / progress.window_seconds,
+                seconds=progress.seconds,
+            )
+        )
+        self.progress = replace(progress, window_loss=0.0, window_supervised=0, window_tokens=0, window_seconds=0.0)
+
+    def _evaluate(self) -> EvalRecord | None:
+        if self.data.validation is None:
+            return None
+        record = evaluate(
+            self.accelerator,
+            self.model,
+            self.data.validation,
+            batch_size=self.section.per_device_eval_batch_size or self.section.per_device_train_batch_size,
+            pad_token_id=self.data.pad_token_id,
+            step=self.progress.step,
+            emit=self.output.emit,
+        )
+        self.output.emit(record)
+        return record
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            path = save_checkpoint(self.output.checkpoints, self.progress, self.optimizer, self.output.write_adapter)
+            rotate(self.output.checkpoints, self.section.save_total_limit)
+            self.output.emit(CheckpointSaved(self.progress.step, path))
+        self.accelerator.wait_for_everyone()
+
+
+def step_plan(section: TrainingSection, rows: EncodedRows, num_processes: int) -> StepPlan:
+    """Which rows each optimizer step sees on each process."""
+    return StepPlan(
+        lengths=rows.lengths,
+        batch_size=section.per_device_train_batch_size,
+        accumulation=section.gradient_accumulation_steps,
+        num_processes=num_processes,
+        seed=section.seed,
+    )
+
+
+def total_steps(section: TrainingSection, plan: StepPlan) -> int:
+    """`max_steps`, or the optimizer steps in `num_train_epochs`, at least one."""
+    if section.max_steps is not None:
+        return section.max_steps
+    return max(1, math.ceil(section.num_train_epochs * plan.steps_per_epoch))
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Set every random state as a function of seed, step and process: dropout is the same however a run got here."""
+    words = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)
+    value = int(words[0])
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value % 2**63)

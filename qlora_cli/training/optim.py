@@ -1,0 +1,71 @@
+"""The optimizer a recipe names, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from qlora_cli.recipe.schema import TrainingSection
+
+_PAGED = "paged_"
+
+
+def build_optimizer(section: TrainingSection, parameters: Sequence[nn.Parameter], device: torch.device) -> Optimizer:
+    """The optimizer over `parameters`; its learning rate is set before every step by `learning_rate`.
+
+    A paged optimizer keeps its state in memory that the driver moves between GPU and CPU (QLoRA, section 3). There is
+    nothing to page on a CPU, where it runs as its plain twin; `runs_unpaged` tells.
+    """
+    name: str = section.optimizer
+    if runs_unpaged(section, device):
+        name = name.removeprefix(_PAGED)
+    common: dict[str, Any] = {
+        "lr": section.learning_rate,
+        "betas": (section.adam_beta1, section.adam_beta2),
+        "weight_decay": section.weight_decay,
+    }
+    paged = name.startswith(_PAGED)
+    optimizer: Optimizer
+    match name:
+        case "adamw_torch":
+            optimizer = torch.optim.AdamW(parameters, fused=True, **common)
+        case "adamw_8bit" | "paged_adamw_8bit":
+            optimizer = bnb.optim.AdamW(parameters, optim_bits=8, is_paged=paged, **common)
+        case "adamw_32bit" | "paged_adamw_32bit":
+            optimizer = bnb.optim.AdamW(parameters, optim_bits=32, is_paged=paged, **common)
+        case "lion_8bit" | "paged_lion_8bit":
+            optimizer = bnb.optim.Lion(parameters, optim_bits=8, is_paged=paged, **common)
+        case _:
+            raise ValueError(f"no such optimizer: {name}")
+    return optimizer
+
+
+def runs_unpaged(section: TrainingSection, device: torch.device) -> bool:
+    """Whether a paged optimizer was asked for where there is nothing to page."""
+    return section.optimizer.startswith(_PAGED) and device.type == "cpu"
+
+
+def learning_rate(section: TrainingSection, step: int, total_steps: int) -> float:
+    """The learning rate of step `step`, counted from 0, of `total_steps`.
+
+    Linear warmup from 0 over `warmup_steps`, then constant, or linear or half a cosine down to 0 at `total_steps`:
+    the definitions of transformers' schedules, so that loss curves can be laid over each other.
+    """
+    if step < section.warmup_steps:
+        return section.learning_rate * step / section.warmup_steps
+    remaining = max(1, total_steps - section.warmup_steps)
+    progress = min(1.0, (step - section.warmup_steps) / remaining)
+    match section.lr_scheduler_type:
+        case "constant":
+            factor = 1.0
+        case "linear":
+            factor = 1.0 - progress
+        case "cosine":
+            factor = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return section.learning_rate * factor

@@ -1,0 +1,89 @@
+"""`run.json`: what was run, on what, how it stands, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.training.events import CheckpointSaved, DataReady, EvalRecord, Event, Finished, ModelReady, TrainRecord
+from qlora_cli.training.run_folder import write_json
+
+
+class RunRecord:
+    """Listens to a run and keeps its `run.json` current.
+
+    Statuses are `running`, `completed`, `failed` and `interrupted`; one that says `running` with no such process was
+    killed.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        previous = _read(path)
+        self._path = path
+        self._began = time.monotonic()
+        self._data: dict[str, Any] = {
+            "status": "running",
+            "error": None,
+            "started_at": _now(),
+            "finished_at": None,
+            **facts,
+            "data": {},
+            "model": None,
+            "last_train": None,
+            # A resumed run goes on with what its first part had found.
+            "first_eval": previous.get("first_eval"),
+            "last_eval": previous.get("last_eval"),
+            "last_checkpoint": previous.get("last_checkpoint"),
+            "timings": {},
+            "peak_memory_bytes": None,
+        }
+
+    def eval_loss(self, which: str) -> float | None:
+        """The held-out loss of the `first_eval` or the `last_eval`, if there was one."""
+        record = self._data[which]
+        return None if record is None else float(record["eval_loss"])
+
+    def write(self) -> None:
+        """Put what is known on disk."""
+        write_json(self._path, self._data)
+
+    def end(self, status: str, *, error: str | None = None, peak_memory_bytes: int) -> None:
+        """Close the record."""
+        self._data |= {"status": status, "error": error, "finished_at": _now(), "peak_memory_bytes": peak_memory_bytes}
+        self._data["timings"]["total_seconds"] = time.monotonic() - self._began
+        self.write()
+
+    def __call__(self, event: Event) -> None:
+        data = self._data
+        match event:
+            case DataReady():
+                data["data"][event.split] = asdict(event)
+            case ModelReady():
+                data["model"] = asdict(event)
+                data["timings"]["ready_seconds"] = time.monotonic() - self._began
+            case TrainRecord():
+                data["last_train"] = asdict(event)
+            case EvalRecord():
+                data["first_eval"] = data["first_eval"] or asdict(event)
+                data["last_eval"] = asdict(event)
+                self.write()
+            case CheckpointSaved():
+                data["last_checkpoint"] = event.path.name
+                self.write()
+            case Finished():
+                data["timings"]["training_seconds"] = event.seconds
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

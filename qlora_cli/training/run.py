@@ -1,0 +1,245 @@
+"""A whole run, from a recipe to an adapter. The only place that sees the whole recipe; builders get their section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from qlora_cli.data.encode import EncodedRows, encode_rows
+from qlora_cli.data.sources import load_rows
+from qlora_cli.errors import DataError, Interrupted, RunError
+from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors, save_adapter
+from qlora_cli.model.base import (
+    ModelSource,
+    choose_device,
+    context_length,
+    embedding_rows,
+    load_base,
+    load_config,
+    load_tokenizer,
+)
+from qlora_cli.model.inject import inject
+from qlora_cli.model.lora import lora_parameters
+from qlora_cli.model.quantization import compute_dtype, describe_storage, measure_storage
+from qlora_cli.recipe.load import dump_recipe
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training.checkpoint import ADAPTER, Progress, newest_valid, restore_optimizer
+from qlora_cli.training.environment import hardware, peak_memory_bytes, versions
+from qlora_cli.training.events import DataReady, Emitter, Finished, Listener, ModelReady, Notice, Stage, Started
+from qlora_cli.training.loop import Loop, LoopData, LoopOutput
+from qlora_cli.training.optim import build_optimizer, runs_unpaged
+from qlora_cli.training.record import RunRecord
+from qlora_cli.training.resume import check_same_run
+from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of one run share."""
+
+    recipe: Recipe
+    source: ModelSource
+    folder: RunFolder
+    accelerator: Accelerator
+    emit: Emitter
+    record: RunRecord
+
+
+def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener] = ()) -> Finished:
+    """Train the recipe's adapter and leave the run folder complete.
+
+    Args:
+        recipe: what to do; `output_dir` is relative to the current folder.
+        resume: go on from the newest whole checkpoint there, or begin if there is none.
+        listeners: told of every event, on the main process only.
+
+    Raises:
+        RequestError: before anything is written, if the request cannot be carried out.
+        RunError: if the run fails; `run.json` says how.
+        Interrupted: after SIGINT or SIGTERM, with the state saved.
+    """
+    run = _set_up(recipe, resume, listeners)
+    tokenizer = load_tokenizer(run.source)
+    data = _load_data(run, tokenizer)
+    model = _load_model(run)
+    if run.accelerator.is_main_process:
+        run.folder.create()
+        write_text(run.folder.recipe, dump_recipe(recipe))
+        run.record.write()
+    device = run.accelerator.device
+    try:
+        finished = _train(run, model, tokenizer, data, resume)
+    except BaseException as error:
+        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        if run.accelerator.is_main_process:
+            status = "interrupted" if interrupted else "failed"
+            message = str(error) or type(error).__name__
+            run.record.end(status, error=message, peak_memory_bytes=peak_memory_bytes(device))
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunError(_out_of_memory(run)) from None
+        raise
+    if run.accelerator.is_main_process:
+        run.record.end("completed", peak_memory_bytes=finished.peak_memory_bytes)
+        run.emit(finished)
+    return finished
+
+
+def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run:
+    """Everything that can refuse the request at once, before data or weights are touched."""
+    device = choose_device(recipe.training.device)
+    folder = RunFolder(Path(recipe.output_dir))
+    folder.check(resume=resume)
+    if resume:
+        check_same_run(folder, recipe)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    # No process may create the folder before the others have looked.
+    accelerator.wait_for_everyone()
+    facts = {"versions": versions(), "hardware": hardware(accelerator.device, accelerator.num_processes)}
+    record = RunRecord(folder.record, facts)
+    main = accelerator.is_main_process
+    emit = Emitter([record, MetricsFile(folder.metrics), *listeners] if main else [])
+    source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
+    return _Run(recipe, source, folder, accelerator, emit, record)
+
+
+def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
+    section = run.recipe.dataset
+    config = load_config(run.source)
+    run.emit(Stage("reading and encoding the rows"))
+    train_rows, validation_rows = load_rows(section, seed=run.recipe.training.seed)
+    encoded = {}
+    for split, rows in (("train", train_rows), ("validation", validation_rows)):
+        if rows is None:
+            continue
+        encoded[split] = encode_rows(rows, section, tokenizer, vocab_size=embedding_rows(config))
+        _check_positions(encoded[split], config)
+        run.emit(_data_ready(split, encoded[split]))
+    pad_token_id = int(tokenizer.pad_token_id or 0)
+    return LoopData(encoded["train"], encoded.get("validation"), pad_token_id)
+
+
+def _check_positions(rows: EncodedRows, config: PreTrainedConfig) -> None:
+    positions = context_length(config)
+    longest = int(rows.lengths.max())
+    if positions is not None and longest > positions:
+        row = int(rows.row_numbers[int(rows.lengths.argmax())])
+        raise DataError(
+            f"{rows.source}: row {row} has {longest} tokens, the model has positions for {positions}. "
+            f"Set dataset.max_length to {positions} or less, and dataset.overlong to drop or truncate"
+        )
+
+
+def _data_ready(split: str, rows: EncodedRows) -> DataReady:
+    return DataReady(
+        split=split,
+        source=rows.source,
+        fingerprint=rows.fingerprint,
+        format=rows.format,
+        rows=len(rows),
+        tokens=rows.tokens,
+        supervised_tokens=rows.supervised_tokens,
+        dropped=rows.dropped,
+        truncated=rows.truncated,
+    )
+
+
+def _load_model(run: _Run) -> PreTrainedModel:
+    """The frozen base with LoRA layers on it, ready to train."""
+    recipe = run.recipe
+    run.emit(Stage(f"loading {recipe.base_model}"))
+    model = load_base(run.source, recipe.quantization, run.accelerator.device)
+    storage = measure_storage(model)
+    dtype = compute_dtype(recipe.quantization)
+    targets = inject(model, recipe.lora, compute_dtype=dtype, seed=recipe.training.seed)
+    if recipe.training.gradient_checkpointing:
+        # The non-reentrant kind needs no gradient on the embeddings' output, and keeps the dropout's random state.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    run.emit(
+        ModelReady(
+            name=recipe.base_model,
+            architecture=type(model).__name__,
+            device=str(run.accelerator.device),
+            storage=describe_storage(recipe.quantization),
+            total_parameters=storage.parameters,
+            trainable_parameters=sum(p.numel() for p in lora_parameters(model)),
+            quantized_parameters=storage.quantized_parameters,
+            bits_per_quantized_parameter=storage.bits_per_quantized_parameter,
+            base_bytes=storage.bytes,
+            adapted_layers=len(targets),
+        )
+    )
+    return model
+
+
+def _train(
+    run: _Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: LoopData, resume: bool
+) -> Finished:
+    section, accelerator, folder = run.recipe.training, run.accelerator, run.folder
+    if runs_unpaged(section, accelerator.device):
+        run.emit(Notice(f"{section.optimizer} runs unpaged: on a CPU there is no GPU memory to page out of"))
+    optimizer = build_optimizer(section, lora_parameters(model), accelerator.device)
+    progress = _restore(run, model, optimizer) if resume else Progress()
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    output = LoopOutput(folder.checkpoints, lambda path: save_adapter(model, path, run.source), run.emit)
+    loop = Loop(accelerator, prepared, optimizer, section, data, output, progress)
+    run.emit(_started(run, loop))
+    loop.run()
+    if accelerator.is_main_process:
+        with replacing_folder(folder.adapter) as staging:
+            save_adapter(model, staging, run.source)
+            tokenizer.save_pretrained(staging)
+    return Finished(
+        adapter=folder.adapter,
+        steps=loop.progress.step,
+        seconds=loop.progress.seconds,
+        tokens=loop.progress.tokens,
+        peak_memory_bytes=peak_memory_bytes(accelerator.device),
+        first_eval_loss=run.record.eval_loss("first_eval"),
+        last_eval_loss=run.record.eval_loss("last_eval"),
+    )
+
+
+def _restore(run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put model and optimizer where the newest whole checkpoint left them."""
+    checkpoint, passed_over = newest_valid(run.folder.checkpoints)
+    for reason in passed_over:
+        run.emit(Notice(f"passed over checkpoint {reason}"))
+    progress = Progress()
+    if checkpoint is None:
+        run.emit(Notice("no checkpoint to go on from: starting from the beginning"))
+    else:
+        adapter = checkpoint / ADAPTER
+        copy_adapter_tensors(model, read_adapter_tensors(adapter), adapter)
+        progress = restore_optimizer(checkpoint, optimizer)
+        run.emit(Notice(f"going on from {checkpoint.name}"))
+    if run.accelerator.is_main_process:
+        MetricsFile(run.folder.metrics).keep_until(progress.step if checkpoint else -1)
+    return progress
+
+
+def _started(run: _Run, loop: Loop) -> Started:
+    section = run.recipe.training
+    return Started(
+        output_dir=run.folder.path,
+        first_step=loop.progress.step,
+        total_steps=loop.total_steps,
+        epochs=loop.total_steps / loop.plan.steps_per_epoch,
+        rows_per_step=section.per_device_train_batch_size
+        * section.gradient_accumulation_steps
+        * run.accelerator.num_processes,
+    )
+
+
+def _out_of_memory(run: _Run) -> str:
+    section = run.recipe.training
+    advice = ["halve per_device_train_batch_size and double gradient_accumulation_steps", "lower dataset.max_length"]
+    if not section.gradient_checkpointing:
+        advice.insert(0, "set gradient_checkpointing: true")
+    return (
+        f"out of memory on {run.accelerator.device}. What was saved before is whole. To need less: {'; '.join(advice)}"
+    )

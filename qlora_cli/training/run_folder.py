@@ -1,0 +1,165 @@
+"""The run folder: what is in it, when it may be written, and how a file in it is replaced whole.
+
+recipe.yaml   run.json   metrics.jsonl   adapter/   checkpoints/step-000050/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.errors import OutputError, RunError
+from qlora_cli.training.events import EvalRecord, Event, TrainRecord
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def holds_a_run(self) -> bool:
+        """Whether anything that a run writes is already there."""
+        return any(p.exists() for p in (self.recipe, self.record, self.metrics, self.adapter, self.checkpoints))
+
+    def check(self, *, resume: bool) -> None:
+        """Refuse a folder that must not be written, before anything is loaded.
+
+        Raises:
+            OutputError: if it holds a run and `resume` is off, or is no folder, or cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"output_dir: {self.path} is a file; expected a folder, or nothing, there")
+        if self.holds_a_run() and not resume:
+            raise OutputError(
+                f"output_dir: {self.path} already holds a run. Add --resume to go on with it, name another folder "
+                "with --output-dir, or delete it"
+            )
+        existing = self.path
+        while not existing.exists():
+            existing = existing.parent
+        if not os.access(existing, os.W_OK):
+            raise OutputError(f"output_dir: {existing} cannot be written")
+
+    def create(self) -> None:
+        """Make the folder and its checkpoint folder."""
+        with telling_disk_errors(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def telling_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failed write below `path` into a message; what was saved before stays as it was."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: could not be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A fresh folder to write into; when the block ends well it takes `target`'s name, whole, fsynced.
+
+    A failure or a kill inside the block leaves `target` as it was.
+    """
+    staging = target.with_name(f".{target.name}.writing")
+    old = target.with_name(f".{target.name}.old")
+    for leftover in (staging, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with telling_disk_errors(target):
+        staging.mkdir(parents=True)
+    try:
+        with telling_disk_errors(target):
+            yield staging
+            for file in staging.rglob("*"):
+                _sync(file)
+            _sync(staging)
+            if target.exists():
+                target.rename(old)
+            staging.rename(target)
+            _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Replace a JSON file whole: readers see the old one or the new one."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file whole."""
+    staging = path.with_name(f".{path.name}.writing")
+    with telling_disk_errors(path):
+        staging.write_text(text, encoding="utf-8")
+        _sync(staging)
+        staging.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class MetricsFile:
+    """Appends records to `metrics.jsonl`, one JSON object a line."""
+
+    path: Path
+
+    def keep_until(self, step: int) -> None:
+        """Forget records after `step`, and a line cut short by a kill: a resumed run writes them again."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        write_text(self.path, "".join(kept))
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case TrainRecord():
+                self._append("train", event)
+            case EvalRecord():
+                self._append("eval", event)
+
+    def _append(self, name: str, record: TrainRecord | EvalRecord) -> None:
+        line = json.dumps({"event": name, **asdict(record)})
+        with telling_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,334 @@
+"""Files and hub names to rows, and what is said when that fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from qlora_cli.data.sources import Rows, load_rows
+from qlora_cli.errors import DataError
+from qlora_cli.recipe.schema import DatasetSection
+
+ROWS = [{"prompt": "a, b", "completion": 'say "hi"'}, {"prompt": "é\nü", "completion": "007"}]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+
+def load(train: Path | str, **section: Any) -> Rows:
+    return load_rows(DatasetSection(train=str(train), **section), seed=0)[0]
+
+
+def everything(rows: Rows) -> list[dict[str, Any]]:
+    return rows.read(0, len(rows))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    match path.suffix:
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        case ".json":
+            path.write_text(json.dumps(rows, indent=1))
+        case ".parquet":
+            pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+        case suffix:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
+                writer.writeheader()
+                writer.writerows(rows)
+    return path
+
+
+def refusal(train: Path | str, **section: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load(train, **section)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    """The five kinds of file hold the same rows, commas, quotes, newlines and leading zeros included."""
+    rows = load(write(tmp_path / f"rows{suffix}", ROWS))
+    assert everything(rows) == ROWS
+    assert rows.column_names == ["prompt", "completion"]
+    assert rows.numbers.tolist() == [1, 2]
+    assert rows.where(1) == f"rows{suffix}, {'line' if suffix == '.jsonl' else 'row'} 2"
+
+
+def test_text_is_never_taken_for_something_else(tmp_path: Path) -> None:
+    """Dates, numbers and NA in a text file stay the text they are."""
+    rows = [{"a": "2020-01-01", "b": "NA"}, {"a": "2021-12-31 10:00:00", "b": "1e3"}]
+    for suffix in (".jsonl", ".json", ".csv", ".tsv"):
+        assert everything(load(write(tmp_path / f"r{suffix}", rows))) == rows
+
+
+def test_values_of_any_shape_come_back_as_they_were(tmp_path: Path) -> None:
+    """JSON rows may differ in keys and types from each other; only a missing key turns into null."""
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "m": [{"role": "user", "content": "x"}], "late": None},
+        {"id": "two", "m": [{"role": "tool", "name": "f", "args": {"n": [1, 2.5]}}], "late": "x"},
+        {"id": None, "m": "text", "late": True},
+    ]
+    assert everything(load(write(tmp_path / "r.jsonl", rows))) == rows
+    assert everything(load(write(tmp_path / "s.jsonl", [{"a": "x"}, {"b": "y"}]))) == [
+        {"a": "x", "b": None},
+        {"a": None, "b": "y"},
+    ]
+
+
+def test_a_column_that_turns_out_mixed_late_is_kept(tmp_path: Path) -> None:
+    """A value that is not text after thousands that are changes none of them; nor does a column that comes late."""
+    rows: list[dict[str, Any]] = [{"a": str(i)} for i in range(9000)] + [{"a": 5, "b": "new"}]
+    got = everything(load(write(tmp_path / "r.jsonl", rows)))
+    assert got == [{"a": str(i), "b": None} for i in range(9000)] + [{"a": 5, "b": "new"}]
+
+
+def test_rows_of_jsonl_are_numbered_by_line(tmp_path: Path) -> None:
+    """Blank lines are skipped but counted, and a byte-order mark is ignored."""
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "x"}\n\n \n{"a": "y"}\r\n{"a": "\xe2\x80\xa8"}')
+    rows = load(path)
+    assert rows.numbers.tolist() == [1, 4, 5]
+    assert [row["a"] for row in everything(rows)] == ["x", "y", "\u2028"]
+
+
+def test_json_lines_named_json(tmp_path: Path) -> None:
+    """A .json file of one object per line is read as JSON Lines."""
+    path = tmp_path / "r.json"
+    path.write_text('{"a": "x"}\n{"a": "y"}\n')
+    assert everything(load(path)) == [{"a": "x"}, {"a": "y"}]
+
+
+def test_very_long_cells_are_read(tmp_path: Path) -> None:
+    """A CSV cell may be longer than the csv module's limit, which stays as it was."""
+    limit = csv.field_size_limit()
+    rows = load(write(tmp_path / "r.csv", [{"a": "x" * 300_000, "b": "y"}]))
+    assert len(everything(rows)[0]["a"]) == 300_000
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_folders_and_globs_run_on_over_files(tmp_path: Path, suffix: str) -> None:
+    """Files of a folder or glob are taken in order of name, and messages name the file as well."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / f"b{suffix}", [{"a": "3"}])
+    write(folder / f"a{suffix}", [{"a": "1"}, {"a": "2"}])
+    (folder / "README.md").write_text("not data")
+    for source in (folder, f"{folder}/*{suffix}"):
+        rows = load(source)
+        assert [row["a"] for row in everything(rows)] == ["1", "2", "3"]
+        assert rows.where(1).endswith(f", row 2 (row 2 of a{suffix})")
+        assert rows.where(2).endswith(f", row 3 (row 1 of b{suffix})")
+
+
+def test_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
+    """The fingerprint changes with any byte or file name, and with nothing else."""
+    first = load(write(tmp_path / "r.jsonl", ROWS)).fingerprint
+    assert len(first) == 64
+    (tmp_path / "elsewhere").mkdir()
+    assert load(write(tmp_path / "elsewhere" / "r.jsonl", ROWS)).fingerprint == first
+    assert load(write(tmp_path / "s.jsonl", ROWS)).fingerprint != first
+    assert load(write(tmp_path / "r.jsonl", ROWS[::-1])).fingerprint != first
+
+
+def test_validation_from_its_own_file(tmp_path: Path) -> None:
+    """Validation rows come from the file that the recipe names."""
+    section = DatasetSection(
+        train=str(write(tmp_path / "t.jsonl", ROWS)), validation=str(write(tmp_path / "v.csv", ROWS[:1]))
+    )
+    train, validation = load_rows(section, seed=0)
+    assert validation is not None
+    assert (len(train), len(validation), validation.source) == (2, 1, "v.csv")
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.25, 5), (0.001, 1), (0.999, 19)])
+def test_a_fraction_is_held_out(tmp_path: Path, fraction: float, held_out: int) -> None:
+    """A split is the same for the same seed, loses no row, keeps line numbers and leaves a row on each side."""
+    path = write(tmp_path / "r.jsonl", [{"a": str(i)} for i in range(1, 21)])
+    section = DatasetSection(train=str(path), validation_fraction=fraction)
+    train, validation = load_rows(section, seed=1)
+    assert validation is not None
+    assert (len(train), len(validation)) == (20 - held_out, held_out)
+    for part in (train, validation):
+        assert [row["a"] for row in everything(part)] == [str(number) for number in part.numbers]
+    assert sorted([*train.numbers, *validation.numbers]) == list(range(1, 21))
+    assert np.array_equal(load_rows(section, seed=1)[0].numbers, train.numbers)
+    if held_out == 5:
+        assert not np.array_equal(load_rows(section, seed=2)[0].numbers, train.numbers)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.jsonl", b"", "r.jsonl: the file is empty."),
+        ("r.jsonl", b"\n\n", "r.jsonl: there are no rows."),
+        ("r.json", b"[]", "r.json: there are no rows."),
+        ("r.csv", b"a,b\n", "r.csv: there are no rows."),
+        (
+            "r.jsonl",
+            b'{"a": "x"}\n{"a": "y"\n',
+            """r.jsonl, line 2: expected one JSON object, got "{\\"a\\": \\"y\\"" """
+            "(expecting ',' delimiter at column 1).",
+        ),
+        ("r.jsonl", b'{"a": "x"}\n["b"]\n', "r.jsonl, line 2: expected one JSON object, got a list of 1."),
+        ("r.jsonl", b"5\n", "r.jsonl, line 1: expected one JSON object, got the number 5."),
+        (
+            "r.jsonl",
+            b'{"a": "x"}\n{"a": "caf\xe9"}\n',
+            "r.jsonl, line 2: expected UTF-8, got the byte 0xe9 at byte 11 of the line. Save the file as UTF-8.",
+        ),
+        (
+            "r.csv",
+            b"a\nx\ncaf\xe9\n",
+            "r.csv, line 3: expected UTF-8, got the byte 0xe9 at byte 4 of the line. Save the file as UTF-8.",
+        ),
+        (
+            "r.jsonl",
+            '{"a": "x"}\n'.encode("utf-16"),
+            "r.jsonl, line 1: expected UTF-8, got UTF-16. Save the file as UTF-8.",
+        ),
+        (
+            "r.json",
+            b'[{"a": "x"},\n {"a" "y"}]',
+            "r.json, line 2: expected a JSON list of objects (expecting ':' delimiter at column 7).",
+        ),
+        (
+            "r.json",
+            b'{"data": [{"a": "x"}], "version": 1}',
+            "r.json: expected a JSON list of objects, got one object with the keys data, version. "
+            "Save the list of rows by itself, or name the file .jsonl if each line is a row.",
+        ),
+        ("r.json", b'[{"a": "x"}, "y"]', 'r.json, row 2: expected an object, got the text "y".'),
+        ("r.json", b"true", "r.json: expected a JSON list of objects, got the boolean true."),
+        ("r.csv", b"a,b\n1,2\n\n3\n", "r.csv, line 4: expected 2 cells (a, b), got 1."),
+        ("r.csv", b"a,a\n1,2\n", "r.csv, line 1: two columns have the same name: a, a."),
+        (
+            "r.tsv",
+            b'a\tb\n"it" is\tx\n',
+            "r.tsv, line 2: '\t' expected after '\"'. A cell that begins with a double quote must end "
+            "with one, and have those inside it doubled.",
+        ),
+        ("r.txt", b"hello", "r.txt: expected a .jsonl, .json, .csv, .tsv or .parquet file, got r.txt."),
+    ],
+)
+def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    """A broken file is refused with its name, the line where there is one, what was expected and what was got."""
+    (tmp_path / name).write_bytes(content)
+    assert refusal(tmp_path / name) == message
+
+
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
+    """JSON nested beyond what can be parsed is a mistake in the data, not a crash."""
+    (tmp_path / "r.jsonl").write_text('{"a":' * 200_000)
+    assert refusal(tmp_path / "r.jsonl").endswith("(nested too deeply).")
+
+
+def test_broken_and_empty_parquet(tmp_path: Path) -> None:
+    """A Parquet file that cannot be read, or that has no rows, is refused by name."""
+    (tmp_path / "r.parquet").write_bytes(b"PAR1 but not really")
+    assert refusal(tmp_path / "r.parquet").startswith("r.parquet: not readable as Parquet (")
+    pyarrow.parquet.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "e.parquet")
+    assert refusal(tmp_path / "e.parquet") == "e.parquet: there are no rows."
+
+
+def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
+    """Missing files, globs without a match, and folders with nothing or several kinds are told apart."""
+    assert refusal(tmp_path / "no.jsonl") == "no.jsonl: there is no such file or folder."
+    assert refusal("no.jsonl") == "no.jsonl: there is no such file or folder."
+    assert refusal(tmp_path / "*.csv") == "*.csv: no file matches."
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    kinds = ".jsonl, .json, .csv, .tsv or .parquet"
+    assert refusal(folder) == f"mixed: no {kinds} file in this folder."
+    write(folder / "a.csv", ROWS)
+    write(folder / "b.jsonl", ROWS)
+    assert refusal(folder) == (
+        "mixed: expected files of one kind, got a.csv, b.jsonl. Name the ones to use with a glob such as *.csv."
+    )
+
+
+def test_one_row_cannot_be_split(tmp_path: Path) -> None:
+    """Holding out a fraction of one row is refused."""
+    path = write(tmp_path / "r.jsonl", ROWS[:1])
+    assert refusal(path, validation_fraction=0.5) == (
+        "r.jsonl: dataset.validation_fraction needs at least 2 rows, got 1."
+    )
+
+
+def test_progress_bars_are_left_as_they_were(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Reading Parquet shows no progress bar and leaves the process's setting alone."""
+    load(write(tmp_path / "r.parquet", ROWS))
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()
+
+
+def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is no path goes to the hub with its configuration and split; each section has its own split."""
+    asked = []
+
+    def from_hub(name: str, config: str | None, *, split: str) -> datasets.Dataset:
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    section = DatasetSection(
+        train="openai/gsm8k", validation="openai/gsm8k", hub_config="main", validation_split="test"
+    )
+    train, validation = load_rows(section, seed=0)
+    assert asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
+    assert validation is not None
+    assert everything(train) == ROWS
+    assert train.where(0) == "openai/gsm8k (train), row 1"
+    assert train.fingerprint == train.dataset._fingerprint
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (ConnectionError("Couldn't reach 'o/d' on the Hub"), "the hub cannot be reached"),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'o/d' doesn't exist on the Hub"),
+            "the hub has no such dataset, or it is private",
+        ),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'o/d' is a gated dataset on the Hub."),
+            "it is gated; accept its terms on the hub and log in with `hf auth login`",
+        ),
+        (
+            ValueError('Unknown split "train". Should be one of ["test"].'),
+            "it has no split 'train' (Unknown split \"train\". Should be one of [\"test\"]); "
+            "set dataset.train_split or dataset.validation_split",
+        ),
+        (
+            ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']"),
+            "hub_config None does not fit (Config name is missing); set dataset.hub_config",
+        ),
+        (RuntimeError("Dataset scripts are no longer supported, but found d.py"),
+         "Dataset scripts are no longer supported, but found d.py"),
+    ],
+)
+def test_what_is_wrong_with_a_hub_name(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str
+) -> None:
+    """Whatever the hub answers, one message says what, and that a missing file looks just like this."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    assert refusal("o/d") == (
+        f"o/d: there is no such local file or folder, so it was taken for a dataset on the hub: {problem}. "
+        "For local data, give a file, a folder or a glob."
+    )
