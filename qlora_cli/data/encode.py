@@ -192,7 +192,7 @@ def _covered(offsets: list[tuple[int, int]], spans: list[Span]) -> Mask:
 def _find_ends(tokenizer: Any) -> _Ends:
     opened = tokenizer("a", add_special_tokens=True)["input_ids"]
     bos = tokenizer.bos_token_id
-    return _Ends(bos if bos is not None and opened[0] == bos else None, tokenizer.eos_token_id)
+    return _Ends(bos if bos is not None and opened[:1] == [bos] else None, tokenizer.eos_token_id)
 
 
 def _with_ends(ids: Ints, mask: Mask, ends: _Ends) -> tuple[Ints, Mask]:
@@ -241,7 +241,8 @@ def _fit(encoded: list[_Encoded], section: DatasetSection, rows: Rows) -> tuple[
 def _check_supervised(encoded: list[_Encoded], rows: Rows) -> None:
     empty = [row for row in encoded if not row.supervised.any()]
     if empty:
-        raise DataError(f"{rows.source}: {_counted(empty, rows)} has nothing to learn: no token has a loss.")
+        verb = "has" if len(empty) == 1 else "have"
+        raise DataError(f"{rows.source}: {_counted(empty, rows)} {verb} nothing to learn: no token has a loss.")
 
 
 def _check_vocabulary(encoded: list[_Encoded], vocab_size: int, rows: Rows) -> None:

@@ -75,14 +75,15 @@ def resolve_format(section: DatasetSection, column_names: Sequence[str], source:
 
     Raises DataError if `auto` fits no format or several, or if a column is not there.
     """
+    _check_fields(section)
     for field, column in section.columns.items():
         if column not in column_names:
             raise DataError(
                 f"{source}: dataset.columns takes {field} from the column {column!r}, which is not there"
-                f"{_suggestion(column, column_names)}. The columns are {_listed(column_names)}."
+                f"{_suggestion(column, column_names)} The columns are {_listed(column_names)}."
             )
     if section.format != "auto":
-        _check_fields(section, section.format, column_names, source)
+        _check_needed(section, section.format, column_names, source)
         return section.format
     fitting = [name for name in REQUIRED if _fits(section, name, column_names)]
     if len(fitting) == 1:
@@ -127,26 +128,30 @@ def _fits(section: DatasetSection, format: Format, column_names: Sequence[str]) 
     )
 
 
-def _check_fields(section: DatasetSection, format: Format, column_names: Sequence[str], source: str) -> None:
-    known = (*REQUIRED[format], *OPTIONAL[format])
+def _check_fields(section: DatasetSection) -> None:
+    formats: Sequence[Format] = list(REQUIRED) if section.format == "auto" else [section.format]
+    known = [field for format in formats for field in (*REQUIRED[format], *OPTIONAL[format])]
+    owner = "no format has a" if section.format == "auto" else f"the format {section.format} has no"
     for field in section.columns:
         if field not in known:
             raise DataError(
-                f"dataset.columns: the format {format} has no field {field!r}{_suggestion(field, known)}. "
-                f"Its fields are {_listed(known)}."
+                f"dataset.columns: {owner} field {field!r}{_suggestion(field, known)} The fields are {_listed(known)}."
             )
+
+
+def _check_needed(section: DatasetSection, format: Format, column_names: Sequence[str], source: str) -> None:
     for field in REQUIRED[format]:
         if section.columns.get(field, field) not in column_names:
             raise DataError(
                 f"{source}: the format {format} needs a column {field!r}, which is not there"
-                f"{_suggestion(field, column_names)}. The columns are {_listed(column_names)}. "
+                f"{_suggestion(field, column_names)} The columns are {_listed(column_names)}. "
                 f"Say which one it is with dataset.columns: {{{field}: your_column}}."
             )
 
 
 def _suggestion(word: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
 
 from qlora_cli.data.files import Row, read_file, tabulate
 from qlora_cli.errors import DataError
@@ -187,31 +189,13 @@ def _read_text(paths: list[Path]) -> tuple[Any, list[int], frozenset[str], list[
 
 
 def _read_parquet(source: str, paths: list[Path]) -> tuple[Any, list[int]]:
-    with _quiet():
-        try:
-            parts = [
-                datasets.load_dataset("parquet", data_files={"rows": [glob.escape(str(path))]}, split="rows")
-                for path in paths
-            ]
-            return datasets.concatenate_datasets(parts), [len(part) for part in parts]
-        except Exception as error:  # datasets and Arrow raise a dozen kinds, all of them about this source
-            if "corresponds to no data" in str(error):
-                raise DataError(f"{source}: there are no rows.") from error
-            raise DataError(f"{source}: not readable as Parquet ({_root_cause(error)}).") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """`datasets` without progress bars. Its switch is process-wide, so it is put back."""
-    was_disabled = datasets.are_progress_bars_disabled()
-    if was_disabled:
-        yield
-        return
-    datasets.disable_progress_bars()
+    # Not through `datasets`: its loader fails on files without rows, and logs what it then raises.
     try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
+        tables = [pyarrow.parquet.read_table(path) for path in paths]
+        table = pa.concat_tables(tables, promote_options="default")
+        return datasets.Dataset(table), [part.num_rows for part in tables]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{source}: not readable as Parquet ({_root_cause(error)}).") from error
 
 
 def _fingerprint(paths: list[Path]) -> str:
@@ -255,4 +239,6 @@ def _hub_message(name: str, config: str | None, split: str, error: Exception) ->
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    # The hub's second line lists the configurations there are; an example of Python code may follow.
+    lines = str(error).strip().splitlines()[:2] or [type(error).__name__]
+    return " ".join(line.strip() for line in lines).rstrip(".")

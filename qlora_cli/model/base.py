@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +20,9 @@ from transformers import (
 from qlora_cli.errors import DeviceError, ModelError
 from qlora_cli.model.quantization import bitsandbytes_config, compute_dtype, keep_layout
 from qlora_cli.recipe.schema import QuantizationSection
+
+# What the hub's client and the readers below it raise for an absent, unreachable or damaged file.
+_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def load_tokenizer(base: ModelSource) -> PreTrainedTokenizerBase:
     _check_folder(base)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**base.arguments())
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _LOAD_ERRORS as error:
         raise ModelError(_cannot_load("tokenizer", base, error)) from None
     if tokenizer.pad_token_id is None:
         # Padding is masked by position, never by token, so any token serves; eos is in every vocabulary.
@@ -83,20 +87,43 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
     """
     _check_folder(base)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel
+        model, found = AutoModelForCausalLM.from_pretrained(
             **base.arguments(),
             dtype=compute_dtype(quantization),
             quantization_config=bitsandbytes_config(quantization),
             device_map={"": device},
+            output_loading_info=True,
         )
     except torch.OutOfMemoryError:
         raise ModelError(f"base_model: {base.name} does not fit on {device}, even before training") from None
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _LOAD_ERRORS as error:
         raise ModelError(_cannot_load("model", base, error)) from None
+    if found["missing_keys"]:
+        # transformers would go on with random weights in their place.
+        missing = ", ".join(sorted(found["missing_keys"])[:5])
+        raise ModelError(
+            f"base_model: {base.name} lacks {len(found['missing_keys'])} of the model's weights: {missing}"
+        )
     keep_layout(model)
     model.config.use_cache = False
     model.requires_grad_(False)
     return model
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each block's activations in the backward pass instead of keeping them.
+
+    The non-reentrant kind: it needs no gradient on the embeddings' output, and draws the same dropout both times.
+
+    Raises:
+        ModelError: if the architecture cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(f"training.gradient_checkpointing: {type(model).__name__} cannot; set it to false")
+    # transformers 5.2x renames the method and warns about the old name; older releases have only that.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def load_config(base: ModelSource) -> PreTrainedConfig:
@@ -108,7 +135,7 @@ def load_config(base: ModelSource) -> PreTrainedConfig:
     _check_folder(base)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(**base.arguments())
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _LOAD_ERRORS as error:
         raise ModelError(_cannot_load("configuration", base, error)) from None
     return config
 

@@ -16,6 +16,7 @@ from qlora_cli.errors import DataError, Interrupted, RunError
 from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors, save_adapter
 from qlora_cli.model.base import (
     ModelSource,
+    checkpoint_activations,
     choose_device,
     context_length,
     embedding_rows,
@@ -157,8 +158,7 @@ def _load_model(run: _Run) -> PreTrainedModel:
     dtype = compute_dtype(recipe.quantization)
     targets = inject(model, recipe.lora, compute_dtype=dtype, seed=recipe.training.seed)
     if recipe.training.gradient_checkpointing:
-        # The non-reentrant kind needs no gradient on the embeddings' output, and keeps the dropout's random state.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     run.emit(
         ModelReady(
             name=recipe.base_model,

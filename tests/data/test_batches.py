@@ -31,9 +31,7 @@ def encoded_rows(lengths: list[int]) -> EncodedRows:
 
 @given(lengths=st.lists(st.integers(1, 900), min_size=1, max_size=300), batch_size=st.integers(1, 17), seed=SEED)
 @settings(max_examples=60, deadline=None)
-def test_an_epoch_has_every_row_once_in_the_fewest_batches(
-    lengths: list[int], batch_size: int, seed: int
-) -> None:
+def test_an_epoch_has_every_row_once_in_the_fewest_batches(lengths: list[int], batch_size: int, seed: int) -> None:
     """An epoch visits each row exactly once, in ceil(n / batch_size) batches of which at most one is short."""
     batches = epoch_batches(np.array(lengths), batch_size, seed=seed, epoch=3)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
@@ -46,7 +44,7 @@ def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
     """The same seed and epoch give the same batches; another epoch, or another seed, gives others."""
     lengths = np.random.default_rng(0).integers(1, 500, 1000)
     once = epoch_batches(lengths, 8, seed=42, epoch=1)
-    np.random.seed(7)  # noqa: NPY002 - the global state must not matter
+    np.random.seed(7)  # the global state must not matter
     assert epoch_batches(lengths, 8, seed=42, epoch=1) == once
     assert epoch_batches(lengths, 8, seed=42, epoch=2) != once
     assert epoch_batches(lengths, 8, seed=43, epoch=1) != once
@@ -55,9 +53,7 @@ def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
 def test_a_small_dataset_is_batched_anew_every_epoch() -> None:
     """Grouping by length does not put the same rows together in every epoch."""
     lengths = np.random.default_rng(0).permutation(200) + 10
-    groups = [
-        {frozenset(b) for b in epoch_batches(lengths, 8, seed=1, epoch=epoch)} for epoch in range(2)
-    ]
+    groups = [{frozenset(b) for b in epoch_batches(lengths, 8, seed=1, epoch=epoch)} for epoch in range(2)]
     assert len(groups[0] & groups[1]) < 3
 
 

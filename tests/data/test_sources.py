@@ -267,11 +267,23 @@ def test_one_row_cannot_be_split(tmp_path: Path) -> None:
     )
 
 
-def test_progress_bars_are_left_as_they_were(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Reading Parquet shows no progress bar and leaves the process's setting alone."""
-    load(write(tmp_path / "r.parquet", ROWS))
-    assert capfd.readouterr().err == ""
-    assert not datasets.are_progress_bars_disabled()
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_reading_files_is_quiet_and_leaves_nothing_behind(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    """Reading local files prints nothing and writes nothing, to the cache or elsewhere."""
+    load(write(tmp_path / f"r{suffix}", ROWS))
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == [f"r{suffix}"]
+
+
+def test_parquet_files_with_different_columns(tmp_path: Path) -> None:
+    """Parquet files of one folder are joined by column name; types that clash are refused."""
+    write(tmp_path / "a.parquet", [{"a": "x", "b": "y"}])
+    write(tmp_path / "b.parquet", [{"b": "z"}])
+    assert everything(load(tmp_path)) == [{"a": "x", "b": "y"}, {"a": None, "b": "z"}]
+    write(tmp_path / "b.parquet", [{"b": 5}])
+    assert "not readable as Parquet (" in refusal(tmp_path)
 
 
 def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,20 +320,21 @@ def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ValueError('Unknown split "train". Should be one of ["test"].'),
-            "it has no split 'train' (Unknown split \"train\". Should be one of [\"test\"]); "
+            'it has no split \'train\' (Unknown split "train". Should be one of ["test"]); '
             "set dataset.train_split or dataset.validation_split",
         ),
         (
             ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']"),
-            "hub_config None does not fit (Config name is missing); set dataset.hub_config",
+            "hub_config None does not fit (Config name is missing. Please pick one among the available configs: "
+            "['a', 'b']); set dataset.hub_config",
         ),
-        (RuntimeError("Dataset scripts are no longer supported, but found d.py"),
-         "Dataset scripts are no longer supported, but found d.py"),
+        (
+            RuntimeError("Dataset scripts are no longer supported, but found d.py"),
+            "Dataset scripts are no longer supported, but found d.py",
+        ),
     ],
 )
-def test_what_is_wrong_with_a_hub_name(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str
-) -> None:
+def test_what_is_wrong_with_a_hub_name(monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str) -> None:
     """Whatever the hub answers, one message says what, and that a missing file looks just like this."""
 
     def fail(*_: object, **__: object) -> None:

@@ -1,0 +1,357 @@
+"""Whole runs, in seconds: what is learned, what is left on disk, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from qlora_cli.errors import DataError, Interrupted, NonFiniteError, OutputError
+from qlora_cli.model.base import ModelSource, load_base
+from qlora_cli.recipe.load import load_recipe
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training import loop as loop_module
+from qlora_cli.training import run as run_module
+from qlora_cli.training.events import Event, Notice, StepDone
+from qlora_cli.training.loss import supervised_loss
+from qlora_cli.training.run import train
+from tests.support.models import FAMILIES
+from tests.support.runs import read_metrics, tiny_recipe
+
+CPU = torch.device("cpu")
+
+
+def _with(recipe: Recipe, output: Path | None = None, **training: Any) -> Recipe:
+    """The recipe with other training settings, into another folder."""
+    data = recipe.model_dump(exclude_unset=True)
+    data["training"] |= training
+    data["output_dir"] = str(output or recipe.output_dir)
+    return Recipe.model_validate(data)
+
+
+def _digest(run: Path) -> str:
+    return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[PreTrainedModel]:
+    """The base models that runs load, to look at afterwards."""
+    models: list[PreTrainedModel] = []
+
+    def spy(*args: Any) -> PreTrainedModel:
+        models.append(load_base(*args))
+        return models[-1]
+
+    monkeypatch.setattr(run_module, "load_base", spy)
+    return models
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns_and_its_base_stays(family: str, tmp_path: Path, loaded: list[PreTrainedModel]) -> None:
+    """NF4, double quantisation, bfloat16, checkpointing, an evaluation: the loss falls, and not one bit of the frozen
+    weights changes."""
+    recipe = tiny_recipe(
+        tmp_path,
+        family,
+        quantization={"compute_dtype": "bfloat16"},
+        training={"max_steps": 24, "max_grad_norm": 1.0, "eval_steps": 12},
+    )
+    finished = train(recipe)
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run", "train")]
+    # A random 2-layer model with tiny embeddings learns little by LoRA alone; 0.25 nats is far beyond noise.
+    assert sum(losses[-4:]) / 4 < sum(losses[:4]) / 4 - 0.25
+    assert finished.last_eval_loss is not None
+    assert finished.first_eval_loss is not None
+    assert finished.last_eval_loss < finished.first_eval_loss - 0.25
+    fresh = load_base(ModelSource(recipe.base_model), recipe.quantization, CPU).state_dict()
+    after = {name.replace(".base.", "."): value for name, value in loaded[0].state_dict().items()}
+    assert fresh.keys() <= after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in fresh.items())
+
+
+def test_the_run_folder_is_what_the_docs_say(tmp_path: Path) -> None:
+    """Every file, the resolved recipe, the record, the metrics' fields, rotation, and an adapter with its tokenizer."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 7, "save_steps": 2, "eval_steps": 4, "logging_steps": 2})
+    train(recipe)
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "recipe.yaml", "run.json", "metrics.jsonl", "adapter", "checkpoints"
+    }  # fmt: skip
+    assert load_recipe(run / "recipe.yaml") == recipe
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-000006", "step-000007"}
+    assert {path.name for path in (run / "checkpoints" / "step-000007").iterdir()} == {
+        "adapter", "optimizer.safetensors", "state.json", "manifest.json"
+    }  # fmt: skip
+
+    trained = read_metrics(run, "train")
+    assert [record["step"] for record in trained] == [2, 4, 6, 7]
+    fields = {"event", "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds"}
+    assert trained[0].keys() == fields
+    assert [record["step"] for record in read_metrics(run, "eval")] == [0, 4, 7]
+    assert {"event", "step", "eval_loss", "perplexity"} <= read_metrics(run, "eval")[0].keys()
+
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "completed"
+    assert record["error"] is None
+    assert record["model"]["trainable_parameters"] == sum(
+        p.numel() for name, p in _in_peft(recipe, run).named_parameters() if "lora_" in name
+    )
+    assert record["data"]["train"]["rows"] == 32
+    assert record["data"]["train"]["fingerprint"] != record["data"]["validation"]["fingerprint"]
+    assert record["last_eval"]["step"] == 7
+    assert record["peak_memory_bytes"] > 0
+    assert record["versions"]["torch"] == torch.__version__
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(recipe.base_model).chat_template
+
+
+def _in_peft(recipe: Recipe, run: Path) -> torch.nn.Module:
+    base = load_base(ModelSource(recipe.base_model), recipe.quantization, CPU)
+    return peft.PeftModel.from_pretrained(base, run / "adapter").eval()
+
+
+def test_peft_scores_the_adapter_as_the_run_did(tmp_path: Path) -> None:
+    """The held-out loss in metrics.jsonl is the one that PEFT's model and transformers' own loss give, to 1e-5."""
+    recipe = tiny_recipe(tmp_path, training={"per_device_eval_batch_size": 3})
+    train(recipe)
+    run = tmp_path / "run"
+    model = _in_peft(recipe, run)
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    total = count = 0.0
+    for line in (tmp_path / "validation.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+        prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt + row["completion"] + "<|im_end|>", return_tensors="pt").input_ids
+        start = len(tokenizer(prompt).input_ids)
+        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+        labels = ids.clone()
+        labels[:, :start] = -100
+        # The template's newline after the end of turn is context for what follows, never a target.
+        rest = tokenizer(whole, return_tensors="pt").input_ids
+        labels = torch.nn.functional.pad(labels, (0, rest.shape[1] - ids.shape[1]), value=-100)
+        with torch.no_grad():
+            loss = model(input_ids=rest, labels=labels).loss.item()
+        supervised = int((labels != -100).sum())
+        total, count = total + loss * supervised, count + supervised
+    last = read_metrics(run, "eval")[-1]
+    assert last["supervised_tokens"] == count
+    assert last["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_same_seed_same_bits(dropout: float, tmp_path: Path) -> None:
+    """Twice the same recipe gives the same adapter, byte for byte; another seed another."""
+    recipe = tiny_recipe(tmp_path, lora={"dropout": dropout}, training={"gradient_accumulation_steps": 2})
+    digests = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(_with(recipe, tmp_path / name, seed=seed))
+        digests.append(_digest(tmp_path / name))
+        torch.rand(3)  # whatever happens in between
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "paged_adamw_32bit", "adamw_8bit", "lion_8bit"])
+def test_a_resumed_run_ends_in_the_same_bits(optimizer: str, tmp_path: Path) -> None:
+    """Stopped after 5 of 12 steps in the middle of an epoch, with dropout and accumulation, and gone on with: the
+    adapter and every metric are those of the run that was never stopped."""
+    recipe = tiny_recipe(
+        tmp_path,
+        rows=28,
+        lora={"dropout": 0.1, "rank": 64},
+        training={
+            "optimizer": optimizer,
+            "max_steps": 12,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 3,
+            "eval_steps": 4,
+            "save_steps": 5,
+        },
+    )
+    train(_with(recipe, tmp_path / "whole"))
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = _with(recipe, tmp_path / "stopped")
+    with pytest.raises(Interrupted, match=r"^SIGINT: stopped after step 5, state saved$"):
+        train(stopped, listeners=[stop])
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
+    notices: list[Event] = []
+    train(stopped, resume=True, listeners=[notices.append])
+    assert Notice("going on from step-000005") in notices
+    assert _digest(tmp_path / "whole") == _digest(tmp_path / "stopped")
+    clocks = ("seconds", "tokens_per_second")
+    for event in ("train", "eval"):
+        whole, resumed = (
+            [{k: v for k, v in record.items() if k not in clocks} for record in read_metrics(tmp_path / name, event)]
+            for name in ("whole", "stopped")
+        )
+        assert whole == resumed
+
+
+def test_resume_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
+    """The newest one is cut short: the one before is taken, and it is said."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 4, "save_steps": 2})
+    train(recipe)
+    broken = tmp_path / "run" / "checkpoints" / "step-000004" / "optimizer.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    notices: list[Event] = []
+    train(_with(recipe, max_steps=6), resume=True, listeners=[notices.append])
+    texts = [event.text for event in notices if isinstance(event, Notice)]
+    assert "passed over checkpoint step-000004: optimizer.safetensors is not what was written" in texts
+    assert "going on from step-000002" in texts
+    assert [record["step"] for record in read_metrics(tmp_path / "run", "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_resume_without_a_checkpoint_begins(tmp_path: Path) -> None:
+    """A run that was killed before its first checkpoint starts over, and says so."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"event": "train", "step": 1}\n{"event": "tra')
+    notices: list[Event] = []
+    train(recipe, resume=True, listeners=[notices.append])
+    assert Notice("no checkpoint to go on from: starting from the beginning") in notices
+    assert [record["step"] for record in read_metrics(tmp_path / "run", "train")] == [1, 2]
+
+
+def test_resume_under_another_recipe_is_refused(tmp_path: Path) -> None:
+    """What would have made another run is listed; what only changes reporting or length is free."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    changed = _with(recipe, learning_rate=1e-3, seed=7, logging_steps=2, max_steps=4)
+    with pytest.raises(OutputError) as caught:
+        train(changed, resume=True)
+    assert str(caught.value) == (
+        f"--resume: the run in {tmp_path / 'run'} was made with other settings:\n"
+        "  training.learning_rate: was 0.01, is 0.001\n"
+        "  training.seed: was 42, is 7\n"
+        "Resume with the same recipe, or train into another folder with --output-dir"
+    )
+
+
+def test_a_folder_that_holds_a_run_is_not_touched(tmp_path: Path) -> None:
+    """Refused before anything is loaded; afterwards everything in it is as it was."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 1})
+    train(recipe)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(OutputError, match=r"already holds a run\. Add --resume to go on with it"):
+        train(recipe.model_copy(update={"base_model": "/nowhere"}))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_wrong_request_leaves_no_folder(tmp_path: Path) -> None:
+    """An empty dataset, positions beyond the model's: told before a run folder is made."""
+    recipe = tiny_recipe(tmp_path)
+    Path(recipe.dataset.train).write_text("")
+    with pytest.raises(DataError):
+        train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_row_beyond_the_models_positions_is_told(tmp_path: Path) -> None:
+    """max_length above what the model was built for: the row is named before the model is loaded."""
+    recipe = tiny_recipe(tmp_path, dataset={"max_length": 4096})
+    rows = Path(recipe.dataset.train)
+    rows.write_text(rows.read_text() + json.dumps({"prompt": "x " * 400, "completion": "y"}) + "\n")
+    with pytest.raises(DataError) as caught:
+        train(recipe)
+    assert str(caught.value).startswith(f"{rows}: row 33 has ")
+    assert str(caught.value).endswith(
+        "the model has positions for 256. "
+        "Set dataset.max_length to 256 or less, and dataset.overlong to drop or truncate"
+    )
+
+
+def _broken_at(step: int, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    calls = 0
+
+    def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        good = supervised_loss(model, batch)
+        return value(good) if calls == step else good
+
+    return loss
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_non_finite_step_stops_with_the_last_good_state(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 3's loss is NaN, or its gradient is: exit code 1, the step and its rows named, step 2's state saved, no
+    adapter, and a run without the fault goes on from there."""
+
+    class _NaNGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad * torch.nan
+
+    fault = {"loss": lambda loss: loss * torch.nan, "gradient": _NaNGradient.apply}[kind]
+    recipe = tiny_recipe(tmp_path, validation_rows=0, training={"max_steps": 4})
+    monkeypatch.setattr(loop_module, "supervised_loss", _broken_at(3, fault))
+    with pytest.raises(NonFiniteError) as caught:
+        train(recipe)
+    assert caught.value.exit_code == 1
+    what = "loss is nan" if kind == "loss" else "gradient norm is nan"
+    message = str(caught.value)
+    assert message.startswith(f"step 3: the {what}, so training stopped; the state after step 2 is saved. Rows of ")
+    named = message.split(" in it: ")[1].split(". ")[0].split(", ")
+    assert len(named) == 4
+    assert all(1 <= int(row) <= 32 for row in named)
+    run = tmp_path / "run"
+    assert not (run / "adapter").exists()
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["last_checkpoint"]) == ("failed", "step-000002")
+    assert record["error"] == message
+
+    monkeypatch.undo()
+    train(recipe, resume=True)
+    whole = _with(recipe, tmp_path / "whole")
+    train(whole)
+    assert _digest(run) == _digest(tmp_path / "whole")
+
+
+def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
+    """With dropout on, a run that evaluates at every step ends in the bits of one that never does."""
+    recipe = tiny_recipe(tmp_path, lora={"dropout": 0.3}, training={"max_steps": 4})
+    train(_with(recipe, tmp_path / "often", eval_steps=1))
+    train(_with(recipe, tmp_path / "rarely", eval_on_start=False))
+    assert _digest(tmp_path / "often") == _digest(tmp_path / "rarely")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": {"bits": 16, "compute_dtype": "float32"}},
+        {"quantization": {"bits": 16, "compute_dtype": "bfloat16"}},
+        {"quantization": {"quant_type": "fp4", "double_quant": False}},
+        {"lora": {"target_modules": ["q_proj", "v_proj"]}},
+        {"lora": {"target_modules": r".*\.mlp\..*"}},
+        {"training": {"max_grad_norm": None, "weight_decay": 0.1, "save_steps": None}},
+    ],
+    ids=lambda changes: json.dumps(changes),
+)
+def test_the_other_ways_learn_too(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Unquantised, FP4, some layers only, no clipping: the held-out loss falls and the adapter loads in PEFT."""
+    recipe = tiny_recipe(tmp_path, **changes)
+    finished = train(recipe)
+    assert finished.first_eval_loss is not None
+    assert finished.last_eval_loss is not None
+    assert finished.last_eval_loss < finished.first_eval_loss
+    _in_peft(recipe, tmp_path / "run")
