@@ -9,6 +9,7 @@ import os
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from qlora_cli.errors import QloraError
 from qlora_cli.training.events import (
@@ -32,7 +33,7 @@ _SMOOTHING = 0.2
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console that leaves numbers uncoloured and never wraps lines where nobody reads a screen."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False)
 
 
 def show_error(error: QloraError) -> None:
@@ -61,7 +62,7 @@ class TrainView:
     def __call__(self, event: Event) -> None:
         match event:
             case Stage(text) if self._console.is_terminal:
-                self._line("", f"[dim]{text} …[/]")
+                self._line("", f"{text} …", style="dim")
             case Notice(text):
                 self._line("note", text)
             case DataReady():
@@ -83,9 +84,9 @@ class TrainView:
             case Finished():
                 self._finish(event)
 
-    def _line(self, label: str, text: str) -> None:
-        console = self._progress.console if self._progress else self._console
-        console.print(f"[bold]{label:<8}[/] {text}" if label else f"{'':<8} {text}")
+    def _line(self, label: str, text: str, style: str = "") -> None:
+        # Not as markup: brackets are part of file names.
+        self._console.print(Text.assemble((f"{label:<8}", "bold"), " ", (text, style)))
 
     def _data(self, event: DataReady) -> None:
         lost = [f"{event.dropped:,} dropped"] * bool(event.dropped)

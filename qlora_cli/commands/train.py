@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from pathlib import Path
@@ -14,11 +15,12 @@ def train(recipe: Path, *, overrides: list[str], output_dir: Path | None, resume
     """Train the recipe's adapter, showing the run; returns the exit code."""
     from qlora_cli.console import TrainView, make_console, show_error
 
-    if output_dir is not None:
-        overrides = [*overrides, f"output_dir={output_dir}"]
     console = make_console()
+    # In quotes, so that YAML reads any name as the text it is.
+    folder = [] if output_dir is None else [f"output_dir={json.dumps(str(output_dir), ensure_ascii=False)}"]
+    again = _resume_command(recipe, overrides, output_dir)
     try:
-        loaded = load_recipe(recipe, overrides)  # before torch: a wrong recipe is told at once
+        loaded = load_recipe(recipe, [*overrides, *folder])  # before torch: a wrong recipe is told at once
         quiet_libraries(progress=console.is_terminal)
         from qlora_cli.training.run import train as run
 
@@ -27,14 +29,14 @@ def train(recipe: Path, *, overrides: list[str], output_dir: Path | None, resume
     except QloraError as error:
         show_error(error)
         if isinstance(error, Interrupted):
-            console.print(f"Go on with: {_resume_command(recipe, overrides)}", markup=False)
+            console.print(f"Go on with: {again}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:
         show_error(Interrupted("interrupted"))
         return Interrupted.exit_code
     console.print(
         f"Load it over the same base with PEFT, transformers or vLLM. To train on, for longer:\n"
-        f"  {_resume_command(recipe, overrides)} --set training.max_steps={2 * finished.steps}",
+        f"  {again} --set training.max_steps={2 * finished.steps}",
         markup=False,
     )
     return 0
@@ -56,6 +58,7 @@ def quiet_libraries(*, progress: bool) -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-def _resume_command(recipe: Path, overrides: list[str]) -> str:
-    words = ["qlora", "train", str(recipe), *(word for item in overrides for word in ("--set", item)), "--resume"]
-    return shlex.join(words)
+def _resume_command(recipe: Path, overrides: list[str], output_dir: Path | None) -> str:
+    words = ["qlora", "train", str(recipe), *(word for item in overrides for word in ("--set", item))]
+    words += [] if output_dir is None else ["--output-dir", str(output_dir)]
+    return shlex.join([*words, "--resume"])

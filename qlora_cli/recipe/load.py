@@ -1,12 +1,15 @@
 """From a recipe file and `--set` overrides to a checked `Recipe`, and back to YAML.
 
-Precedence: the schema's defaults < the recipe < `--set`. Relative paths in a recipe are relative to the recipe;
-those in an override, to the folder the command is run in.
+Precedence: the schema's defaults < the recipe < `--set`, the last of which wins. Relative paths in a recipe are
+relative to the recipe; those in an override, to the folder the command is run in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from pydantic_core import ErrorDetails
 from qlora_cli.errors import RecipeError
 from qlora_cli.recipe import yaml_source
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.recipe.yaml_source import Position, Value, YamlSource
+from qlora_cli.recipe.yaml_source import Position, Value, YamlSource, shorten
 
 # Fields that name a local file or folder, or else something on the hub.
 _PATH_FIELDS: tuple[yaml_source.Path, ...] = (
@@ -26,6 +29,14 @@ _PATH_FIELDS: tuple[yaml_source.Path, ...] = (
     ("dataset", "train"),
     ("dataset", "validation"),
 )
+
+# Of two fields that exclude each other, the one in an override takes the place of the other, as with one field.
+_EXCLUSIVE: dict[yaml_source.Path, str] = {
+    ("training", "max_steps"): "num_train_epochs",
+    ("training", "num_train_epochs"): "max_steps",
+    ("dataset", "validation"): "validation_fraction",
+    ("dataset", "validation_fraction"): "validation",
+}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,9 +72,11 @@ def _read_text(path: Path) -> str:
     try:
         if path.is_dir():
             raise RecipeError(f"{path}: is a folder; expected a recipe, a YAML file")
-        if path.stat().st_size > yaml_source.MAX_BYTES:
+        with path.open("rb") as file:
+            data = file.read(yaml_source.MAX_BYTES + 1)
+        if len(data) > yaml_source.MAX_BYTES:
             raise RecipeError(f"{path}: larger than {yaml_source.MAX_BYTES:,} bytes, which no recipe is")
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file; expected a recipe, a YAML file") from None
     except UnicodeDecodeError as error:
@@ -89,6 +102,8 @@ def _apply_override(source: YamlSource, override: str) -> None:
             raise RecipeError(f"{argument}: `{'.'.join(keys[:depth])}` is a value, not a section")
         section = inner
     section[keys[-1]] = value
+    if value is not None and keys in _EXCLUSIVE:
+        section.pop(_EXCLUSIVE[keys], None)
     for known in [path for path in source.positions if path[: len(keys)] == keys]:
         del source.positions[known]
     for depth in range(1, len(keys)):
@@ -99,7 +114,9 @@ def _apply_override(source: YamlSource, override: str) -> None:
 
 
 def _resolve_paths(data: dict[str, Value], base: Path, only: yaml_source.Path | None = None) -> None:
-    """Make the path-valued fields absolute where they name something local."""
+    """Make the path-valued fields absolute where they name something local; `~` is a home folder everywhere."""
+    if isinstance(output := data.get("output_dir"), str):
+        data["output_dir"] = _expand_home(output)
     for keys in _PATH_FIELDS:
         section: Value = data
         for key in keys[:-1]:
@@ -113,10 +130,20 @@ def _resolve_paths(data: dict[str, Value], base: Path, only: yaml_source.Path | 
 
 def _resolve_path(value: str, base: Path) -> str:
     """An absolute path for what is a path by its look or because it exists; a hub name stays as it is."""
-    path = base / Path(value).expanduser()
-    looks_local = value.startswith((".", "/", "~")) or value.count("/") > 1 or path.suffix in _DATA_SUFFIXES
-    if looks_local or path.exists() or "*" in value:
-        return str(Path.cwd() / path)
+    path = base / _expand_home(value)
+    looks_local = value.startswith((".", "/", "~")) or value.count("/") > 1 or path.suffix.lower() in _DATA_SUFFIXES
+    # Nothing at all is not the folder itself; and what cannot be looked at (too long, say) is no path.
+    if looks_local or glob.has_magic(value) or (value and os.path.exists(path)):  # noqa: PTH110
+        full = Path.cwd() / path
+        tidy = os.path.normpath(full)
+        # Behind a symbolic link, `..` is not the folder that the name says.
+        return tidy if os.path.realpath(tidy) == os.path.realpath(full) else str(full)
+    return value
+
+
+def _expand_home(value: str) -> str:
+    with contextlib.suppress(RuntimeError):  # no such user
+        return str(Path(value).expanduser()) if value.startswith("~") else value
     return value
 
 
@@ -127,15 +154,17 @@ def _describe(details: Sequence[ErrorDetails], source: YamlSource) -> list[str]:
     """Pydantic's errors in our words, one line a place: where, what was expected, what was got."""
     reasons: dict[yaml_source.Path, list[str]] = {}
     for detail in details:
-        location = tuple(part for part in detail["loc"] if not _is_union_tag(part))
+        location: yaml_source.Path = ()
+        for part in detail["loc"]:
+            if (*location, part) in source.positions or not _is_union_tag(part):
+                location = (*location, part)
         reasons.setdefault(location, []).append(_reason(detail, location))
     lines = []
     for location, texts in reasons.items():
         position = _position_of(location, source)
-        where = position.file if position.line == 0 else str(position)
         name = ".".join(str(part) for part in location)
         # A field that takes either of two types fails once for each.
-        lines.append(f"{where}: {name + ': ' if name else ''}{'; or '.join(texts)}")
+        lines.append(f"{position}: {name + ': ' if name else ''}{'; or '.join(texts)}")
     return lines
 
 
@@ -183,4 +212,4 @@ def _section_fields(location: yaml_source.Path) -> dict[str, Any]:
 
 
 def _show(value: object) -> str:
-    return "nothing" if value is None else repr(value)
+    return "nothing" if value is None else shorten(repr(value))

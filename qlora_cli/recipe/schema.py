@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -46,7 +46,7 @@ class LoraSection(Section):
 class DatasetSection(Section):
     """What is learned, and how a row becomes text."""
 
-    train: str = Field(description="file, folder, glob or hub name; a path is relative to the recipe")
+    train: str = Field(min_length=1, description="file, folder, glob or hub name; a path is relative to the recipe")
     validation: str | None = Field(None, description="held-out rows, named like `train`")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="hold out this share of `train` instead"
@@ -98,7 +98,7 @@ class TrainingSection(Section):
     optimizer: OptimizerName = Field("paged_adamw_32bit", description="paged ones run unpaged on a CPU")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
     adam_beta1: Fraction = Field(0.9, description="decay of the first moment")
-    adam_beta2: Fraction = Field(0.999, description="decay of the second moment (lion: of its only one)")
+    adam_beta2: Fraction = Field(0.999, description="decay of the second moment (lion: of its momentum)")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         0.3, description="clip the gradient to this norm; null does not clip"
     )
@@ -133,11 +133,12 @@ class Recipe(Section):
     training: TrainingSection = Field(default_factory=lambda: TrainingSection())
     output_dir: str = Field(min_length=1, description="the run folder, relative to where the command is run")
 
-    @model_validator(mode="after")
-    def _evaluation_has_rows(self) -> Self:
-        dataset = self.dataset
-        if self.training.eval_steps and dataset.validation is None and dataset.validation_fraction is None:
+    @field_validator("training")
+    @classmethod
+    def _evaluation_has_rows(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
+        dataset = info.data.get("dataset")  # absent if it is wrong itself
+        if training.eval_steps and dataset and dataset.validation is None and dataset.validation_fraction is None:
             raise ValueError(
-                "training.eval_steps needs rows to evaluate on: give dataset.validation or dataset.validation_fraction"
+                "eval_steps needs rows to evaluate on: give dataset.validation or dataset.validation_fraction"
             )
-        return self
+        return training

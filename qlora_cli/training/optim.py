@@ -8,6 +8,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import nn
 from torch.optim import Optimizer
 
@@ -49,6 +50,22 @@ def build_optimizer(section: TrainingSection, parameters: Sequence[nn.Parameter]
 def runs_unpaged(section: TrainingSection, device: torch.device) -> bool:
     """Whether a paged optimizer was asked for where there is nothing to page."""
     return section.optimizer.startswith(_PAGED) and device.type == "cpu"
+
+
+def page_again(optimizer: Optimizer) -> None:
+    """Move restored state back into pageable memory.
+
+    bitsandbytes loads a state dict into plain GPU tensors, so that a resumed run would hold on the GPU what the first
+    run had paged out. Does nothing to an optimizer that is not paged.
+    """
+    if not (isinstance(optimizer, Optimizer8bit) and optimizer.is_paged):
+        return
+    for parameter, state in optimizer.state.items():
+        for name in ("state1", "state2"):
+            if name in state:
+                # The optimizer's own allocator decides what is large enough to page.
+                buffer = optimizer.get_state_buffer(parameter, dtype=state[name].dtype)
+                state[name] = buffer.copy_(state[name])
 
 
 def learning_rate(section: TrainingSection, step: int, total_steps: int) -> float:

@@ -33,7 +33,7 @@ from qlora_cli.training.checkpoint import ADAPTER, Progress, newest_valid, resto
 from qlora_cli.training.environment import hardware, peak_memory_bytes, versions
 from qlora_cli.training.events import DataReady, Emitter, Finished, Listener, ModelReady, Notice, Stage, Started
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
-from qlora_cli.training.optim import build_optimizer, runs_unpaged
+from qlora_cli.training.optim import build_optimizer, page_again, runs_unpaged
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import check_same_run
 from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
@@ -216,6 +216,7 @@ def _restore(run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer
         adapter = checkpoint / ADAPTER
         copy_adapter_tensors(model, read_adapter_tensors(adapter), adapter)
         progress = restore_optimizer(checkpoint, optimizer)
+        page_again(optimizer)
         run.emit(Notice(f"going on from {checkpoint.name}"))
     if run.accelerator.is_main_process:
         MetricsFile(run.folder.metrics).keep_until(progress.step if checkpoint else -1)

@@ -1,0 +1,123 @@
+"""On SmolLM2-135M-Instruct: what we train PEFT reads, what PEFT trains we read, and both score the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from qlora_cli.data.batches import collate
+from qlora_cli.data.encode import EncodedRows, encode_rows
+from qlora_cli.data.sources import load_rows
+from qlora_cli.model.adapter import load_adapter
+from qlora_cli.model.base import ModelSource, load_base, load_tokenizer
+from qlora_cli.recipe.load import load_recipe
+from qlora_cli.recipe.schema import QuantizationSection, Recipe
+from qlora_cli.training.run import train
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
+CPU = torch.device("cpu")
+HELD_OUT_ROWS = 32
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        not (MODEL / "model.safetensors").exists(),
+        reason=f"no demo model: python scripts/get_demo_model.py {MODEL.relative_to(ROOT)}",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """Four steps of the shipped demo recipe, evaluated on 32 held-out rows."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    held_out = (ROOT / "recipes/data/gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()[:HELD_OUT_ROWS]
+    (folder / "held-out.jsonl").write_text("\n".join(held_out) + "\n", encoding="utf-8")
+    changes = ["training.max_steps=4", "training.warmup_steps=0", "training.per_device_train_batch_size=2"]
+    paths = [f"dataset.validation={folder / 'held-out.jsonl'}", f"output_dir={folder / 'run'}"]
+    recipe = load_recipe(ROOT / "recipes/smollm2-gsm8k.yaml", [*changes, *paths])
+    train(recipe)
+    return recipe, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def held_out(run: tuple[Recipe, Path]) -> EncodedRows:
+    recipe, _ = run
+    _, rows = load_rows(recipe.dataset, seed=recipe.training.seed)
+    assert rows is not None
+    return encode_rows(rows, recipe.dataset, load_tokenizer(ModelSource(recipe.base_model)))
+
+
+def _base(recipe: Recipe, dtype: str = "bfloat16") -> PreTrainedModel:
+    return load_base(ModelSource(recipe.base_model), QuantizationSection(compute_dtype=dtype), CPU)
+
+
+@torch.no_grad()
+def _token_losses(model: nn.Module, rows: EncodedRows) -> torch.Tensor:
+    """The loss of every supervised token, float32, row after row; plain logits and cross entropy."""
+    model.eval()
+    losses = []
+    for start in range(0, len(rows), 8):
+        batch = collate(rows, range(start, min(start + 8, len(rows))), 0)
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+        targets = batch.labels[:, 1:]
+        keep = targets != -100
+        losses.append(nn.functional.cross_entropy(logits[keep].float(), targets[keep], reduction="none"))
+    return torch.cat(losses)
+
+
+def test_both_directions_agree_with_peft_within_bf16_noise(
+    run: tuple[Recipe, Path], held_out: EncodedRows, tmp_path: Path
+) -> None:
+    """Our adapter in PEFT, and the same adapter as PEFT saves it back here, over one NF4 base. The yardstick is the
+    noise of bfloat16 itself: what PEFT's own losses move by between bfloat16 and float32 compute."""
+    recipe, folder = run
+    ours = _base(recipe)
+    load_adapter(ours, folder / "adapter", compute_dtype=torch.bfloat16)
+    our_losses = _token_losses(ours, held_out)
+    assert len(held_out) == HELD_OUT_ROWS
+    assert len(our_losses) == held_out.supervised_tokens
+
+    theirs = peft.PeftModel.from_pretrained(_base(recipe), folder / "adapter")
+    their_losses = _token_losses(theirs, held_out)
+    exact = peft.PeftModel.from_pretrained(_base(recipe, "float32"), folder / "adapter")
+    noise = (_token_losses(exact, held_out) - their_losses).abs()
+    difference = (our_losses - their_losses).abs()
+    assert difference.mean() <= 1.5 * noise.mean()
+    assert difference.max() <= 2 * noise.max()
+    assert our_losses.mean().item() == pytest.approx(their_losses.mean().item(), abs=2e-3)
+
+    theirs.save_pretrained(tmp_path / "from-peft")
+    back = _base(recipe)
+    load_adapter(back, tmp_path / "from-peft", compute_dtype=torch.bfloat16)
+    assert torch.equal(_token_losses(back, held_out), our_losses)
+
+
+def test_the_run_recorded_what_a_plain_computation_gives(run: tuple[Recipe, Path], held_out: EncodedRows) -> None:
+    """The run's last held-out loss is the mean of the plain per-token losses, and lower than the base's."""
+    recipe, folder = run
+    model = _base(recipe)
+    before = _token_losses(model, held_out).mean().item()
+    load_adapter(model, folder / "adapter", compute_dtype=torch.bfloat16)
+    after = _token_losses(model, held_out).mean().item()
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    # Rows fall into other batches there, so that bfloat16 rounds differently.
+    assert record["first_eval"]["eval_loss"] == pytest.approx(before, abs=5e-3)
+    assert record["last_eval"]["eval_loss"] == pytest.approx(after, abs=5e-3)
+    assert after < before - 0.1
+
+
+def test_the_model_is_stored_as_the_paper_says(run: tuple[Recipe, Path]) -> None:
+    """4.127 bits for each of the 106,168,320 weights of the linear layers; rank 16 on all of them trains 4,884,480."""
+    record = json.loads((run[1] / "run.json").read_text(encoding="utf-8"))
+    assert record["model"]["quantized_parameters"] == 106_168_320
+    assert record["model"]["bits_per_quantized_parameter"] == pytest.approx(4.127, abs=1e-3)
+    assert record["model"]["trainable_parameters"] == 4_884_480
+    assert record["model"]["total_parameters"] == 134_515_008
