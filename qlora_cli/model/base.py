@@ -106,7 +106,6 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
             f"base_model: {base.name} lacks {len(found['missing_keys'])} of the model's weights: {missing}"
         )
     keep_layout(model)
-    model.config.use_cache = False
     model.requires_grad_(False)
     return model
 

@@ -65,7 +65,20 @@ def dump_recipe(recipe: Recipe) -> str:
     if recipe.training.max_steps is not None:
         # Of two ways to say how long, only the one in force; the schema refuses both at once.
         del data["training"]["num_train_epochs"]
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what PyYAML leaves bare but we read as a number, such as the commit `12345e6`, and escapes what is no
+    letter: PyYAML loses some of the rarer line breaks."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = None if yaml_source.parse_scalar(text) == text and text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _read_text(path: Path) -> str:

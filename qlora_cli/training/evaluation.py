@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -10,8 +11,16 @@ from torch import nn
 
 from qlora_cli.data.batches import collate, eval_batches
 from qlora_cli.data.encode import EncodedRows
+from qlora_cli.errors import NonFiniteError
 from qlora_cli.training.events import Emitter, EvalRecord, EvaluationProgress
 from qlora_cli.training.loss import perplexity, supervised_loss
+
+_WAYS_OUT = "Look at them; else try a lower learning_rate, or compute_dtype: float32"
+_BASE_IS_BROKEN = (
+    "Nothing was trained yet, so it is the base model that gives this: look at its weights, or at compute_dtype"
+)
+    "Nothing was trained yet, so it is the base model that gives this: look at its weights, or at compute_dtype"
+)
 
 
 @torch.no_grad()
@@ -25,20 +34,33 @@ def evaluate(
     step: int,
     emit: Emitter,
 ) -> EvalRecord:
-    """Mean loss over all supervised tokens of `rows`, each weighing the same; leaves the model in training mode."""
+    """Mean loss over all supervised tokens of `rows`, each weighing the same; leaves the model in training mode.
+
+    Raises:
+        NonFiniteError: if it is NaN or infinite, naming the rows that make it so.
+    """
     started = time.monotonic()
     batches = eval_batches(rows.lengths, batch_size, accelerator.num_processes, accelerator.process_index)
     model.eval()
     # Sums in double precision on the CPU: the result must not depend on how rows fell into batches.
     totals = torch.zeros(2, dtype=torch.float64)
+    broken: list[int] = []
     for done, micro in enumerate(batches, start=1):
         batch = collate(rows, micro.indices, pad_token_id, blank=micro.blank).to(accelerator.device)
-        totals[0] += supervised_loss(model, batch).double().cpu()
+        loss_sum = supervised_loss(model, batch).double().cpu()
+        if not torch.isfinite(loss_sum):
+            broken += batch.rows
+        totals[0] += loss_sum
         totals[1] += batch.supervised_tokens
         emit(EvaluationProgress(done, len(batches)))
     model.train()
-    loss_sum, tokens = accelerator.reduce(totals.to(accelerator.device), reduction="sum").tolist()
-    loss = loss_sum / max(tokens, 1.0)
+    total, tokens = accelerator.reduce(totals.to(accelerator.device), reduction="sum").tolist()
+    loss = total / max(tokens, 1.0)
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"evaluation after step {step}: the held-out loss is {loss}. Rows of {rows.source} in it: "
+            f"{', '.join(map(str, broken))}. {_WAYS_OUT if step else _BASE_IS_BROKEN}"
+        )
     return EvalRecord(
         step=step,
         eval_loss=loss,

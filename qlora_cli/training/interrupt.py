@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `signal_name`; a second one stops at once."""
+    """While entered, the first SIGINT or SIGTERM sets `signal_name` and calls `on_request`; a second stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_request: Callable[[str], None]) -> None:
         self.signal_name: str | None = None
+        self._on_request = on_request
         self._previous: dict[signal.Signals, signal.Handlers | object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -29,6 +31,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         self._restore()
+        self._on_request(self.signal_name)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -22,7 +22,7 @@ from qlora_cli.errors import Interrupted, NonFiniteError
 from qlora_cli.recipe.schema import TrainingSection
 from qlora_cli.training.checkpoint import Progress, rotate, save_checkpoint
 from qlora_cli.training.evaluation import evaluate
-from qlora_cli.training.events import CheckpointSaved, Emitter, EvalRecord, StepDone, TrainRecord
+from qlora_cli.training.events import CheckpointSaved, Emitter, Notice, StepDone, TrainRecord
 from qlora_cli.training.interrupt import StopRequest
 from qlora_cli.training.loss import supervised_loss
 from qlora_cli.training.optim import learning_rate
@@ -94,7 +94,7 @@ class Loop:
         self.model.train()
         if self.progress.step == 0 and self.section.eval_on_start:
             self._evaluate()
-        with StopRequest() as stop:
+        with StopRequest(self._stopping) as stop:
             while self.progress.step < self.total_steps:
                 self._train_step()
                 last = self.progress.step == self.total_steps
@@ -195,20 +195,28 @@ class Loop:
         )
         self.progress = replace(progress, window_loss=0.0, window_supervised=0, window_tokens=0, window_seconds=0.0)
 
-    def _evaluate(self) -> EvalRecord | None:
+    def _stopping(self, signal_name: str) -> None:
+        self.output.emit(Notice(f"{signal_name}: stopping after this step, its state saved; again to stop at once"))
+
+    def _evaluate(self) -> None:
         if self.data.validation is None:
-            return None
-        record = evaluate(
-            self.accelerator,
-            self.model,
-            self.data.validation,
-            batch_size=self.section.per_device_eval_batch_size or self.section.per_device_train_batch_size,
-            pad_token_id=self.data.pad_token_id,
-            step=self.progress.step,
-            emit=self.output.emit,
-        )
+            return
+        try:
+            record = evaluate(
+                self.accelerator,
+                self.model,
+                self.data.validation,
+                batch_size=self.section.per_device_eval_batch_size or self.section.per_device_train_batch_size,
+                pad_token_id=self.data.pad_token_id,
+                step=self.progress.step,
+                emit=self.output.emit,
+            )
+        except NonFiniteError:
+            # Loss and gradients of every step were finite: what is trained is worth keeping.
+            if self.progress.step > 0:
+                self._save()
+            raise
         self.output.emit(record)
-        return record
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:

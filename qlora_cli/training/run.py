@@ -65,6 +65,7 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
     run = _set_up(recipe, resume, listeners)
+    run.emit(Stage(f"reading the tokenizer of {recipe.base_model}"))
     tokenizer = load_tokenizer(run.source)
     data = _load_data(run, tokenizer)
     model = _load_model(run)

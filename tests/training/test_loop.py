@@ -87,6 +87,17 @@ def test_four_unequal_micro_batches_are_one_batch(tmp_path: Path, checkpointing:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
+def test_checkpointing_draws_the_same_dropout_twice(tmp_path: Path) -> None:
+    """Recomputed activations use the masks of the first pass: the gradients are bit for bit those without it."""
+    results = []
+    for checkpointing in (False, True):
+        training = {"gradient_checkpointing": checkpointing, "max_grad_norm": None}
+        recipe = tiny_recipe(tmp_path, rows=8, validation_rows=0, lora={"dropout": 0.5}, training=training)
+        results.append(_one_step(recipe, tmp_path / f"checkpoints-{checkpointing}"))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
 def test_losses_are_those_of_a_plain_loop_over_peft(tmp_path: Path) -> None:
     """Eight steps with accumulation, clipping and warmup: PEFT's layers, transformers' model, torch's AdamW, and a
     loop written out below give the same losses and gradient norms to 1e-4 (float32, NF4 base)."""

@@ -13,12 +13,14 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
 from qlora_cli.errors import DataError, Interrupted, NonFiniteError, OutputError
 from qlora_cli.model.base import ModelSource, load_base
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training import evaluation as evaluation_module
 from qlora_cli.training import loop as loop_module
 from qlora_cli.training import run as run_module
 from qlora_cli.training.events import Event, Notice, StepDone
@@ -325,6 +327,32 @@ def test_a_non_finite_step_stops_with_the_last_good_state(
     whole = _with(recipe, tmp_path / "whole")
     train(whole)
     assert _digest(run) == _digest(tmp_path / "whole")
+
+
+def test_a_non_finite_evaluation_stops_with_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The held-out loss after step 2 is NaN in its second batch: that batch's rows are named, step 2 is saved, and
+    metrics.jsonl stays valid JSON."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 4, "eval_steps": 2, "eval_on_start": False})
+    monkeypatch.setattr(evaluation_module, "supervised_loss", _broken_at(2, lambda loss: loss * torch.nan))
+    with pytest.raises(NonFiniteError) as caught:
+        train(recipe)
+    message = str(caught.value)
+    assert message.startswith("evaluation after step 2: the held-out loss is nan. Rows of ")
+    assert len(message.split(" in it: ")[1].split(". ")[0].split(", ")) == 4
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["last_checkpoint"]) == ("failed", "step-000002")
+    assert len(read_metrics(tmp_path / "run", "train")) == 2
+
+
+def test_a_broken_base_is_told_before_the_first_step(tmp_path: Path) -> None:
+    """NaN in the base's own weights: the first evaluation says that it is the base."""
+    recipe = tiny_recipe(tmp_path)
+    weights = Path(recipe.base_model) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][0] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(NonFiniteError, match=r"Nothing was trained yet, so it is the base model that gives this"):
+        train(recipe)
 
 
 def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""The reference pages say what the code does, and the README's commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from qlora_cli.recipe.schema import Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_generated_pages_are_current() -> None:
+    """docs/recipe.md and docs/commands.md are what scripts/generate_docs.py writes now."""
+    done = subprocess.run(
+        [sys.executable, "scripts/generate_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_readmes_recipe_is_one() -> None:
+    """The YAML that newcomers copy validates."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    assert Recipe.model_validate(yaml.safe_load(blocks[0])).dataset.validation_fraction == 0.05
+
+
+def test_the_readmes_targets_and_links_exist() -> None:
+    """Every `make` target and every relative link in the README is there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"make ([a-z][a-z-]+)", text))
+    assert {"demo", "test", "check", "test-gpu"} <= targets
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert links
+    assert all((ROOT / link).exists() for link in links)
