@@ -19,8 +19,6 @@ _WAYS_OUT = "Look at them; else try a lower learning_rate, or compute_dtype: flo
 _BASE_IS_BROKEN = (
     "Nothing was trained yet, so it is the base model that gives this: look at its weights, or at compute_dtype"
 )
-    "Nothing was trained yet, so it is the base model that gives this: look at its weights, or at compute_dtype"
-)
 
 
 @torch.no_grad()

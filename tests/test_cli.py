@@ -1,0 +1,328 @@
+"""The command line as a person or a script meets it: exit codes, what is on stdout and stderr, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from qlora_cli import __version__
+from qlora_cli.cli import app
+from qlora_cli.commands import train as train_command
+from qlora_cli.recipe.load import dump_recipe
+from tests.support.runs import read_metrics, tiny_recipe
+
+HEAVY = ("torch", "transformers", "datasets", "bitsandbytes", "accelerate")
+# Runs the command, then tells on stderr which of the heavy packages it imported.
+SPY = f"""
+import sys
+from qlora_cli.cli import app
+try:
+    app(sys.argv[1:])
+finally:
+    print("IMPORTED", [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+REPOSITORY = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "NO_COLOR": ""}
+
+
+def process(*arguments: str, folder: Path, spy: bool = False) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    program = ["-c", SPY] if spy else ["-m", "qlora_cli"]
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model, rows and recipe.yaml, made once; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = tiny_recipe(folder, training={"max_steps": 3, "save_steps": 2}).model_copy(update={"output_dir": "run"})
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def recipe(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The path of the shared recipe, to be run in a folder of its own and without a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    # The libraries' verbosity is this process's, and other tests' too.
+    monkeypatch.setattr(train_command, "quiet_libraries", lambda **_: None)
+    return str(shared / "recipe.yaml")
+
+
+def invoke(*arguments: str) -> Result:
+    """The command in this process."""
+    return CliRunner().invoke(app, ["train", *arguments])
+
+
+def settings(*pairs: str) -> list[str]:
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+# ------------------------------------------------------------------------------------------- Before torch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["train", "--help"], 0), (["-h"], 0), (["--version"], 0), ([], 2), (["train", "r.yaml"], 2)],
+    ids=" ".join,
+)
+def test_what_needs_no_torch_imports_none(arguments: list[str], code: int, tmp_path: Path) -> None:
+    """Help, the version and a wrong recipe are there at once: nothing heavy is imported for them."""
+    (tmp_path / "r.yaml").write_text("base_model: gpt2\nlora: {rnk: 3}\n")
+    done = process(*arguments, folder=tmp_path, spy=True)
+    assert done.stderr.endswith("IMPORTED []\n")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code
+
+
+def test_the_spy_would_see_torch(tmp_path: Path) -> None:
+    """A run that gets past the recipe does import it."""
+    (tmp_path / "r.yaml").write_text("base_model: /none\ndataset: {train: x.csv}\noutput_dir: run\n")
+    done = process("train", "r.yaml", folder=tmp_path, spy=True)
+    assert "'torch', 'transformers', 'datasets'" in done.stderr
+    assert done.returncode == 2
+
+
+def test_version_and_help() -> None:
+    """--version is the package's; every option of train is in its help, with the exit codes."""
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"{__version__}\n"
+    assert "train" in CliRunner().invoke(app, ["-h"]).stdout
+    text = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, ["train", "--help"]).stdout
+    for word in ("RECIPE", "--set", "KEY=VALUE", "--output-dir", "--resume", "130 interrupted"):
+        assert word in text
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["train", "r.yaml", "--no-such-option"], ["trian"]], ids=" ".join)
+def test_wrong_usage(arguments: list[str]) -> None:
+    """Exit code 2, the usage on stderr, nothing on stdout."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage:" in result.stderr
+
+
+# ------------------------------------------------------------------------------------------- Wrong requests
+
+
+def refused(*arguments: str, code: int = 2) -> str:
+    """The message on stderr of a command that fails as it should: no traceback, and nothing of it on stdout."""
+    result = invoke(*arguments)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+    assert "error" not in result.stdout
+    return result.stderr.removeprefix("error: ").removesuffix("\n")
+
+
+def test_no_such_recipe(recipe: str) -> None:
+    assert refused("none.yaml") == "none.yaml: no such file; expected a recipe, a YAML file"
+
+
+def test_a_wrong_recipe(recipe: str) -> None:
+    """All mistakes, a line each."""
+    Path("r.yaml").write_text("base_model: gpt2\nlora: {rnk: 3}\ndataset: {train: a.csv}\noutput_dir: o\n")
+    assert refused("r.yaml", "--set", "training.seed=x") == (
+        "r.yaml:2:8: lora.rnk: unknown key; did you mean `rank`?\n"
+        "--set training.seed=x: training.seed: input should be a valid integer, got 'x'"
+    )
+
+
+def test_no_such_model_folder(recipe: str) -> None:
+    assert refused(recipe, "--set", "base_model=./none") == (
+        f"base_model: {Path.cwd()}/none: no such folder. Expected a model folder, or a hub name such as org/name"
+    )
+
+
+def test_a_hub_that_cannot_be_reached(recipe: str) -> None:
+    """Model and dataset: the name, what it was taken for, and what to do."""
+    message = refused(recipe, "--set", "base_model=org/none")
+    assert message.startswith(
+        "base_model: the tokenizer of org/none (revision main) cannot be had from the hub, and there is no such folder "
+        "here. Check the name and the network"
+    )
+    message = refused(recipe, "--set", "dataset.train=org/none")
+    assert message.startswith(
+        "org/none: there is no such local file or folder, so it was taken for a dataset on the hub"
+    )
+
+
+EMPTY, CUT = "", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n'
+LONG = json.dumps({"prompt": "a " * 300, "completion": "b"}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (EMPTY, "rows.jsonl: the file is empty."),
+        (
+            CUT,
+            r'rows.jsonl, line 2: expected one JSON object, got "{\"prompt\": \"a\"," '
+            "(expecting property name enclosed in double quotes at column 1).",
+        ),
+    ],
+    ids=["empty", "malformed"],
+)
+def test_wrong_data(text: str, message: str, recipe: str) -> None:
+    """The file and the row are named."""
+    Path("rows.jsonl").write_text(text)
+    assert refused(recipe, "--set", "dataset.train=rows.jsonl") == message
+    assert not Path("run").exists()
+
+
+def test_no_supervised_token(recipe: str) -> None:
+    """Rows whose every answer is cut away would teach nothing."""
+    Path("rows.jsonl").write_text(LONG)
+    cut = settings("dataset.train=rows.jsonl", "dataset.max_length=8", "dataset.overlong=truncate")
+    message = refused(recipe, *cut)
+    assert message.startswith("rows.jsonl")
+    assert "supervised" in message
+    assert not Path("run").exists()
+
+
+def test_a_folder_that_holds_a_run(recipe: str) -> None:
+    Path("run").mkdir()
+    Path("run/metrics.jsonl").touch()
+    assert refused(recipe) == (
+        "output_dir: run already holds a run. Add --resume to go on with it, name another folder with --output-dir, "
+        "or delete it"
+    )
+
+
+def test_a_run_folder_that_cannot_be(recipe: str) -> None:
+    """A file in its place."""
+    Path("file").touch()
+    message = "output_dir: file is a file; expected a folder, or nothing, there"
+    assert refused(recipe, "--output-dir", "file") == message
+
+
+def test_a_run_folder_that_cannot_be_made(recipe: str) -> None:
+    """Below a file or in a system's folder: a message that names it."""
+    for folder in ("/dev/null/x", "/proc/x/y"):
+        result = invoke(recipe, "--output-dir", folder)
+        assert isinstance(result.exception, SystemExit)
+        assert result.exit_code in (1, 2)
+        assert folder.rsplit("/", 1)[0] in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(recipe: str) -> None:
+    message = refused(recipe, "--set", "training.device=cuda")
+    assert message.startswith("training.device: cuda was asked for, but torch ")
+    assert message.endswith("Set training.device to auto or cpu, or install a CUDA build of torch and check nvidia-smi")
+
+
+def test_a_loss_that_is_not_finite(recipe: str, shared: Path) -> None:
+    """A base whose last norm holds a NaN: exit code 1, the step and its rows named, the record says failed."""
+    base = Path("base")
+    base.mkdir()
+    for file in (shared / "llama").iterdir():
+        (base / file.name).write_bytes(file.read_bytes())
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    message = refused(recipe, *settings("base_model=./base", "dataset.validation=null"), code=1)
+    assert message.startswith("step 1: the loss is nan, so training stopped; nothing was trained yet. Rows of ")
+    assert json.loads(Path("run/run.json").read_text())["status"] == "failed"
+    assert not Path("run/adapter").exists()
+
+
+# ------------------------------------------------------------------------------------------- Names with meaning
+
+
+@pytest.mark.parametrize("name", ["123", "a: b #c", "null", "[x]", "'", "é \\n", "~"])
+def test_any_folder_name_is_text(name: str, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--output-dir takes a name, not YAML; and names it again as it was given."""
+    (Path.cwd() / name).mkdir()
+    (Path.cwd() / name / "run.json").touch()
+    monkeypatch.setenv("HOME", str(Path.cwd() / "~"))
+    assert refused(recipe, "--output-dir", name).startswith("output_dir: ")
+    again = train_command._resume_command(Path("r.yaml"), ["lora.rank=4"], Path(name))
+    assert shlex.split(again) == [
+        "qlora", "train", "r.yaml", "--set", "lora.rank=4", "--output-dir", name, "--resume"
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- Whole runs
+
+
+def test_a_whole_run_in_a_log(recipe: str, shared: Path, tmp_path: Path) -> None:
+    """stdout piped: plain lines from the data to the adapter, then a command that goes on; it does."""
+    done = process("train", recipe, "--output-dir", "my run", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("data     train: 32 rows, ")
+    assert lines[1].startswith("data     validation: 8 rows, ")
+    assert lines[2] == f"model    {shared}/llama (LlamaForCausalLM) on cpu"
+    assert "train    3 steps of 4 rows, 0.375 epochs, into my run" in lines
+    labels = [line[:8].strip() for line in lines if line[:8].strip()]
+    after_start = labels[labels.index("train") + 1 :]
+    assert after_start[:9] == ["eval", "step", "step", "saved", "step", "eval", "saved", "done", "adapter"]
+    assert lines[-3] == f"adapter  my run/adapter{os.sep}  (PEFT format)"
+    assert lines[-2] == "Load it over the same base with PEFT, transformers or vLLM. To train on, for longer:"
+    assert lines[-1] == f"  qlora train {recipe} --output-dir 'my run' --resume --set training.max_steps=6"
+    assert (tmp_path / "my run" / "adapter" / "adapter_model.safetensors").is_file()
+
+    result = CliRunner().invoke(app, shlex.split(lines[-1])[1:])
+    assert result.exit_code == 0, result.output
+    assert [record["step"] for record in read_metrics(tmp_path / "my run", "train")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture
+def endless(recipe: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run with no end in sight, in a process group of its own as a shell would start it."""
+    words = [sys.executable, "-m", "qlora_cli", "train", recipe, *settings("training.max_steps=1000000")]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as running:  # fmt: skip
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def wait_for(condition: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_interrupted_run(endless: subprocess.Popen[str], recipe: str, tmp_path: Path) -> None:
+    """Ctrl-C in training: exit code 130, the state saved, no traceback, and the command that goes on, which does."""
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and '"event": "train"' in metrics.read_text(), endless)
+    endless.send_signal(signal.SIGINT)
+    out, err = endless.communicate(timeout=60)
+    assert endless.returncode == 130, err
+    step = json.loads((tmp_path / "run" / "run.json").read_text())["last_checkpoint"].removeprefix("step-")
+    assert err == f"error: SIGINT: stopped after step {int(step)}, state saved\n"
+    command = f"qlora train {recipe} --set training.max_steps=1000000 --resume"
+    assert out.splitlines()[-1] == f"Go on with: {command}"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+
+    end = int(step) + 2
+    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--set", f"training.max_steps={end}"])
+    assert result.exit_code == 0, result.output
+    assert f"note     going on from step-{step}" in result.stdout
+    assert [record["step"] for record in read_metrics(tmp_path / "run", "train")] == list(range(1, end + 1))
