@@ -5,6 +5,7 @@ On a terminal a live bar; elsewhere (a file, CI, a log collector) plain lines, e
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from rich.console import Console
@@ -31,9 +32,23 @@ from qlora_cli.training.events import (
 _SMOOTHING = 0.2
 
 
+class _PatientConsole(Console):
+    """Falls silent when its reader goes away (`qlora train … | head`), where Rich would end the run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what stands in for a file may have no descriptor
+            # Or the interpreter fails at exit, flushing into the closed pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that leaves numbers uncoloured and never wraps lines where nobody reads a screen."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False)
+    """A console that leaves numbers uncoloured and never wraps lines where nobody reads a screen.
+
+    Of several processes of one run, only the first has something to show; all of them may tell errors.
+    """
+    quiet = not stderr and int(os.environ.get("RANK", "0")) > 0
+    return _PatientConsole(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
 
 
 def show_error(error: QloraError) -> None:
@@ -61,7 +76,7 @@ class TrainView:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Stage(text) if self._console.is_terminal:
+            case Stage(text):
                 self._line("", f"{text} …", style="dim")
             case Notice(text):
                 self._line("note", text)

@@ -1,7 +1,7 @@
 """Write the reference pages that are derived from the code, or check that they are current.
 
-    python scripts/generate_docs.py           writes docs/recipe.md and docs/commands.md
-    python scripts/generate_docs.py --check   exits 1 if a page is not what it would be
+python scripts/generate_docs.py           writes docs/recipe.md and docs/commands.md
+python scripts/generate_docs.py --check   exits 1 if a page is not what it would be
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def _words(annotation: Any) -> str:
 def _bound(item: Any) -> str:
     limits = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
     holders = [item, *getattr(item, "metadata", [])]
-    found = [f"{sign} {getattr(h, name)}" for h in holders for name, sign in limits if getattr(h, name, None) is not None]
-    return ", ".join(found)
+    found = [(sign, getattr(holder, name, None)) for holder in holders for name, sign in limits]
+    return ", ".join(f"{sign} {limit}" for sign, limit in found if limit is not None)
 
 
 def _default(field: FieldInfo) -> str:

@@ -99,7 +99,7 @@ def shown(*events: Event, terminal: bool = False, width: int = 100) -> str:
     ("event", "text"),
     [
         (Notice("going on from step-000005"), "note     going on from step-000005\n"),
-        (Stage("loading org/model"), ""),
+        (Stage("loading org/model"), "         loading org/model …\n"),
         (
             DATA,
             "data     train: 7,473 rows, 1,234,567 tokens, 987,654 of them supervised "
@@ -209,7 +209,7 @@ def test_a_log_has_no_control_codes() -> None:
     """From the first event to the last: printable characters and newlines."""
     text = shown(*EVERY)
     assert set(text) - {"\n"} == {character for character in text if character.isprintable()}
-    assert text.count("\n") == 12
+    assert text.count("\n") == 13
 
 
 def test_on_a_terminal_a_bar_takes_the_place_of_records() -> None:

@@ -33,7 +33,7 @@ class LoraSection(Section):
     """The trained low-rank update (LoRA, section 4.1): h = W0 x + (alpha / rank) B A x."""
 
     rank: PositiveInt = Field(16, description="rank r of B A")
-    alpha: Annotated[float, Field(gt=0)] = Field(32, description="the update is scaled by alpha / rank")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="the update is scaled by alpha / rank")
     dropout: Fraction = Field(0.0, description="dropout on the input of A")
     target_modules: str | list[str] = Field(
         "all-linear",

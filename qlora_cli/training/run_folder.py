@@ -64,6 +64,8 @@ class RunFolder:
         existing = self.path
         while not existing.exists():
             existing = existing.parent
+        if not existing.is_dir():
+            raise OutputError(f"output_dir: {existing} is no folder, so {self.path} cannot be made")
         if not os.access(existing, os.W_OK):
             raise OutputError(f"output_dir: {existing} cannot be written")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -340,12 +341,24 @@ def test_hub_names_stay(name: str) -> None:
 
 
 def test_what_is_there_is_no_hub_name(tmp_path: Path) -> None:
-    """A folder beside the recipe is meant, whatever its name looks like; one in the current folder is not."""
+    """A folder beside the recipe is meant, whatever its name looks like."""
     (tmp_path / "recipes" / "org" / "model").mkdir(parents=True)
-    (tmp_path / "org" / "rows").mkdir(parents=True)
     recipe = load(MINIMAL)
     assert recipe.base_model == str(tmp_path / "recipes" / "org" / "model")
     assert recipe.dataset.train == "org/rows"
+
+
+def test_a_name_that_only_the_current_folder_has_is_refused(tmp_path: Path) -> None:
+    """transformers and datasets would take it from there, whatever the recipe meant; told with what to write, beside
+    the other mistakes. An override may name it."""
+    (tmp_path / "org" / "rows").mkdir(parents=True)
+    with pytest.raises(RecipeError) as caught:
+        load(MINIMAL + "tsk: x\n")
+    assert str(caught.value).splitlines()[1:] == [
+        "recipes/r.yaml:3:3: dataset.train: org/rows is not beside the recipe but in the current folder; "
+        "a path is relative to the recipe: write ../org/rows"
+    ]
+    assert load(MINIMAL, "dataset.train=org/rows").dataset.train == str(tmp_path / "org" / "rows")
 
 
 @pytest.mark.parametrize(
@@ -419,10 +432,14 @@ def test_a_file_without_an_end() -> None:
     assert told(Path("/dev/zero")) == "/dev/zero: larger than 1,000,000 bytes, which no recipe is"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file() -> None:
+def test_an_unreadable_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusal is played."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
     Path("secret.yaml").write_text(MINIMAL)
-    Path("secret.yaml").chmod(0)
+    monkeypatch.setattr(Path, "open", refuse)
     assert told(Path("secret.yaml")) == "secret.yaml: cannot be read: Permission denied"
 
 

@@ -1,0 +1,74 @@
+"""The fields of a recipe that name files: relative to the recipe, or, in an override, to the current folder."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from qlora_cli.recipe import yaml_source
+from qlora_cli.recipe.yaml_source import Value
+
+# Fields that name a local file or folder, or else something on the hub.
+_PATH_FIELDS: tuple[yaml_source.Path, ...] = (
+    ("base_model",),
+    ("dataset", "train"),
+    ("dataset", "validation"),
+)
+
+_DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}
+
+
+def resolve_paths(data: dict[str, Value], base: Path, only: yaml_source.Path | None = None) -> None:
+    """Make the path-valued fields absolute where they name something local; `~` is a home folder everywhere."""
+    if isinstance(output := data.get("output_dir"), str):
+        data["output_dir"] = _expand_home(output)
+    for keys, section, value in _path_values(data):
+        if only is None or keys[: len(only)] == only:
+            section[str(keys[-1])] = _resolve(value, base)
+
+
+def misplaced_paths(data: dict[str, Value], recipe_folder: Path) -> dict[yaml_source.Path, str]:
+    """Values that are still names, for the hub, but that the current folder has: what is wrong with each.
+
+    The libraries that fetch from the hub look there first, so that one recipe would mean different things in
+    different folders.
+    """
+    return {
+        keys: f"{value} is not beside the recipe but in the current folder; a path is relative to the recipe: "
+        f"write {os.path.relpath(value, recipe_folder)}"
+        for keys, _, value in _path_values(data)
+        if value and not os.path.isabs(value) and os.path.exists(value)  # noqa: PTH110, PTH117
+    }
+
+
+def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dict[str, Value], str]]:
+    """Every path-valued field that holds text: its keys, the section it is in, and the text."""
+    for keys in _PATH_FIELDS:
+        section: Value = data
+        for key in keys[:-1]:
+            section = section.get(str(key)) if isinstance(section, dict) else None
+        value = section.get(str(keys[-1])) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(value, str):
+            yield keys, section, value
+
+
+def _resolve(value: str, base: Path) -> str:
+    """An absolute path for what is a path by its look or because it exists; a hub name stays as it is."""
+    path = base / _expand_home(value)
+    looks_local = value.startswith((".", "/", "~")) or value.count("/") > 1 or path.suffix.lower() in _DATA_SUFFIXES
+    # Nothing at all is not the folder itself; and what cannot be looked at (too long, say) is no path.
+    if looks_local or glob.has_magic(value) or (value and os.path.exists(path)):  # noqa: PTH110
+        full = Path.cwd() / path
+        tidy = os.path.normpath(full)
+        # Behind a symbolic link, `..` is not the folder that the name says.
+        return tidy if os.path.realpath(tidy) == os.path.realpath(full) else str(full)
+    return value
+
+
+def _expand_home(value: str) -> str:
+    with contextlib.suppress(RuntimeError):  # no such user
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    return value
