@@ -30,6 +30,8 @@ from qlora_cli.training.events import (
 
 # How much of the present speed the shown speed takes over at each step.
 _SMOOTHING = 0.2
+# Seconds of steps that the time left is judged by: a step may take a minute, and Rich's own 30 would hold none.
+_SPEED_PERIOD = 600
 
 
 class _PatientConsole(Console):
@@ -136,6 +138,7 @@ class TrainView:
                 TextColumn("{task.fields[facts]}"),
                 TimeRemainingColumn(),
                 console=self._console,
+                speed_estimate_period=_SPEED_PERIOD,
             )
             self._steps = self._progress.add_task("step", total=event.total_steps, completed=event.first_step, facts="")
             self._progress.start()
