@@ -89,15 +89,16 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, compute_dtype: torch.d
     """
     config = read_adapter_config(folder)
     tensors = read_adapter_tensors(folder)
-    paths = list(dict.fromkeys(_path_of(key, folder) for key in tensors))
-    for path in paths:
-        key_a, _ = _keys(path)
+    layers: dict[str, LoRALinear] = {}
+    for path in dict.fromkeys(_path_of(key, folder) for key in tensors):
+        rank = int(_pattern(config, "rank_pattern", path, config["r"]))
+        alpha = _pattern(config, "alpha_pattern", path, config["lora_alpha"])
         try:
-            base = model.get_submodule(path)
-            layer = LoRALinear(
-                base,
-                rank=int(tensors[key_a].shape[0]) if key_a in tensors else int(config["r"]),
-                alpha=_alpha(config, path),
+            layers[path] = LoRALinear(
+                model.get_submodule(path),
+                rank=rank,
+                # The rank-stabilised scale is alpha / sqrt(rank).
+                alpha=alpha * rank**0.5 if config.get("use_rslora") else alpha,
                 dropout=float(config.get("lora_dropout") or 0.0),
                 compute_dtype=compute_dtype,
             )
@@ -106,9 +107,11 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, compute_dtype: torch.d
                 f"{folder}: the adapter has weights for {path}, but {type(model).__name__} has no linear layer there: "
                 "it was trained on another base model"
             ) from None
+    _copy_tensors(layers, tensors, folder)
+    # Only now that all of it fits: a model is never left with half an adapter.
+    for path, layer in layers.items():
         model.set_submodule(path, layer)
-    copy_adapter_tensors(model, tensors, folder)
-    return paths
+    return list(layers)
 
 
 def copy_adapter_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -117,8 +120,12 @@ def copy_adapter_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: P
     Raises:
         ModelError: listing every name that is missing, left over or mis-shaped.
     """
+    _copy_tensors(lora_layers(model), tensors, folder)
+
+
+def _copy_tensors(layers: dict[str, LoRALinear], tensors: dict[str, Tensor], folder: Path) -> None:
     wanted = {}
-    for path, layer in lora_layers(model).items():
+    for path, layer in layers.items():
         key_a, key_b = _keys(path)
         wanted[key_a], wanted[key_b] = layer.lora_A, layer.lora_B
     problems = [f"  missing: {key}" for key in wanted if key not in tensors]
@@ -150,9 +157,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     for field in ("r", "lora_alpha"):
         if not isinstance(config.get(field), int | float):
             raise ModelError(f"{file}: expected a number for {field}, got {config.get(field)!r}")
-    unknown = [name for name in _UNSUPPORTED if config.get(name) not in (None, False, {}, [], "none")]
+    unknown = [name for name, value in config.items() if name not in _KNOWN and value not in _EMPTY]
     if unknown:
         raise ModelError(f"{file}: uses {', '.join(unknown)}, which this version cannot apply")
+    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        # These took a part of the base away when training began, and would have to do so again here.
+        raise ModelError(
+            f"{file}: was trained from a changed base (init_lora_weights: {config['init_lora_weights']}), which this "
+            "version cannot rebuild. Convert it with PEFT first: save_pretrained(…, path_initial_model_for_weight_"
+            "conversion=…)"
+        )
     return config
 
 
@@ -168,19 +182,36 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
         raise ModelError(f"{file}: not a whole safetensors file: {error}") from None
 
 
-# Fields of PEFT's LoraConfig that change the result and that LoRALinear does not implement yet.
-_UNSUPPORTED = (
-    "use_dora",
-    "modules_to_save",
-    "lora_bias",
-    "trainable_token_indices",
-    "layer_replication",
-    "use_qalora",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "use_bdlora",
-    "bias",
-)
+# Fields of PEFT's LoraConfig that are applied here, or that change nothing about a trained adapter. Any other one that
+# is set makes a layer of another kind: better refused than read as plain LoRA.
+_KNOWN = {
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "eva_config",  # how A was drawn
+    "megatron_core",  # a module's name, of no effect without megatron_config
+    "qalora_group_size",  # of no effect without use_qalora
+    "ensure_weight_tying",  # of what modules_to_save would name
+}
+_EMPTY: tuple[object, ...] = (None, False, {}, [], "none")
+# Values of init_lora_weights that leave the base as it is.
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 _PREFIX = "base_model.model."
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight")
@@ -213,13 +244,6 @@ def _shortest_names(model: nn.Module, layers: Collection[str]) -> list[str]:
 def _number(value: float) -> float:
     """PEFT declares alpha an integer: 32 is written as 32, not 32.0."""
     return int(value) if value == int(value) else value
-
-
-def _alpha(config: dict[str, Any], path: str) -> float:
-    """The alpha that makes alpha / rank this layer's scale, rank-stabilised or per-module as the config says."""
-    rank = _pattern(config, "rank_pattern", path, config["r"])
-    alpha = _pattern(config, "alpha_pattern", path, config["lora_alpha"])
-    return float(alpha * rank**0.5) if config.get("use_rslora") else float(alpha)
 
 
 def _pattern(config: dict[str, Any], name: str, path: str, default: float) -> float:

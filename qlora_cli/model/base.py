@@ -18,7 +18,12 @@ from transformers import (
 )
 
 from qlora_cli.errors import DeviceError, ModelError
-from qlora_cli.model.quantization import bitsandbytes_config, compute_dtype, keep_layout
+from qlora_cli.model.quantization import (
+    bitsandbytes_config,
+    check_stored_quantization,
+    compute_dtype,
+    keep_layout,
+)
 from qlora_cli.recipe.schema import QuantizationSection
 
 # What the hub's client and the readers below it raise for an absent, unreachable or damaged file.
@@ -56,7 +61,7 @@ def choose_device(wanted: str) -> torch.device:
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda")  # of several, each process is given its own by Accelerate
 
 
 def load_tokenizer(base: ModelSource) -> PreTrainedTokenizerBase:
@@ -85,20 +90,23 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
     Raises:
         ModelError: if the model cannot be found, reached or read.
     """
-    _check_folder(base)
+    stored = getattr(load_config(base), "quantization_config", None)
+    check_stored_quantization(stored, quantization)
+    config = bitsandbytes_config(quantization)
+    # What is stored speaks for itself; and an explicit None would hide it from transformers.
+    quantize = {} if stored or config is None else {"quantization_config": config}
     try:
         model: PreTrainedModel
         model, found = AutoModelForCausalLM.from_pretrained(
             **base.arguments(),
             dtype=compute_dtype(quantization),
-            quantization_config=bitsandbytes_config(quantization),
             device_map={"": device},
+            use_safetensors=True,  # never a pickle
             output_loading_info=True,
+            **quantize,
         )
-    except torch.OutOfMemoryError:
-        raise ModelError(f"base_model: {base.name} does not fit on {device}, even before training") from None
     except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load("model", base, error)) from None
+        raise ModelError(_cannot_load("model", base, error) + _memory_left(device)) from None
     if found["missing_keys"]:
         # transformers would go on with random weights in their place.
         missing = ", ".join(sorted(found["missing_keys"])[:5])
@@ -159,15 +167,25 @@ def _check_folder(base: ModelSource) -> None:
         raise ModelError(f"base_model: {path}: no such folder. Expected a model folder, or a hub name such as org/name")
     if not (path / "config.json").is_file():
         raise ModelError(f"base_model: {path} holds no config.json, so it is not a model folder")
-    if list(path.glob("*.bin")) and not list(path.glob("*.safetensors")):
-        raise ModelError(
-            f"base_model: {path} has its weights only as pickle (.bin), which can run code when read. "
-            "Convert it to safetensors first"
-        )
+    if list(path.glob("*.bin")) and not list(path.glob("model*.safetensors")):
+        raise ModelError(f"base_model: {path} {_ONLY_PICKLE}")
+
+
+def _memory_left(device: torch.device) -> str:
+    """Running out of memory while weights are quantised comes out of transformers as a conversion error."""
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    return f" (memory free on the GPU: {free / 1e9:.1f} of {total / 1e9:.1f} GB; does the model fit?)"
+
+
+_ONLY_PICKLE = "has its weights only as pickle (.bin), which can run code when read. Convert it to safetensors first"
 
 
 def _cannot_load(part: str, base: ModelSource, error: Exception) -> str:
     reason = " ".join(str(error).split())
+    if "use_safetensors=True" in reason:  # transformers' advice there is to allow pickle
+        return f"base_model: {base.name} {_ONLY_PICKLE}"
     if Path(base.name).is_absolute():
         return f"base_model: the {part} in {base.name} cannot be read: {reason}"
     return (

@@ -21,7 +21,8 @@ ALL_LINEAR = "all-linear"
 def find_targets(model: PreTrainedModel, target_modules: str | Iterable[str]) -> list[str]:
     """Paths of the linear layers that `lora.target_modules` names, in the model's order.
 
-    `all-linear` is every linear layer but the output head. A list names modules by their whole path or its last
+    `all-linear` is every linear layer of the language model but the output head: in a model that also sees or hears,
+    not those of its other towers, which text alone does not train. A list names modules by their whole path or its last
     parts, as PEFT does; any other string is a regular expression that must match the whole path.
 
     Raises:
@@ -29,8 +30,9 @@ def find_targets(model: PreTrainedModel, target_modules: str | Iterable[str]) ->
     """
     linear = _linear_layers(model)
     if target_modules == ALL_LINEAR:
-        head = model.get_output_embeddings()
-        targets = [name for name, module in linear.items() if module is not head]
+        decoder = model if model.config.is_encoder_decoder else model.get_decoder()
+        inside = {id(module) for module in decoder.modules()} - {id(model.get_output_embeddings())}
+        targets = [path for path, module in linear.items() if id(module) in inside]
     elif isinstance(target_modules, str):
         targets = _matching(linear, target_modules)
     else:

@@ -44,6 +44,7 @@ class LoRALinear(nn.Module):
         self.dropout = dropout
         self.compute_dtype = compute_dtype
         self.enabled = True
+        self.train(base.training)  # or an adapter put on a model in eval mode would drop inputs
         self.lora_A = nn.Parameter(torch.zeros(rank, self.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=device))
 
@@ -71,13 +72,27 @@ class LoRALinear(nn.Module):
         output: Tensor = _LoRAProduct.apply(x_compute, self.lora_A, self.lora_B, keep, self)  # type: ignore[no-untyped-call]
         return output.to(x.dtype)
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight as it is stored, for code that looks at a layer's dtype or device.
+
+        A model that multiplies with it instead of calling the layer goes past the update; `bypassed_layers` finds it.
+        """
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias as it is stored, if there is one."""
+        bias = self.base.bias
+        return bias if isinstance(bias, Tensor) else None
+
     def update(self) -> Tensor:
         """(alpha / r) B A as [out, in], float32: what the adapter adds to the frozen weight."""
         return self.scale * (self.lora_B.detach() @ self.lora_A.detach())
 
     def _bias(self) -> Tensor | None:
-        bias = self.base.bias
-        return bias.to(self.compute_dtype) if isinstance(bias, Tensor) else None
+        return None if self.bias is None else self.bias.to(self.compute_dtype)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}, compute_dtype={self.compute_dtype}"
@@ -136,6 +151,11 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     """What is trained: A and B of every LoRA layer, in the model's order."""
     return [parameter for layer in lora_layers(model).values() for parameter in (layer.lora_A, layer.lora_B)]
+
+
+def bypassed_layers(model: nn.Module) -> list[str]:
+    """After a backward pass: paths of LoRA layers that took no part in it, because nothing called them."""
+    return [path for path, layer in lora_layers(model).items() if layer.lora_B.grad is None]
 
 
 @contextmanager

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
+from qlora_cli.errors import ModelError
 from qlora_cli.recipe.schema import QuantizationSection
 
 # bitsandbytes tells everyone with AVX-512 that an optional inference kernel is not installed; training never uses it.
@@ -41,6 +43,36 @@ def bitsandbytes_config(section: QuantizationSection) -> BitsAndBytesConfig | No
     )
 
 
+def check_stored_quantization(stored: dict[str, Any] | None, section: QuantizationSection) -> None:
+    """Refuse a base whose weights are stored quantised otherwise than the recipe says.
+
+    transformers would take the stored form whatever is asked for, or read quantised integers as weights.
+
+    Args:
+        stored: `quantization_config` of the base's config.json, None for a plain base.
+
+    Raises:
+        ModelError: naming what is stored and what the recipe asks for.
+    """
+    if stored is None:
+        return
+    wanted = {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": section.quant_type,
+        "bnb_4bit_use_double_quant": section.double_quant,
+    }
+    found = {name: stored.get(name) for name in wanted}
+    if section.bits != 4 or found != wanted:
+        is_4bit = found["quant_method"] == "bitsandbytes" and found["load_in_4bit"]
+        form = f"4-bit {found['bnb_4bit_quant_type']}, double_quant {found['bnb_4bit_use_double_quant']}"
+        raise ModelError(
+            f"base_model: its weights are stored quantised ({form if is_4bit else found['quant_method']}), and the "
+            f"recipe's quantization asks for {describe_storage(section)}. Use the unquantised model, or set "
+            "quantization to what is stored, if that is 4-bit by bitsandbytes"
+        )
+
+
 def keep_layout(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place.
 
@@ -55,13 +87,14 @@ def keep_layout(model: nn.Module) -> None:
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(in_features, out_features) of a linear layer that LoRA can wrap; None for anything else."""
-    match module:
-        case nn.Linear():  # bitsandbytes' Linear4bit is one
-            return module.in_features, module.out_features
-        case Conv1D():
-            return int(module.weight.shape[0]), int(module.weight.shape[1])
-        case _:
-            return None
+    # By exact type: what else derives from nn.Linear stores its weight another way (int8, fp8), or is read past
+    # its forward (the projection of nn.MultiheadAttention).
+    if type(module) in (nn.Linear, bnb.nn.Linear4bit):
+        return module.in_features, module.out_features  # type: ignore[return-value]
+    if type(module) is Conv1D:
+        in_features, out_features = module.weight.shape  # type: ignore[misc]
+        return int(in_features), int(out_features)
+    return None
 
 
 def frozen_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:

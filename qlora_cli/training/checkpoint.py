@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from qlora_cli.errors import CheckpointError
-from qlora_cli.training.run_folder import replacing_folder, write_json
+from qlora_cli.training.run_folder import replacing_folder
 
 FORMAT_VERSION = 1
 ADAPTER = "adapter"
@@ -35,11 +36,13 @@ _MANIFEST = "manifest.json"
 class Progress:
     """Where a run stands after `step` optimizer steps.
 
-    `tokens` and `seconds` count training alone. The window is what has been trained since the last record:
-    the loss summed over its supervised tokens, their number, all its tokens, and its time.
+    `evaluated_step` is the last step after which there was an evaluation. `tokens` and `seconds` count training alone.
+    The window is what has been trained since the last record: the loss summed over its supervised tokens, their number,
+    all its tokens, and its time.
     """
 
     step: int = 0
+    evaluated_step: int = -1
     tokens: int = 0
     seconds: float = 0.0
     window_loss: float = 0.0
@@ -52,15 +55,20 @@ def save_checkpoint(
     folder: Path, progress: Progress, optimizer: Optimizer, write_adapter: Callable[[Path], None]
 ) -> Path:
     """Write `folder/step-NNNNNN`; it appears under that name only when all of it is on disk."""
-    target = folder / f"step-{progress.step:06d}"
+    target = checkpoint_path(folder, progress.step)
     with replacing_folder(target) as staging:
         (staging / ADAPTER).mkdir()
         write_adapter(staging / ADAPTER)
         tensors, scalars = _flatten(optimizer)
         save_file(tensors, staging / _OPTIMIZER)
-        write_json(staging / _STATE, {"progress": asdict(progress), "optimizer": scalars})
-        write_json(staging / _MANIFEST, {"format_version": FORMAT_VERSION, "files": _digests(staging)})
+        _write(staging / _STATE, {"progress": asdict(progress), "optimizer": scalars})
+        _write(staging / _MANIFEST, {"format_version": FORMAT_VERSION, "files": _digests(staging)})
     return target
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return folder / f"step-{step:06d}"
 
 
 def rotate(folder: Path, limit: int | None) -> None:
@@ -74,32 +82,48 @@ def rotate(folder: Path, limit: int | None) -> None:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first, valid or not."""
     found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=checkpoint_step, reverse=True)
 
 
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files match its manifest, and why each newer one was passed over."""
-    passed_over: list[str] = []
+def checkpoint_step(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step-"))
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint whose files match its manifest, and what is wrong with each newer one."""
+    damaged: dict[Path, str] = {}
     for path in list_checkpoints(folder):
         fault = find_fault(path)
         if fault is None:
-            return path, passed_over
-        passed_over.append(f"{path.name}: {fault}")
-    return None, passed_over
+            return path, damaged
+        damaged[path] = fault
+    return None, damaged
+
+
+def set_aside(damaged: Path) -> Path:
+    """Take a damaged checkpoint out of the count, or rotation would keep it and delete whole ones."""
+    aside = damaged.with_name(f"damaged-{damaged.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    damaged.rename(aside)
+    return aside
 
 
 def find_fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if nothing is."""
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-        version, expected = manifest["format_version"], manifest["files"]
+        version, expected = manifest["format_version"], dict(manifest["files"])
     except OSError:
         return f"has no {_MANIFEST}"
     except (ValueError, KeyError, TypeError):
         return f"{_MANIFEST} is damaged"
     if version != FORMAT_VERSION:
         return f"has format version {version}, this is {FORMAT_VERSION}"
-    found = _digests(checkpoint)
+    try:
+        found = _digests(checkpoint)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
@@ -116,13 +140,19 @@ def restore_optimizer(checkpoint: Path, optimizer: Optimizer) -> Progress:
     Raises:
         CheckpointError: if the state does not belong to this optimizer.
     """
-    state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    tensors = load_file(checkpoint / _OPTIMIZER)
     try:
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        tensors = load_file(checkpoint / _OPTIMIZER)
         optimizer.load_state_dict(_unflatten(optimizer, tensors, state["optimizer"]))
         return Progress(**state["progress"])
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint}: cannot be read: {error}") from None
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: does not fit this run's optimizer: {error}") from None
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _digests(folder: Path) -> dict[str, dict[str, Any]]:
@@ -151,8 +181,8 @@ def _flatten(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     scalars: dict[str, Any] = {}
     for key, value in _leaves(optimizer.state_dict()["state"], ""):
         if isinstance(value, Tensor):
-            # A clone, because 8-bit states share one quantisation map and safetensors refuses shared memory.
-            tensors[key] = value.detach().cpu().clone().contiguous()
+            # A copy, because 8-bit states share one quantisation map and safetensors refuses shared memory.
+            tensors[key] = value.detach().to("cpu", copy=True).contiguous()
         else:
             scalars[key] = value
     return tensors, scalars

@@ -41,6 +41,12 @@ def hardware(device: torch.device, num_processes: int) -> dict[str, Any]:
     return facts
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Count a GPU's peak from now on; that of a process cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most this process held: on a GPU what torch allocated there, on a CPU its resident set; 0 if unknown."""
     if device.type == "cuda":

@@ -7,6 +7,7 @@ import time
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from qlora_cli.data.batches import collate, eval_batches
@@ -57,7 +58,7 @@ def evaluate(
     if not math.isfinite(loss):
         raise NonFiniteError(
             f"evaluation after step {step}: the held-out loss is {loss}. Rows of {rows.source} in it: "
-            f"{', '.join(map(str, broken))}. {_WAYS_OUT if step else _BASE_IS_BROKEN}"
+            f"{', '.join(map(str, gather_object(broken)))}. {_WAYS_OUT if step else _BASE_IS_BROKEN}"
         )
     return EvalRecord(
         step=step,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `signal_name` and calls `on_request`; a second stops at once."""
+    """While entered, the first SIGINT or SIGTERM only sets `signal_name` and says so; a second stops at once."""
 
-    def __init__(self, on_request: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         self.signal_name: str | None = None
-        self._on_request = on_request
         self._previous: dict[signal.Signals, signal.Handlers | object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,9 +31,12 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         self._restore()
-        self._on_request(self.signal_name)
+        # Straight to the descriptor: the interrupted code may be in the middle of a buffered write of its own.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self.signal_name}: finishing this step, then saving; again to stop at once\n".encode())
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            if handler is not None:  # None: it was set from outside Python, which cannot put it back
+                signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()

@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qlora_cli.data.batches import Batch, StepPlan, collate
 from qlora_cli.data.encode import EncodedRows
-from qlora_cli.errors import Interrupted, NonFiniteError
+from qlora_cli.errors import Interrupted, ModelError, NonFiniteError
+from qlora_cli.model.lora import bypassed_layers
 from qlora_cli.recipe.schema import TrainingSection
-from qlora_cli.training.checkpoint import Progress, rotate, save_checkpoint
+from qlora_cli.training.checkpoint import Progress, checkpoint_path, find_fault, rotate, save_checkpoint
 from qlora_cli.training.evaluation import evaluate
-from qlora_cli.training.events import CheckpointSaved, Emitter, Notice, StepDone, TrainRecord
+from qlora_cli.training.events import CheckpointSaved, Emitter, StepDone, TrainRecord
 from qlora_cli.training.interrupt import StopRequest
 from qlora_cli.training.loss import supervised_loss
 from qlora_cli.training.optim import learning_rate
@@ -35,6 +37,11 @@ class LoopData:
     train: EncodedRows
     validation: EncodedRows | None
     pad_token_id: int
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the rows of each split: the same rows have the same one."""
+        splits = {"train": self.train, "validation": self.validation}
+        return {name: rows.fingerprint for name, rows in splits.items() if rows is not None}
 
 
 @dataclass(frozen=True)
@@ -90,23 +97,31 @@ class Loop:
         Raises:
             NonFiniteError: at the first non-finite loss or gradient; the state before that step is saved.
             Interrupted: after SIGINT or SIGTERM; the state after the step at hand is saved.
+            ModelError: if a LoRA layer took no part in the first step.
         """
         self.model.train()
-        if self.progress.step == 0 and self.section.eval_on_start:
-            self._evaluate()
-        with StopRequest(self._stopping) as stop:
+        self._evaluate_if_due()  # before the first step, or what a resumed run still owes
+        with StopRequest() as stop:
             while self.progress.step < self.total_steps:
                 self._train_step()
+                self._evaluate_if_due()
                 last = self.progress.step == self.total_steps
-                if last or self._due(self.section.eval_steps):
-                    self._evaluate()
-                if last or stop.signal_name or self._due(self.section.save_steps):
-                    self._save()
-                if stop.signal_name and not last:
-                    raise Interrupted(f"{stop.signal_name}: stopped after step {self.progress.step}, state saved")
+                stopping = self._any_process(stop.signal_name is not None)
+                if last or stopping or self._due(self.section.save_steps):
+                    self._save(rotating=True)
+                if stopping and not last:
+                    signal_name = stop.signal_name or "a signal to another process"
+                    raise Interrupted(f"{signal_name}: stopped after step {self.progress.step}, state saved")
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.progress.step % every == 0
+
+    def _any_process(self, here: bool) -> bool:
+        """Whether it is so on any process: all of them must take the same way, or wait for each other forever."""
+        if self.accelerator.num_processes == 1:
+            return here
+        flag = torch.tensor(int(here), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum").item())
 
     def _train_step(self) -> None:
         """One optimizer step and what is told about it."""
@@ -143,6 +158,8 @@ class Loop:
                 # Data-parallel processes average their gradients; this makes the average the sum again.
                 self.accelerator.backward(loss * (processes / supervised))
             losses.append(loss.detach())
+        if index == 0:
+            self._check_all_took_part()
         total = self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.section.max_grad_norm or math.inf)
         step = _Step(float(total), supervised, tokens, float(norm))
@@ -150,20 +167,39 @@ class Loop:
             self._stop_at(index, step, batches, losses)
         return step
 
+    def _check_all_took_part(self) -> None:
+        bypassed = bypassed_layers(self.model)
+        if bypassed:
+            raise ModelError(
+                f"lora.target_modules: {len(bypassed)} of the chosen layers took no part in the first step, because "
+                f"the model does not call them on text: {', '.join(bypassed[:5])}. Name others"
+            )
+
     def _stop_at(self, index: int, step: _Step, batches: list[Batch], losses: list[Tensor]) -> None:
         """Save the last good state and say which rows broke the next step."""
         self.optimizer.zero_grad(set_to_none=True)
-        bad = [b for b, loss in zip(batches, losses, strict=True) if not torch.isfinite(loss)] or batches
-        rows = ", ".join(str(row) for batch in bad for row in batch.rows)
+        real = [(batch, loss) for batch, loss in zip(batches, losses, strict=True) if batch.supervised_tokens]
+        bad = [batch for batch, loss in real if not torch.isfinite(loss)]
+        if math.isfinite(step.loss):  # the gradient alone is not: any of them may have made it so
+            bad = [batch for batch, _ in real]
+        rows = ", ".join(map(str, gather_object([row for batch in bad for row in batch.rows])))
         what = f"loss is {step.loss}" if not math.isfinite(step.loss) else f"gradient norm is {step.norm}"
-        kept = "nothing was trained yet"
-        if index > 0:
-            self._save()
-            kept = f"the state after step {index} is saved"
         raise NonFiniteError(
-            f"step {index + 1}: the {what}, so training stopped; {kept}. Rows of {self.data.train.source} in it: "
-            f"{rows}. Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
+            f"step {index + 1}: the {what}, so training stopped; {self._keep()}. Rows of {self.data.train.source} in "
+            f"it: {rows}. Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
         )
+
+    def _keep(self) -> str:
+        """Save the state as it is, if it is good; says what there is to go on from."""
+        if self.progress.step == 0:
+            return "nothing was trained yet"
+        if not self._is_finite():
+            return "what the last step trained is not finite either, and not saved"
+        self._save(rotating=False)
+        return f"the state after step {self.progress.step} is saved"
+
+    def _is_finite(self) -> bool:
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
 
     def _count(self, step: _Step, seconds: float) -> None:
         progress = self.progress
@@ -195,11 +231,11 @@ class Loop:
         )
         self.progress = replace(progress, window_loss=0.0, window_supervised=0, window_tokens=0, window_seconds=0.0)
 
-    def _stopping(self, signal_name: str) -> None:
-        self.output.emit(Notice(f"{signal_name}: stopping after this step, its state saved; again to stop at once"))
-
-    def _evaluate(self) -> None:
-        if self.data.validation is None:
+    def _evaluate_if_due(self) -> None:
+        step = self.progress.step
+        later = step == self.total_steps or self._due(self.section.eval_steps)
+        due = self.section.eval_on_start if step == 0 else later
+        if self.data.validation is None or not due or self.progress.evaluated_step == step:
             return
         try:
             record = evaluate(
@@ -208,21 +244,31 @@ class Loop:
                 self.data.validation,
                 batch_size=self.section.per_device_eval_batch_size or self.section.per_device_train_batch_size,
                 pad_token_id=self.data.pad_token_id,
-                step=self.progress.step,
+                step=step,
                 emit=self.output.emit,
             )
-        except NonFiniteError:
-            # Loss and gradients of every step were finite: what is trained is worth keeping.
-            if self.progress.step > 0:
-                self._save()
-            raise
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {self._keep()}") from None
+        self.progress = replace(self.progress, evaluated_step=step)
         self.output.emit(record)
 
-    def _save(self) -> None:
+    def _save(self, *, rotating: bool) -> None:
+        """Save the state, unless this step's checkpoint is there and whole; then, if `rotating`, delete old ones.
+
+        A state that cannot be gone on from is not saved: it would push out one that can.
+        """
+        if not self._is_finite():
+            raise NonFiniteError(
+                f"step {self.progress.step}: its update made a trained weight NaN or infinite, so training stopped; "
+                "it is not saved, and the checkpoints before it are as they were. Try a lower learning_rate"
+            )
         if self.accelerator.is_main_process:
-            path = save_checkpoint(self.output.checkpoints, self.progress, self.optimizer, self.output.write_adapter)
-            rotate(self.output.checkpoints, self.section.save_total_limit)
-            self.output.emit(CheckpointSaved(self.progress.step, path))
+            folder = self.output.checkpoints
+            if find_fault(checkpoint_path(folder, self.progress.step)) is not None:
+                path = save_checkpoint(folder, self.progress, self.optimizer, self.output.write_adapter)
+                self.output.emit(CheckpointSaved(self.progress.step, path))
+            if rotating:
+                rotate(folder, self.section.save_total_limit)
         self.accelerator.wait_for_everyone()
 
 
@@ -241,7 +287,8 @@ def total_steps(section: TrainingSection, plan: StepPlan) -> int:
     """`max_steps`, or the optimizer steps in `num_train_epochs`, at least one."""
     if section.max_steps is not None:
         return section.max_steps
-    return max(1, math.ceil(section.num_train_epochs * plan.steps_per_epoch))
+    # Rounded first: 1.1 epochs of 50 steps are 55, not the 56 that 55.00000000000001 would give.
+    return max(1, math.ceil(round(section.num_train_epochs * plan.steps_per_epoch, 6)))
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

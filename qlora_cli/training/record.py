@@ -27,19 +27,23 @@ class RunRecord:
         self._data: dict[str, Any] = {
             "status": "running",
             "error": None,
-            "started_at": _now(),
+            "started_at": previous.get("started_at") or _now(),
             "finished_at": None,
             **facts,
             "data": {},
             "model": None,
-            "last_train": None,
             # A resumed run goes on with what its first part had found.
+            "last_train": previous.get("last_train"),
             "first_eval": previous.get("first_eval"),
             "last_eval": previous.get("last_eval"),
             "last_checkpoint": previous.get("last_checkpoint"),
             "timings": {},
             "peak_memory_bytes": None,
         }
+
+    def start_over(self) -> None:
+        """Forget what an earlier part of the run found: there is nothing to go on from."""
+        self._data |= {"started_at": _now(), "last_train": None, "first_eval": None, "last_eval": None}
 
     def eval_loss(self, which: str) -> float | None:
         """The held-out loss of the `first_eval` or the `last_eval`, if there was one."""

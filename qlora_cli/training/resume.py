@@ -1,12 +1,29 @@
-"""Whether the run in a folder is the run that the recipe describes."""
+"""Going on with a run: whether it is the same one, and putting model and optimizer where it was."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
+
 from qlora_cli.errors import OutputError
+from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training.checkpoint import (
+    ADAPTER,
+    Progress,
+    checkpoint_step,
+    list_checkpoints,
+    newest_valid,
+    restore_optimizer,
+    set_aside,
+)
+from qlora_cli.training.events import Emitter, Notice
+from qlora_cli.training.optim import page_again
 from qlora_cli.training.run_folder import RunFolder
 
 # A resumed run may report, evaluate and save at other steps, keep another number of checkpoints, and go on for longer.
@@ -41,6 +58,73 @@ def check_same_run(folder: RunFolder, recipe: Recipe) -> None:
             + "\n".join(lines)
             + "\nResume with the same recipe, or train into another folder with --output-dir"
         )
+
+
+def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str], num_processes: int) -> None:
+    """Refuse to go on with other rows under the same names, or with steps made of other numbers of rows.
+
+    Args:
+        fingerprints: of the data now, by split.
+
+    Raises:
+        OutputError: naming what differs from the run's own record.
+    """
+    try:
+        record = json.loads(folder.record.read_text(encoding="utf-8"))
+        before = {split: str(facts["fingerprint"]) for split, facts in record["data"].items()}
+        processes = int(record["hardware"]["num_processes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # killed before it was written: nothing was trained under it
+    changed = [split for split, fingerprint in fingerprints.items() if before.get(split, fingerprint) != fingerprint]
+    if changed:
+        raise OutputError(
+            f"--resume: the {' and '.join(changed)} rows are not those that the run in {folder.path} began with. "
+            "Put them back, or train into another folder with --output-dir"
+        )
+    if processes != num_processes:
+        raise OutputError(
+            f"--resume: the run in {folder.path} was made by {processes} processes, this is {num_processes}: a step "
+            "would mean other rows. Start as many, or train into another folder with --output-dir"
+        )
+
+
+def check_steps_left(folder: RunFolder, total_steps: int) -> None:
+    """Refuse to call a run complete that went on for longer than is asked for now.
+
+    Raises:
+        OutputError: naming both numbers of steps.
+    """
+    done = max((checkpoint_step(path) for path in list_checkpoints(folder.checkpoints)), default=0)
+    if done > total_steps:
+        raise OutputError(
+            f"--resume: the run in {folder.path} has done {done} steps, and the recipe asks for {total_steps}. "
+            "Ask for more, or train into another folder with --output-dir"
+        )
+
+
+def restore(folder: RunFolder, model: nn.Module, optimizer: Optimizer, emit: Emitter, *, main: bool) -> Progress | None:
+    """Put model and optimizer where the newest whole checkpoint left them; None if there is none.
+
+    Damaged ones that are newer are set aside, by the main process.
+
+    Raises:
+        ModelError, CheckpointError: if it does not fit the model or the optimizer.
+    """
+    checkpoint, damaged = newest_valid(folder.checkpoints)
+    for path, fault in damaged.items():
+        emit(Notice(f"passed over checkpoint {path.name}: {fault}"))
+    if checkpoint is None:
+        emit(Notice("no checkpoint to go on from: starting from the beginning"))
+        progress = None
+    else:
+        copy_adapter_tensors(model, read_adapter_tensors(checkpoint / ADAPTER), checkpoint / ADAPTER)
+        progress = restore_optimizer(checkpoint, optimizer)
+        page_again(optimizer)
+        emit(Notice(f"going on from {checkpoint.name}"))
+    if main:
+        for path in damaged:
+            set_aside(path)
+    return progress
 
 
 def _leaves(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

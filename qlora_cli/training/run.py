@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from qlora_cli.data.encode import EncodedRows, encode_rows
 from qlora_cli.data.sources import load_rows
 from qlora_cli.errors import DataError, Interrupted, RunError
-from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors, save_adapter
+from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.base import (
     ModelSource,
     checkpoint_activations,
-    choose_device,
     context_length,
     embedding_rows,
     load_base,
@@ -29,13 +29,14 @@ from qlora_cli.model.lora import lora_parameters
 from qlora_cli.model.quantization import compute_dtype, describe_storage, measure_storage
 from qlora_cli.recipe.load import dump_recipe
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.training.checkpoint import ADAPTER, Progress, newest_valid, restore_optimizer
-from qlora_cli.training.environment import hardware, peak_memory_bytes, versions
+from qlora_cli.training.checkpoint import Progress
+from qlora_cli.training.devices import make_accelerator
+from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
 from qlora_cli.training.events import DataReady, Emitter, Finished, Listener, ModelReady, Notice, Stage, Started
-from qlora_cli.training.loop import Loop, LoopData, LoopOutput
-from qlora_cli.training.optim import build_optimizer, page_again, runs_unpaged
+from qlora_cli.training.loop import Loop, LoopData, LoopOutput, step_plan, total_steps
+from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.record import RunRecord
-from qlora_cli.training.resume import check_same_run
+from qlora_cli.training.resume import check_same_data, check_same_run, check_steps_left, restore
 from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
 
 
@@ -60,7 +61,7 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         listeners: told of every event, on the main process only.
 
     Raises:
-        RequestError: before anything is written, if the request cannot be carried out.
+        RequestError: if the request cannot be carried out; nothing of an earlier run is harmed.
         RunError: if the run fails; `run.json` says how.
         Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
@@ -68,6 +69,10 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     run.emit(Stage(f"reading the tokenizer of {recipe.base_model}"))
     tokenizer = load_tokenizer(run.source)
     data = _load_data(run, tokenizer)
+    if resume:
+        processes, section = run.accelerator.num_processes, recipe.training
+        check_same_data(run.folder, data.fingerprints(), processes)
+        check_steps_left(run.folder, total_steps(section, step_plan(section, data.train, processes)))
     model = _load_model(run)
     if run.accelerator.is_main_process:
         run.folder.create()
@@ -81,10 +86,12 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         if run.accelerator.is_main_process:
             status = "interrupted" if interrupted else "failed"
             message = str(error) or type(error).__name__
-            run.record.end(status, error=message, peak_memory_bytes=peak_memory_bytes(device))
+            with contextlib.suppress(RunError):  # a full disk must not hide what went wrong before
+                run.record.end(status, error=message, peak_memory_bytes=peak_memory_bytes(device))
         if isinstance(error, torch.OutOfMemoryError):
             raise RunError(_out_of_memory(run)) from None
         raise
+    run.accelerator.end_training()
     if run.accelerator.is_main_process:
         run.record.end("completed", peak_memory_bytes=finished.peak_memory_bytes)
         run.emit(finished)
@@ -93,12 +100,12 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
 
 def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run:
     """Everything that can refuse the request at once, before data or weights are touched."""
-    device = choose_device(recipe.training.device)
     folder = RunFolder(Path(recipe.output_dir))
     folder.check(resume=resume)
     if resume:
         check_same_run(folder, recipe)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    accelerator = make_accelerator(recipe.training.device)
+    reset_peak_memory(accelerator.device)
     # No process may create the folder before the others have looked.
     accelerator.wait_for_everyone()
     facts = {"versions": versions(), "hardware": hardware(accelerator.device, accelerator.num_processes)}
@@ -185,7 +192,9 @@ def _train(
         run.emit(Notice(f"{section.optimizer} runs unpaged: on a CPU there is no GPU memory to page out of"))
     optimizer = build_optimizer(section, lora_parameters(model), accelerator.device)
     progress = _restore(run, model, optimizer) if resume else Progress()
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    # The optimizer is not prepared: Accelerate's wrapper reloads its state, and so takes paged state out of its pages.
+    # What it adds is for loss scaling and for its own way of accumulating, of which there is neither.
+    prepared = accelerator.prepare_model(model)
     output = LoopOutput(folder.checkpoints, lambda path: save_adapter(model, path, run.source), run.emit)
     loop = Loop(accelerator, prepared, optimizer, section, data, output, progress)
     run.emit(_started(run, loop))
@@ -206,22 +215,16 @@ def _train(
 
 
 def _restore(run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put model and optimizer where the newest whole checkpoint left them."""
-    checkpoint, passed_over = newest_valid(run.folder.checkpoints)
-    for reason in passed_over:
-        run.emit(Notice(f"passed over checkpoint {reason}"))
-    progress = Progress()
-    if checkpoint is None:
-        run.emit(Notice("no checkpoint to go on from: starting from the beginning"))
-    else:
-        adapter = checkpoint / ADAPTER
-        copy_adapter_tensors(model, read_adapter_tensors(adapter), adapter)
-        progress = restore_optimizer(checkpoint, optimizer)
-        page_again(optimizer)
-        run.emit(Notice(f"going on from {checkpoint.name}"))
-    if run.accelerator.is_main_process:
-        MetricsFile(run.folder.metrics).keep_until(progress.step if checkpoint else -1)
-    return progress
+    main = run.accelerator.is_main_process
+    progress = restore(run.folder, model, optimizer, run.emit, main=main)
+    if main:
+        if progress is None:
+            run.record.start_over()
+        before = progress or Progress(step=-1)
+        MetricsFile(run.folder.metrics).keep_until(before.step, before.evaluated_step)
+    # None may rename or write before all have read.
+    run.accelerator.wait_for_everyone()
+    return progress or Progress()
 
 
 def _started(run: _Run, loop: Loop) -> Started:

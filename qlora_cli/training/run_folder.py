@@ -88,13 +88,14 @@ def telling_disk_errors(path: Path) -> Iterator[None]:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """A fresh folder to write into; when the block ends well it takes `target`'s name, whole, fsynced.
 
-    A failure or a kill inside the block leaves `target` as it was.
+    A failure inside the block leaves `target` as it was. So does a kill, but for one between the two renames of a
+    replacement: then the next call puts the old folder back before anything else.
     """
     staging = target.with_name(f".{target.name}.writing")
     old = target.with_name(f".{target.name}.old")
-    for leftover in (staging, old):
-        shutil.rmtree(leftover, ignore_errors=True)
     with telling_disk_errors(target):
+        _put_back(old, target)
+        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     try:
         with telling_disk_errors(target):
@@ -107,8 +108,16 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             staging.rename(target)
             _sync(target.parent)
     except BaseException:
+        _put_back(old, target)
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Undo the first of two renames, if the second did not happen."""
+    if old.exists() and not target.exists():
+        old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -127,6 +136,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no such thing
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -140,8 +151,9 @@ class MetricsFile:
 
     path: Path
 
-    def keep_until(self, step: int) -> None:
-        """Forget records after `step`, and a line cut short by a kill: a resumed run writes them again."""
+    def keep_until(self, step: int, evaluated_step: int) -> None:
+        """Forget records after `step`, evaluations after `evaluated_step`, and a line cut short by a kill: a resumed
+        run writes them again."""
         if not self.path.exists():
             return
         kept = []
@@ -150,7 +162,7 @@ class MetricsFile:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if record["step"] <= step:
+            if record["step"] <= (evaluated_step if record["event"] == "eval" else step):
                 kept.append(line + "\n")
         write_text(self.path, "".join(kept))
 

@@ -174,9 +174,16 @@ def test_a_missing_and_a_mis_shaped_tensor_are_named(adapter: tuple[Path, Path])
         ({"peft_type": "IA3"}, "expected peft_type LORA, got IA3"),
         ({"lora_alpha": None}, "expected a number for lora_alpha, got None"),
         ({"use_dora": True}, "uses use_dora, which this version cannot apply"),
+        ({"kasa_config": {"beta": 1}}, "uses kasa_config, which this version cannot apply"),
+        ({"field_of_tomorrow": 3}, "uses field_of_tomorrow, which this version cannot apply"),
+        (
+            {"init_lora_weights": "pissa"},
+            "was trained from a changed base (init_lora_weights: pissa), which this version cannot rebuild. Convert it "
+            "with PEFT first: save_pretrained(…, path_initial_model_for_weight_conversion=…)",
+        ),
         (
             {"modules_to_save": ["lm_head"], "bias": "all"},
-            "uses modules_to_save, bias, which this version cannot apply",
+            "uses bias, modules_to_save, which this version cannot apply",
         ),
     ],
 )
@@ -189,6 +196,27 @@ def test_what_would_be_applied_wrongly_is_refused(
     with pytest.raises(ModelError) as caught:
         _load(base, folder)
     assert str(caught.value) == f"{folder / 'adapter_config.json'}: {message}"
+
+
+def test_a_rank_that_contradicts_the_config_is_told(adapter: tuple[Path, Path]) -> None:
+    """The tensors say rank 4, the config 16: the scale would be wrong, so nothing is guessed, and the model stays."""
+    base, folder = adapter
+    _edit_config(folder, r=16)
+    model = load_base(ModelSource(str(base)), FLOAT32, CPU)
+    with pytest.raises(ModelError, match=r"shape of .*q_proj\.lora_A\.weight: expected \[16, 64\], got \[4, 64\]"):
+        load_adapter(model, folder, compute_dtype=torch.float32)
+    assert not lora_layers(model)
+
+
+def test_a_loaded_adapter_keeps_the_models_mode(adapter: tuple[Path, Path]) -> None:
+    """On a model in eval mode its dropout is off; PEFT's logits, twice."""
+    base, folder = adapter
+    _edit_config(folder, lora_dropout=0.5)
+    model = load_base(ModelSource(str(base)), FLOAT32, CPU)
+    load_adapter(model, folder, compute_dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(load_base(ModelSource(str(base)), FLOAT32, CPU), folder)
+    assert torch.equal(_logits(model), _logits(model))
+    torch.testing.assert_close(_logits(model), _logits(theirs), rtol=1e-5, atol=1e-5)
 
 
 def test_another_architecture_is_told(adapter: tuple[Path, Path], tmp_path: Path) -> None:

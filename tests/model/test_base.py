@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from qlora_cli.errors import DeviceError, ModelError
 from qlora_cli.model.base import ModelSource, choose_device, load_base, load_config, load_tokenizer
@@ -81,6 +82,8 @@ def test_double_quantisation_stores_the_papers_bits_per_parameter() -> None:
 def test_an_evaluation_does_not_repack_the_base(llama: Path) -> None:
     """bitsandbytes rewrites 4-bit weights in place at the first eval forward on some CPUs; ours stay as they are."""
     model = load_base(ModelSource(str(llama)), QuantizationSection(), CPU)
+    # What decides it, also where this CPU would not repack.
+    assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, bnb.nn.Linear4bit))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         model.eval()(input_ids=torch.arange(4, 20)[None])
@@ -110,6 +113,38 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"only as pickle \(\.bin\), which can run code when read"):
         load_base(ModelSource(str(tmp_path)), QuantizationSection(), CPU)
+
+
+def test_a_stray_safetensors_file_does_not_open_the_way_to_a_pickle(llama: Path, tmp_path: Path) -> None:
+    """An adapter beside a pickled model: still refused."""
+    (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
+    (tmp_path / "adapter_model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"has its weights only as pickle \(\.bin\)"):
+        load_base(ModelSource(str(tmp_path)), QuantizationSection(), CPU)
+
+
+@pytest.mark.parametrize("stored", ["fp4", "int8"])
+def test_a_base_stored_quantised_otherwise_is_refused(stored: str, llama: Path, tmp_path: Path) -> None:
+    """transformers would take the stored form in silence, and with bits: 16 read integers as weights."""
+    if stored == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    AutoModelForCausalLM.from_pretrained(llama, quantization_config=config).save_pretrained(tmp_path)
+    form = "4-bit fp4, double_quant False" if stored == "fp4" else "bitsandbytes"
+    for section, asked in (
+        (QuantizationSection(), "NF4, double quantisation, bfloat16 compute"),
+        (QuantizationSection(bits=16), "unquantised, bfloat16"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            load_base(ModelSource(str(tmp_path)), section, CPU)
+        assert str(caught.value).startswith(
+            f"base_model: its weights are stored quantised ({form}), and the recipe's quantization asks for {asked}."
+        )
+    if stored == "fp4":
+        same = QuantizationSection(quant_type="fp4", double_quant=False)
+        assert measure_storage(load_base(ModelSource(str(tmp_path)), same, CPU)).bits_per_quantized_parameter == 4.5
 
 
 def test_an_unreachable_hub_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

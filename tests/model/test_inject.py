@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from qlora_cli.errors import ModelError
 from qlora_cli.model.inject import find_targets, inject
-from qlora_cli.model.lora import lora_layers
+from qlora_cli.model.lora import LoRALinear, bypassed_layers, lora_layers
+from qlora_cli.model.quantization import linear_shape
 from qlora_cli.recipe.schema import LoraSection
 from tests.support.models import FAMILIES, tiny_model
 
@@ -55,6 +58,40 @@ def test_a_broken_expression_is_told() -> None:
     """Not a traceback out of `re`."""
     with pytest.raises(ModelError, match=r"^lora.target_modules: '\(q_proj' is not a regular expression: missing \)"):
         find_targets(tiny_model("llama"), "(q_proj")
+
+
+def test_what_a_model_reads_past_is_no_target() -> None:
+    """nn.MultiheadAttention multiplies with its projection's weight; LoRA there would do nothing."""
+    attention = nn.MultiheadAttention(64, 4)
+    assert linear_shape(attention.out_proj) is None
+    assert linear_shape(nn.Linear(3, 5)) == (3, 5)
+
+
+def test_a_layer_that_is_never_called_is_found() -> None:
+    """`weight` is there to be looked at; a model that multiplies with it goes past the update, and is told."""
+    layer = LoRALinear(nn.Linear(4, 4), rank=1, alpha=1, dropout=0.0, compute_dtype=torch.float32)
+    called = LoRALinear(nn.Linear(4, 4), rank=1, alpha=1, dropout=0.0, compute_dtype=torch.float32)
+    x = torch.randn(2, 4)
+    (called(x) @ layer.weight.t() + layer.bias).sum().backward()
+    assert bypassed_layers(nn.ModuleDict({"read": layer, "called": called})) == ["read"]
+
+
+def test_other_towers_are_left_alone() -> None:
+    """In a model that also sees, all-linear is the language model: text alone would not train the rest."""
+    config = Gemma3Config(
+        text_config={
+            "vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+        },
+        vision_config={
+            "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    targets = find_targets(Gemma3ForConditionalGeneration(config), "all-linear")
+    assert len(targets) == 7
+    assert all("language_model" in path for path in targets)
 
 
 def test_only_a_and_b_are_trained_and_the_seed_decides_their_start() -> None:

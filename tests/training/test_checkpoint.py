@@ -21,6 +21,7 @@ from qlora_cli.training.checkpoint import (
     restore_optimizer,
     rotate,
     save_checkpoint,
+    set_aside,
 )
 from qlora_cli.training.optim import build_optimizer
 from qlora_cli.training.run_folder import replacing_folder
@@ -85,7 +86,7 @@ def test_nothing_in_a_checkpoint_needs_unpickling(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_and_any_cut_is_seen(data: st.DataObject, tmp_path: Path) -> None:
-    """Wherever a file is damaged, the checkpoint is not valid any more; mended, it is again."""
+    """Wherever a file but the manifest is damaged, the checkpoint is not valid any more; mended, it is again."""
     checkpoint = tmp_path / "step-000003"
     if not checkpoint.exists():
         _saved(tmp_path)
@@ -112,8 +113,11 @@ def test_faults_are_told(tmp_path: Path) -> None:
     text = manifest.read_text()
     manifest.write_text(text.replace('"format_version": 1', '"format_version": 9'))
     assert find_fault(checkpoint) == "has format version 9, this is 1"
-    manifest.write_text(text[:40])
-    assert find_fault(checkpoint) == "manifest.json is damaged"
+    for broken in (text[:40], "[]", '{"format_version": 1, "files": 7}', '{"format_version": 1}'):
+        manifest.write_text(broken)
+        assert find_fault(checkpoint) == "manifest.json is damaged"
+    manifest.write_text('{"format_version": 1, "files": []}')
+    assert find_fault(checkpoint) == "adapter/adapter_model.safetensors does not belong there"
     manifest.unlink()
     assert find_fault(checkpoint) == "has no manifest.json"
     manifest.write_text(text)
@@ -129,8 +133,20 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
     for step in (3, 9, 10):
         _saved(tmp_path, step)
     (tmp_path / "step-000010" / "state.json").write_text("{}")
-    assert newest_valid(tmp_path) == (tmp_path / "step-000009", ["step-000010: state.json is not what was written"])
-    assert newest_valid(tmp_path / "nowhere") == (None, [])
+    damaged = tmp_path / "step-000010"
+    assert newest_valid(tmp_path) == (tmp_path / "step-000009", {damaged: "state.json is not what was written"})
+    assert newest_valid(tmp_path / "nowhere") == (None, {})
+
+
+def test_a_damaged_one_set_aside_costs_no_whole_one(tmp_path: Path) -> None:
+    """Rotation counts what can be gone on from: a newer damaged checkpoint does not push the new one out."""
+    for step in (5, 10):
+        _saved(tmp_path, step)
+    (tmp_path / "step-000010" / "state.json").write_text("{}")
+    assert set_aside(tmp_path / "step-000010") == tmp_path / "damaged-step-000010"
+    _saved(tmp_path, 6)
+    rotate(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000006", "damaged-step-000010"}
 
 
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
@@ -169,6 +185,31 @@ def test_a_replaced_folder_is_the_old_or_the_new(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="could not be written: File exists"), replacing_folder(target) as staging:
         staging.mkdir()
     assert (target / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_kill_between_the_two_renames_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old folder has its name again: at once if the process lives on, else at the next call."""
+    target = tmp_path / "adapter"
+    with replacing_folder(target) as staging:
+        (staging / "file").write_text("old")
+    rename, calls = Path.rename, []
+
+    def die_at_the_second(self: Path, new: Path) -> Path:
+        calls.append(new)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, new)
+
+    monkeypatch.setattr(Path, "rename", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(target) as staging:
+        (staging / "file").write_text("new")
+    monkeypatch.undo()
+    assert (target / "file").read_text() == "old"
+    target.rename(tmp_path / ".adapter.old")  # what a kill leaves
+    with pytest.raises(RunError), replacing_folder(target) as staging:
+        staging.mkdir()
+    assert (target / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import peft
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, PreTrainedModel
 
-from qlora_cli.errors import DataError, Interrupted, NonFiniteError, OutputError
+from qlora_cli.errors import DataError, Interrupted, ModelError, NonFiniteError, OutputError
 from qlora_cli.model.base import ModelSource, load_base
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
@@ -28,6 +29,7 @@ from qlora_cli.training.loss import supervised_loss
 from qlora_cli.training.run import train
 from tests.support.models import FAMILIES
 from tests.support.runs import read_metrics, tiny_recipe
+from tests.support.tokenizers import tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -241,6 +243,97 @@ def test_resume_under_another_recipe_is_refused(tmp_path: Path) -> None:
         "  training.seed: was 42, is 7\n"
         "Resume with the same recipe, or train into another folder with --output-dir"
     )
+
+
+def test_resume_over_other_rows_is_refused(tmp_path: Path) -> None:
+    """The file has the same name and other rows: told, and the run stays as it was."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    rows = Path(recipe.dataset.train)
+    rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(OutputError, match=r"^--resume: the train rows are not those that the run in "):
+        train(_with(recipe, max_steps=4), resume=True)
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_resume_for_fewer_steps_than_were_done_is_refused(tmp_path: Path) -> None:
+    """A run of four steps is not made a completed one of two; resumed as it was, it stays complete."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 4})
+    train(recipe)
+    with pytest.raises(OutputError, match=r"has done 4 steps, and the recipe asks for 2\. Ask for more"):
+        train(_with(recipe, max_steps=2), resume=True)
+    metrics, digest = (tmp_path / "run" / "metrics.jsonl").read_text(), _digest(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    train(recipe, resume=True)
+    again = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert ((tmp_path / "run" / "metrics.jsonl").read_text(), _digest(tmp_path / "run")) == (metrics, digest)
+    kept = ("status", "started_at", "last_train", "first_eval", "last_eval", "last_checkpoint")
+    assert {name: again[name] for name in kept} == {name: record[name] for name in kept}
+
+
+def test_a_failed_evaluation_is_owed_by_the_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN in the evaluation after the last step: resumed, the run evaluates before it calls itself complete."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2, "eval_on_start": False})
+    monkeypatch.setattr(evaluation_module, "supervised_loss", _broken_at(1, lambda loss: loss * torch.nan))
+    with pytest.raises(NonFiniteError):
+        train(recipe)
+    monkeypatch.undo()
+    for _ in range(2):
+        train(recipe, resume=True)
+        assert [record["step"] for record in read_metrics(tmp_path / "run", "eval")] == [2]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["last_eval"]["step"] == 2
+
+
+def test_a_state_that_is_broken_itself_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update of step 2 makes a weight infinite: its checkpoint is not written, and step 1's not rotated out."""
+    recipe = tiny_recipe(tmp_path, validation_rows=0, training={"save_steps": 1, "save_total_limit": 1})
+    build = run_module.build_optimizer
+
+    def overflowing(*args: Any) -> torch.optim.Optimizer:
+        optimizer = build(*args)
+        step, calls = optimizer.step, []
+
+        def step_too_far() -> None:
+            step()
+            calls.append(1)
+            if len(calls) == 2:
+                optimizer.param_groups[0]["params"][0].data[0, 0] = torch.inf
+
+        optimizer.step = step_too_far
+        return optimizer
+
+    monkeypatch.setattr(run_module, "build_optimizer", overflowing)
+    with pytest.raises(NonFiniteError, match=r"^step 2: its update made a trained weight NaN or infinite"):
+        train(recipe)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_the_environment_does_not_change_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate config` may leave accumulation and precision in the environment; the recipe alone decides."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(_with(recipe, tmp_path / "plain"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(_with(recipe, tmp_path / "other"))
+    assert _digest(tmp_path / "plain") == _digest(tmp_path / "other")
+
+
+def test_layers_the_model_never_calls_are_told(tmp_path: Path) -> None:
+    """Mamba multiplies with one projection's weight itself: the first step names those layers, before any is lost."""
+    tokenizer = tiny_tokenizer()
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    recipe = tiny_recipe(tmp_path, family="mamba", quantization={"bits": 16, "compute_dtype": "float32"})
+    with pytest.raises(ModelError, match=r"took no part in the first step, .*: backbone\.layers\.0\.mixer\.dt_proj\. "):
+        train(recipe)
+    train(_with(_only(recipe, ["in_proj", "out_proj"]), tmp_path / "named"))
+
+
+def _only(recipe: Recipe, names: list[str]) -> Recipe:
+    return recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"target_modules": names})})
 
 
 def test_a_folder_that_holds_a_run_is_not_touched(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""The Accelerator that a run is made with: one process or several, each with a whole copy of the model."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+
+from qlora_cli.errors import DeviceError
+from qlora_cli.model.base import choose_device
+
+_KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def make_accelerator(wanted: str) -> Accelerator:
+    """An Accelerator on the device that `training.device` asks for.
+
+    Precision and accumulation are the recipe's alone: what `accelerate config` or the environment say of them is
+    overruled, as the loop does both itself.
+
+    Raises:
+        DeviceError: if the device is not there, if this process is already set up for another one, or if the
+            environment asks for a way of sharding the model that this version does not know.
+    """
+    device = choose_device(wanted)
+    try:
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:  # another device was set up in this process
+        raise DeviceError(f"training.device: {wanted} cannot be used in this process any more: {error}") from None
+    if accelerator.device.type != device.type:
+        raise DeviceError(
+            f"training.device: {wanted} means {device.type} here, but Accelerate is set up for "
+            f"{accelerator.device.type}. Look at ACCELERATE_USE_CPU and `accelerate config`"
+        )
+    if accelerator.distributed_type not in _KNOWN:
+        raise DeviceError(
+            f"the environment asks Accelerate for {accelerator.distributed_type.value}; expected one copy of the model "
+            "in each process. Start with `accelerate launch --multi_gpu --num_processes N -m qlora_cli train …`"
+        )
+    return accelerator

@@ -1,0 +1,15 @@
+"""What every test needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from accelerate.state import AcceleratorState
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_left_behind() -> Iterator[None]:
+    """Accelerate keeps its device for the process: a test on a GPU must not decide where the next one runs."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
