@@ -340,7 +340,10 @@ def test_an_interrupted_run(endless: subprocess.Popen[str], recipe: str, tmp_pat
     out, err = endless.communicate(timeout=60)
     assert endless.returncode == 130, err
     step = json.loads((tmp_path / "run" / "run.json").read_text())["last_checkpoint"].removeprefix("step-")
-    assert err == f"error: SIGINT: stopped after step {int(step)}, state saved\n"
+    assert err == (
+        "\nSIGINT: finishing this step, then saving; again to stop at once\n"
+        f"error: SIGINT: stopped after step {int(step)}, state saved\n"
+    )
     command = f"qlora train {recipe} --set training.max_steps=1000000 --resume"
     assert out.splitlines()[-1] == f"Go on with: {command}"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
