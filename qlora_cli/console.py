@@ -126,9 +126,10 @@ class TrainView:
 
     def _start(self, event: Started) -> None:
         steps = event.total_steps - event.first_step
+        epochs = f"{event.epochs:.3g} epoch{'' if event.epochs == 1 else 's'}"
         self._line(
             "train",
-            f"{steps:,} steps of {event.rows_per_step} rows, {event.epochs:.3g} epochs, into {event.output_dir}",
+            f"{steps:,} steps of {event.rows_per_step} rows, {epochs}, into {event.output_dir}",
         )
         if self._console.is_terminal:
             self._progress = Progress(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from qlora_cli.data.batches import Batch, StepPlan, collate
+from qlora_cli.data.batches import Batch, collate
 from qlora_cli.data.encode import EncodedRows
 from qlora_cli.errors import Interrupted, ModelError, NonFiniteError
 from qlora_cli.model.lora import bypassed_layers
@@ -27,7 +25,7 @@ from qlora_cli.training.evaluation import evaluate
 from qlora_cli.training.events import CheckpointSaved, Emitter, StepDone, TrainRecord
 from qlora_cli.training.interrupt import StopRequest
 from qlora_cli.training.loss import supervised_loss
-from qlora_cli.training.optim import learning_rate
+from qlora_cli.training.schedule import learning_rate, seed_step, step_plan, total_steps
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class Loop:
         return step
 
     def _check_all_took_part(self) -> None:
-        bypassed = bypassed_layers(self.model)
+        bypassed = bypassed_layers(self.accelerator.unwrap_model(self.model))
         if bypassed:
             raise ModelError(
                 f"lora.target_modules: {len(bypassed)} of the chosen layers took no part in the first step, because "
@@ -270,31 +268,3 @@ class Loop:
             if rotating:
                 rotate(folder, self.section.save_total_limit)
         self.accelerator.wait_for_everyone()
-
-
-def step_plan(section: TrainingSection, rows: EncodedRows, num_processes: int) -> StepPlan:
-    """Which rows each optimizer step sees on each process."""
-    return StepPlan(
-        lengths=rows.lengths,
-        batch_size=section.per_device_train_batch_size,
-        accumulation=section.gradient_accumulation_steps,
-        num_processes=num_processes,
-        seed=section.seed,
-    )
-
-
-def total_steps(section: TrainingSection, plan: StepPlan) -> int:
-    """`max_steps`, or the optimizer steps in `num_train_epochs`, at least one."""
-    if section.max_steps is not None:
-        return section.max_steps
-    # Rounded first: 1.1 epochs of 50 steps are 55, not the 56 that 55.00000000000001 would give.
-    return max(1, math.ceil(round(section.num_train_epochs * plan.steps_per_epoch, 6)))
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Set every random state as a function of seed, step and process: dropout is the same however a run got here."""
-    words = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)
-    value = int(words[0])
-    random.seed(value)
-    np.random.seed(value % 2**32)
-    torch.manual_seed(value % 2**63)

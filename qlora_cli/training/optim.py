@@ -1,8 +1,7 @@
-"""The optimizer a recipe names, and the learning rate as a function of the step."""
+"""The optimizer that a recipe names."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ _PAGED = "paged_"
 
 
 def build_optimizer(section: TrainingSection, parameters: Sequence[nn.Parameter], device: torch.device) -> Optimizer:
-    """The optimizer over `parameters`; its learning rate is set before every step by `learning_rate`.
+    """The optimizer over `parameters`; its learning rate is set before every step, by `schedule.learning_rate`.
 
     A paged optimizer keeps its state in memory that the driver moves between GPU and CPU (QLoRA, section 3). There is
     nothing to page on a CPU, where it runs as its plain twin; `runs_unpaged` tells.
@@ -66,23 +65,3 @@ def page_again(optimizer: Optimizer) -> None:
                 # The optimizer's own allocator decides what is large enough to page.
                 buffer = optimizer.get_state_buffer(parameter, dtype=state[name].dtype)
                 state[name] = buffer.copy_(state[name])
-
-
-def learning_rate(section: TrainingSection, step: int, total_steps: int) -> float:
-    """The learning rate of step `step`, counted from 0, of `total_steps`.
-
-    Linear warmup from 0 over `warmup_steps`, then constant, or linear or half a cosine down to 0 at `total_steps`:
-    the definitions of transformers' schedules, so that loss curves can be laid over each other.
-    """
-    if step < section.warmup_steps:
-        return section.learning_rate * step / section.warmup_steps
-    remaining = max(1, total_steps - section.warmup_steps)
-    progress = min(1.0, (step - section.warmup_steps) / remaining)
-    match section.lr_scheduler_type:
-        case "constant":
-            factor = 1.0
-        case "linear":
-            factor = 1.0 - progress
-        case "cosine":
-            factor = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return section.learning_rate * factor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,6 @@ from qlora_cli.training.checkpoint import (
     list_checkpoints,
     newest_valid,
     restore_optimizer,
-    set_aside,
 )
 from qlora_cli.training.events import Emitter, Notice
 from qlora_cli.training.optim import page_again
@@ -102,10 +102,13 @@ def check_steps_left(folder: RunFolder, total_steps: int) -> None:
         )
 
 
-def restore(folder: RunFolder, model: nn.Module, optimizer: Optimizer, emit: Emitter, *, main: bool) -> Progress | None:
-    """Put model and optimizer where the newest whole checkpoint left them; None if there is none.
+def restore(
+    folder: RunFolder, model: nn.Module, optimizer: Optimizer, emit: Emitter
+) -> tuple[Progress | None, list[Path]]:
+    """Put model and optimizer where the newest whole checkpoint left them.
 
-    Damaged ones that are newer are set aside, by the main process.
+    Returns:
+        Where that is, None if there is no whole checkpoint; and the newer ones that are damaged.
 
     Raises:
         ModelError, CheckpointError: if it does not fit the model or the optimizer.
@@ -121,10 +124,7 @@ def restore(folder: RunFolder, model: nn.Module, optimizer: Optimizer, emit: Emi
         progress = restore_optimizer(checkpoint, optimizer)
         page_again(optimizer)
         emit(Notice(f"going on from {checkpoint.name}"))
-    if main:
-        for path in damaged:
-            set_aside(path)
-    return progress
+    return progress, list(damaged)
 
 
 def _leaves(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

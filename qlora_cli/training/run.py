@@ -29,15 +29,16 @@ from qlora_cli.model.lora import lora_parameters
 from qlora_cli.model.quantization import compute_dtype, describe_storage, measure_storage
 from qlora_cli.recipe.load import dump_recipe
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.training.checkpoint import Progress
+from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.devices import make_accelerator
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
 from qlora_cli.training.events import DataReady, Emitter, Finished, Listener, ModelReady, Notice, Stage, Started
-from qlora_cli.training.loop import Loop, LoopData, LoopOutput, step_plan, total_steps
+from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import check_same_data, check_same_run, check_steps_left, restore
 from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
+from qlora_cli.training.schedule import step_plan, total_steps
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
             message = str(error) or type(error).__name__
             with contextlib.suppress(RunError):  # a full disk must not hide what went wrong before
                 run.record.end(status, error=message, peak_memory_bytes=peak_memory_bytes(device))
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # the CPU's wording
             raise RunError(_out_of_memory(run)) from None
         raise
     run.accelerator.end_training()
@@ -215,15 +216,16 @@ def _train(
 
 
 def _restore(run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Progress:
-    main = run.accelerator.is_main_process
-    progress = restore(run.folder, model, optimizer, run.emit, main=main)
-    if main:
+    progress, damaged = restore(run.folder, model, optimizer, run.emit)
+    # No process may rename or write before all have read.
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        for checkpoint in damaged:
+            set_aside(checkpoint)
         if progress is None:
             run.record.start_over()
         before = progress or Progress(step=-1)
         MetricsFile(run.folder.metrics).keep_until(before.step, before.evaluated_step)
-    # None may rename or write before all have read.
-    run.accelerator.wait_for_everyone()
     return progress or Progress()
 
 

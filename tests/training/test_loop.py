@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -21,8 +22,9 @@ from qlora_cli.model.quantization import compute_dtype
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.training.checkpoint import Progress
 from qlora_cli.training.events import Emitter, Event, StepDone
-from qlora_cli.training.loop import Loop, LoopData, LoopOutput, seed_step, total_steps
-from qlora_cli.training.optim import build_optimizer, learning_rate
+from qlora_cli.training.loop import Loop, LoopData, LoopOutput
+from qlora_cli.training.optim import build_optimizer
+from qlora_cli.training.schedule import learning_rate, seed_step, total_steps
 from tests.support.runs import tiny_recipe
 
 CPU = torch.device("cpu")
@@ -169,6 +171,9 @@ def test_steps_follow_epochs_and_max_steps(tmp_path: Path) -> None:
     assert steps(num_train_epochs=2.0, gradient_accumulation_steps=3) == 6
     assert steps(num_train_epochs=0.001) == 1
     assert steps(max_steps=3) == 3
+    assert steps(num_train_epochs=1.1, per_device_train_batch_size=4) == 9
+    plan = StepPlan(np.ones(50, dtype=np.int64), 1)
+    assert total_steps(TrainingSection(num_train_epochs=1.1), plan) == 55  # not the 56 of 55.00000000000001
 
 
 def test_random_draws_depend_on_seed_step_and_process_alone() -> None:

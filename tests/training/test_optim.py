@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qlora_cli.recipe.schema import OptimizerName, TrainingSection
-from qlora_cli.training.optim import build_optimizer, learning_rate, runs_unpaged
+from qlora_cli.training.optim import build_optimizer, runs_unpaged
+from qlora_cli.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 NAMES: tuple[str, ...] = OptimizerName.__args__
