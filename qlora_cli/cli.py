@@ -46,7 +46,7 @@ def train(
         ),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", metavar="DIR", help="The run folder, in place of the recipe's.")
+        str | None, typer.Option("--output-dir", metavar="DIR", help="The run folder, in place of the recipe's.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the run folder from its newest whole checkpoint.")

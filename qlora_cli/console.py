@@ -108,8 +108,9 @@ class TrainView:
     def _data(self, event: DataReady) -> None:
         lost = [f"{event.dropped:,} dropped"] * bool(event.dropped)
         lost += [f"{event.truncated:,} truncated"] * bool(event.truncated)
-        counts = f"{event.rows:,} rows, {event.tokens:,} tokens, {event.supervised_tokens:,} of them supervised"
-        self._line("data", f"{event.split}: {', '.join([counts, *lost])} ({event.format}, {event.source})")
+        tokens = f"{event.tokens:,} tokens, {event.supervised_tokens:,} of them supervised"
+        counts = ", ".join([_plural(event.rows, "row"), tokens, *lost])
+        self._line("data", f"{event.split}: {counts} ({event.format}, {event.source})")
 
     def _model(self, event: ModelReady) -> None:
         share = event.trainable_parameters / (event.total_parameters + event.trainable_parameters)
@@ -126,10 +127,13 @@ class TrainView:
 
     def _start(self, event: Started) -> None:
         steps = event.total_steps - event.first_step
-        epochs = f"{event.epochs:.3g} epoch{'' if event.epochs == 1 else 's'}"
+        if steps == 0:
+            self._line("train", f"nothing left to do: all {event.total_steps:,} steps are done")
+            return
+        epochs = _plural(event.epochs, "epoch", ".3g")
         self._line(
             "train",
-            f"{steps:,} steps of {event.rows_per_step} rows, {epochs}, into {event.output_dir}",
+            f"{_plural(steps, 'step')} of {_plural(event.rows_per_step, 'row')}, {epochs}, into {event.output_dir}",
         )
         if self._console.is_terminal:
             self._progress = Progress(
@@ -177,7 +181,8 @@ class TrainView:
         speed = event.tokens / event.seconds if event.seconds else 0.0
         self._line(
             "done",
-            f"{event.steps:,} steps, {event.tokens:,} tokens in {event.seconds:,.0f} s ({speed:,.0f} tokens/s), "
+            f"{_plural(event.steps, 'step')}, {event.tokens:,} tokens in {event.seconds:,.0f} s "
+            f"({speed:,.0f} tokens/s), "
             f"peak memory {_bytes(event.peak_memory_bytes)}",
         )
         if event.first_eval_loss is not None and event.last_eval_loss is not None:
@@ -188,6 +193,10 @@ class TrainView:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _plural(number: float, word: str, form: str = ",") -> str:
+    return f"{number:{form}} {word}{'' if number == 1 else 's'}"
 
 
 def _count(number: int) -> str:

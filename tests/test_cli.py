@@ -261,11 +261,66 @@ def test_any_folder_name_is_text(name: str, recipe: str, monkeypatch: pytest.Mon
     (Path.cwd() / name).mkdir()
     (Path.cwd() / name / "run.json").touch()
     monkeypatch.setenv("HOME", str(Path.cwd() / "~"))
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/qlora"])
     assert refused(recipe, "--output-dir", name).startswith("output_dir: ")
-    again = train_command._resume_command(Path("r.yaml"), ["lora.rank=4"], Path(name))
+    again = train_command._resume_command(Path("r.yaml"), ["lora.rank=4"], name)
     assert shlex.split(again) == [
         "qlora", "train", "r.yaml", "--set", "lora.rank=4", "--output-dir", name, "--resume"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("started_as", "processes", "words"),
+    [
+        ("/usr/bin/qlora", "1", ["qlora"]),
+        ("/site-packages/qlora_cli/__main__.py", "1", [sys.executable, "-m", "qlora_cli"]),
+        (
+            "/site-packages/qlora_cli/__main__.py",
+            "4",
+            ["accelerate", "launch", "--num_processes", "4", "-m", "qlora_cli"],
+        ),
+    ],
+)
+def test_what_is_told_to_type_is_what_was_typed(
+    started_as: str, processes: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of four processes is gone on with by four; one started as a module, as a module."""
+    monkeypatch.setattr("sys.argv", [started_as])
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    again = train_command._resume_command(Path("r.yaml"), [], None)
+    assert shlex.split(again) == [*words, "train", "r.yaml", "--resume"]
+
+
+def test_an_empty_folder_name_is_none(recipe: str) -> None:
+    """An unset shell variable must not scatter a run over the current folder."""
+    message = refused(recipe, "--output-dir", "")
+    assert "output_dir: " in message
+    assert not Path("run.json").exists()
+
+
+def test_resume_where_no_run_is(recipe: str) -> None:
+    """A mistyped folder does not begin a run in it."""
+    message = refused(recipe, "--output-dir", "other", "--resume")
+    assert message.startswith(f"--resume: {Path.cwd() / 'other'} holds no run. output_dir is relative to the folder ")
+    assert not Path("other").exists()
+
+
+def test_a_stop_at_once(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C where no step is at hand, as in the first evaluation: 130, and the command to go on if there is a run."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qlora_cli.training.run.load_base", interrupted)
+        early = invoke(recipe)
+    assert (early.exit_code, early.stderr) == (130, "error: stopped at once; what was saved before is whole\n")
+    assert "Go on with" not in early.stdout
+    monkeypatch.setattr("qlora_cli.training.loop.evaluate", interrupted)
+    late = invoke(recipe)
+    assert late.exit_code == 130
+    assert late.stdout.splitlines()[-1].startswith("Go on with: ")
+    assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
 
 
 # ------------------------------------------------------------------------------------------- Whole runs
@@ -292,10 +347,13 @@ def test_a_whole_run_in_a_log(recipe: str, shared: Path, tmp_path: Path) -> None
     assert after_start[:9] == ["eval", "step", "step", "saved", "step", "eval", "saved", "done", "adapter"]
     assert lines[-3] == f"adapter  my run/adapter{os.sep}  (PEFT format)"
     assert lines[-2] == "Load it over the same base with PEFT, transformers or vLLM. To train on, for longer:"
-    assert lines[-1] == f"  qlora train {recipe} --output-dir 'my run' --resume --set training.max_steps=6"
+    assert (
+        lines[-1]
+        == f"  {sys.executable} -m qlora_cli train {recipe} --output-dir 'my run' --resume --set training.max_steps=6"
+    )
     assert (tmp_path / "my run" / "adapter" / "adapter_model.safetensors").is_file()
 
-    result = CliRunner().invoke(app, shlex.split(lines[-1])[1:])
+    result = CliRunner().invoke(app, shlex.split(lines[-1])[3:])
     assert result.exit_code == 0, result.output
     assert [record["step"] for record in read_metrics(tmp_path / "my run", "train")] == [1, 2, 3, 4, 5, 6]
 
@@ -344,12 +402,12 @@ def test_an_interrupted_run(endless: subprocess.Popen[str], recipe: str, tmp_pat
         "\nSIGINT: finishing this step, then saving; again to stop at once\n"
         f"error: SIGINT: stopped after step {int(step)}, state saved\n"
     )
-    command = f"qlora train {recipe} --set training.max_steps=1000000 --resume"
+    command = f"{sys.executable} -m qlora_cli train {recipe} --set training.max_steps=1000000 --resume"
     assert out.splitlines()[-1] == f"Go on with: {command}"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
     end = int(step) + 2
-    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--set", f"training.max_steps={end}"])
+    result = CliRunner().invoke(app, [*shlex.split(command)[3:], "--set", f"training.max_steps={end}"])
     assert result.exit_code == 0, result.output
     assert f"note     going on from step-{step}" in result.stdout
     assert [record["step"] for record in read_metrics(tmp_path / "run", "train")] == list(range(1, end + 1))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from qlora_cli.cli import app
 from qlora_cli.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,16 @@ def test_the_readmes_recipe_is_one() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 1
     assert Recipe.model_validate(yaml.safe_load(blocks[0])).dataset.validation_fraction == 0.05
+
+
+def test_the_commands_that_pages_name_exist() -> None:
+    """Every `qlora WORD` in the README, docs/ and recipes/ is a command that is there."""
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+    pages += (ROOT / "recipes").glob("*.yaml")
+    named = {word for page in pages for word in re.findall(r"\bqlora ([a-z]+)", page.read_text(encoding="utf-8"))}
+    assert "train" in named
+    assert named <= commands
 
 
 def test_the_readmes_targets_and_links_exist() -> None:

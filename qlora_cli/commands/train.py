@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
+import sys
 from pathlib import Path
 
 from qlora_cli.errors import Interrupted, QloraError
 from qlora_cli.recipe.load import load_recipe
 
 
-def train(recipe: Path, *, overrides: list[str], output_dir: Path | None, resume: bool) -> int:
+def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool) -> int:
     """Train the recipe's adapter, showing the run; returns the exit code."""
     from qlora_cli.console import TrainView, make_console, show_error
+    from qlora_cli.training.run_folder import RunFolder
 
     console = make_console()
     # In quotes, so that YAML reads any name as the text it is.
-    folder = [] if output_dir is None else [f"output_dir={json.dumps(str(output_dir), ensure_ascii=False)}"]
+    folder = [] if output_dir is None else [f"output_dir={json.dumps(output_dir, ensure_ascii=False)}"]
     again = _resume_command(recipe, overrides, output_dir)
+    loaded = None
     try:
         loaded = load_recipe(recipe, [*overrides, *folder])  # before torch: a wrong recipe is told at once
         quiet_libraries(progress=console.is_terminal)
@@ -32,7 +36,9 @@ def train(recipe: Path, *, overrides: list[str], output_dir: Path | None, resume
             console.print(f"Go on with: {again}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:
-        show_error(Interrupted("interrupted"))
+        show_error(Interrupted("stopped at once; what was saved before is whole"))
+        if loaded is not None and RunFolder(Path(loaded.output_dir)).holds_a_run():
+            console.print(f"Go on with: {again}", markup=False)
         return Interrupted.exit_code
     console.print(
         f"Load it over the same base with PEFT, transformers or vLLM. To train on, for longer:\n"
@@ -55,10 +61,21 @@ def quiet_libraries(*, progress: bool) -> None:
     if not progress:
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for name in ("accelerate", "huggingface_hub"):  # the hub's client logs every retry
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _resume_command(recipe: Path, overrides: list[str], output_dir: Path | None) -> str:
-    words = ["qlora", "train", str(recipe), *(word for item in overrides for word in ("--set", item))]
-    words += [] if output_dir is None else ["--output-dir", str(output_dir)]
+def _resume_command(recipe: Path, overrides: list[str], output_dir: str | None) -> str:
+    words = [*_invocation(), "train", str(recipe), *(word for item in overrides for word in ("--set", item))]
+    words += [] if output_dir is None else ["--output-dir", output_dir]
     return shlex.join([*words, "--resume"])
+
+
+def _invocation() -> list[str]:
+    """How this command was started, so that what it tells to type can be typed."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        return ["accelerate", "launch", "--num_processes", str(processes), "-m", "qlora_cli"]
+    if Path(sys.argv[0]).name == "__main__.py":
+        return [sys.executable, "-m", "qlora_cli"]
+    return ["qlora"]

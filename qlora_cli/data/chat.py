@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from qlora_cli.data.formats import Conversation, Example, Passage
+from qlora_cli.data.formats import Conversation, Passage
 from qlora_cli.errors import DataError
 
 Span = tuple[int, int]
@@ -25,19 +25,9 @@ def conversation_of(example: Conversation | Passage) -> Conversation:
     return Conversation((user, {"role": "assistant", "content": example.completion}))
 
 
-def wants_template(example: Example, tokenizer: Any, where: str) -> bool:
-    """Whether the tokenizer's chat template renders this example.
-
-    Raises DataError for a conversation if the tokenizer has no chat template.
-    """
-    if getattr(tokenizer, "chat_template", None):
-        return isinstance(example, Conversation | Passage)
-    if isinstance(example, Conversation):
-        raise DataError(
-            f"{where}: the format messages needs a chat template, and the tokenizer has none. "
-            f"Use an instruction-tuned base model, or the format prompt_completion or text."
-        )
-    return False
+def has_template(tokenizer: Any) -> bool:
+    """Whether there is a chat template to render conversations with."""
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def render(conversation: Conversation, tokenizer: Any, where: str) -> tuple[str, list[Span]]:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qlora_cli.data.chat import Span, conversation_of, render, wants_template
+from qlora_cli.data.chat import Span, conversation_of, has_template, render
 from qlora_cli.data.formats import (
-    Conversation,
     Example,
     Format,
     Passage,
+    Text,
     columns_used,
     read_row,
     resolve_format,
@@ -41,8 +41,9 @@ Mask = npt.NDArray[np.bool_]
 class EncodedRows:
     """Token ids of all rows, end to end, and the mask of those that are learned.
 
-    `ids` (int32) and `supervised` (bool) hold row i at [offsets[i], offsets[i + 1]); `offsets` and
-    `row_numbers` are int64. A row's first token is never supervised: nothing comes before it to predict it.
+    `ids` (int32) and `supervised` (bool) hold row i at [offsets[i], offsets[i + 1]); `offsets` and `row_numbers` are
+    int64. `unit` is what a row number counts: lines of a single .jsonl file, else rows. A row's first token is never
+    supervised: nothing comes before it to predict it.
     """
 
     ids: Ints
@@ -52,6 +53,7 @@ class EncodedRows:
     format: Format
     source: str
     fingerprint: str
+    unit: str = "row"
     dropped: int = 0
     truncated: int = 0
 
@@ -72,6 +74,13 @@ class EncodedRows:
     def supervised_tokens(self) -> int:
         """Tokens with a loss, in all rows."""
         return int(self.supervised.sum())
+
+    @property
+    def silent_rows(self) -> npt.NDArray[np.int64]:
+        """Original numbers of the rows with one token to learn: the end of an empty answer."""
+        learned = np.add.reduceat(self.supervised.astype(np.int64), self.offsets[:-1])
+        silent: npt.NDArray[np.int64] = self.row_numbers[learned == 1]
+        return silent
 
     def input_ids(self, index: int) -> npt.NDArray[np.int64]:
         """Token ids of a row, int64 [length]."""
@@ -132,6 +141,7 @@ def encode_rows(rows: Rows, section: DatasetSection, tokenizer: Any, *, vocab_si
         format=format,
         source=rows.source,
         fingerprint=rows.fingerprint,
+        unit=rows.unit,
         dropped=total - len(encoded),
         truncated=truncated,
     )
@@ -166,14 +176,18 @@ def _tokenise(rendered: list[_Rendered], tokenizer: Any, ends: _Ends) -> Iterato
 
 
 def _render(example: Example, tokenizer: Any, where: str) -> _Rendered:
-    if wants_template(example, tokenizer, where) and isinstance(example, Conversation | Passage):
+    if isinstance(example, Text):
+        return _Rendered(example.text, [(0, len(example.text))], bare=True)
+    if has_template(tokenizer):
         text, spans = render(conversation_of(example), tokenizer, where)
         return _Rendered(text, spans, bare=False)
     if isinstance(example, Passage):
         text = example.bare_prompt + example.completion
         return _Rendered(text, [(len(example.bare_prompt), len(text))], bare=True)
-    text = example.text if not isinstance(example, Conversation) else ""
-    return _Rendered(text, [(0, len(text))], bare=True)
+    raise DataError(
+        f"{where}: the format messages needs a chat template, and the tokenizer has none. "
+        f"Use an instruction-tuned base model, or the format prompt_completion or text."
+    )
 
 
 def _covered(offsets: list[tuple[int, int]], spans: list[Span]) -> Mask:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import difflib
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,9 +25,8 @@ import pyarrow.parquet
 
 from qlora_cli.data.files import Row, read_file, tabulate
 from qlora_cli.errors import DataError
+from qlora_cli.recipe.paths import DATA_SUFFIXES, looks_local
 from qlora_cli.recipe.schema import DatasetSection
-
-KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 _SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
 
@@ -84,9 +85,9 @@ def load_rows(section: DatasetSection, *, seed: int) -> tuple[Rows, Rows | None]
 
     Raises DataError if a source is missing, unreadable or empty, or too small to split.
     """
-    train = _load(section.train, section, section.train_split)
+    train = _load("dataset.train", section.train, section, section.train_split)
     if section.validation is not None:
-        return train, _load(section.validation, section, section.validation_split)
+        return train, _load("dataset.validation", section.validation, section, section.validation_split)
     if section.validation_fraction is not None:
         return _split(train, section.validation_fraction, seed)
     return train, None
@@ -100,17 +101,20 @@ def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     return rows.select(np.sort(order[held_out:])), rows.select(np.sort(order[:held_out]))
 
 
-def _load(name: str, section: DatasetSection, split: str) -> Rows:
-    rows = _load_files(name, _find_files(name)) if _is_local(name) else _load_hub(name, section.hub_config, split)
+def _load(field: str, name: str, section: DatasetSection, split: str) -> Rows:
+    """The rows that a field of the recipe names."""
+    if _is_local(name):
+        rows = _load_files(name, _find_files(field, name))
+    else:
+        rows = _load_hub(name, section.hub_config, split)
     if len(rows) == 0:
         raise DataError(f"{rows.source}: there are no rows.")
     return rows
 
 
 def _is_local(name: str) -> bool:
-    path = Path(name)
-    looks_like_file = path.suffix.lower() in KINDS or name.startswith(".") or name.count("/") > 1
-    return path.is_absolute() or glob.has_magic(name) or looks_like_file or path.exists()
+    # What is beside a recipe has become an absolute path on loading it; the rest is for who calls without a recipe.
+    return looks_local(name) or os.path.exists(name)  # noqa: PTH110 (a name too long to look up is no path)
 
 
 def _shown(path: Path) -> str:
@@ -119,23 +123,23 @@ def _shown(path: Path) -> str:
     return str(path)
 
 
-def _find_files(name: str) -> list[Path]:
+def _find_files(owner: str, name: str) -> list[Path]:
     path, shown = Path(name), _shown(Path(name))
     if path.is_file():
         found = [path]
     elif path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in KINDS)
+        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in DATA_SUFFIXES)
         if not found:
             raise DataError(f"{shown}: no {_alternatives()} file in this folder.")
     elif glob.has_magic(name):
         found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())  # noqa: PTH207
         if not found:
-            raise DataError(f"{shown}: no file matches.")
+            raise DataError(f"{owner}: {shown}: no file matches.")
     else:
-        raise DataError(f"{shown}: there is no such file or folder.")
+        raise DataError(f"{owner}: {shown}: there is no such file or folder{_near(path)}")
     by_kind = {p.suffix.lower(): p.name for p in reversed(found)}
     for kind, example in by_kind.items():
-        if kind not in KINDS:
+        if kind not in DATA_SUFFIXES:
             raise DataError(f"{shown}: expected a {_alternatives()} file, got {example}.")
     if len(by_kind) > 1:
         raise DataError(
@@ -145,8 +149,16 @@ def _find_files(name: str) -> list[Path]:
     return found
 
 
+def _near(path: Path) -> str:
+    """A hint at a name of the same folder that may have been meant, or at the first folder that is not there."""
+    if not path.parent.is_dir():
+        return f"; the folder {_shown(path.parent)} is not there."
+    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
 def _alternatives() -> str:
-    return f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    return f"{', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}"
 
 
 def _load_files(name: str, paths: list[Path]) -> Rows:

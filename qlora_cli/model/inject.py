@@ -26,7 +26,7 @@ def find_targets(model: PreTrainedModel, target_modules: str | Iterable[str]) ->
     parts, as PEFT does; any other string is a regular expression that must match the whole path.
 
     Raises:
-        ModelError: if nothing matches, if one name of a list matches nothing, or if the expression is not one.
+        ModelError: if nothing matches, or one name of a list matches nothing.
     """
     linear = _linear_layers(model)
     if target_modules == ALL_LINEAR:
@@ -34,7 +34,7 @@ def find_targets(model: PreTrainedModel, target_modules: str | Iterable[str]) ->
         inside = {id(module) for module in decoder.modules()} - {id(model.get_output_embeddings())}
         targets = [path for path, module in linear.items() if id(module) in inside]
     elif isinstance(target_modules, str):
-        targets = _matching(linear, target_modules)
+        targets = [path for path in linear if re.fullmatch(target_modules, path)]
     else:
         names = list(target_modules)
         targets = [path for path in linear if any(_ends_with(path, name) for name in names)]
@@ -75,19 +75,13 @@ def _ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def _matching(linear: Iterable[str], expression: str) -> list[str]:
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise ModelError(f"lora.target_modules: {expression!r} is not a regular expression: {error}") from None
-    return [path for path in linear if pattern.fullmatch(path)]
-
-
 def _nothing_matched(wanted: str, linear: dict[str, nn.Module], model: nn.Module) -> str:
     """What was asked for beside what there is, layers of one name counted together."""
     there = Counter((path.rsplit(".", 1)[-1], linear_shape(module)) for path, module in linear.items())
     lines = [f"  {name:<24} {shape[0]} -> {shape[1]}, {n} of them" for (name, shape), n in there.items() if shape]
     example = next(iter(linear), "none")
+    if any(_ends_with(path, wanted) for path in linear):
+        lines.append(f"A text is a regular expression for whole paths: write [{wanted}] or .*\\.{wanted}")
     return (
         f"lora.target_modules: {wanted}: no linear layer of {type(model).__name__} has that name. There are:\n"
         + "\n".join(lines)

@@ -101,6 +101,8 @@ def _apply_override(source: YamlSource, override: str) -> None:
     argument = f"--set {override}"
     if not equals or not all(keys):
         raise RecipeError(f"{argument}: expected KEY=VALUE, as in --set training.max_steps=20")
+    if not text.strip():
+        raise RecipeError(f'{argument}: there is no value; write null to unset one, or "" for an empty text')
     value = yaml_source.parse_value(text, argument)
     section: dict[str, Value] = source.data
     for depth, key in enumerate(keys[:-1], start=1):

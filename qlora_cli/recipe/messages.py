@@ -50,6 +50,11 @@ def _reason(detail: ErrorDetails, location: yaml_source.Path) -> str:
     match detail["type"]:
         case "extra_forbidden":
             known = list(_section_fields(location[:-1]))
+            owners = [name for name in Recipe.model_fields if str(location[-1]) in _section_fields((name,))]
+            if owners:
+                return f"unknown key here; it belongs under `{owners[0]}`"
+            if str(location[-1]) in Recipe.model_fields:
+                return "unknown key here; it belongs at the top level"
             close = difflib.get_close_matches(str(location[-1]), known, n=1)
             hint = f"did you mean `{close[0]}`?" if close else f"expected one of: {', '.join(known)}"
             return f"unknown key; {hint}"

@@ -18,7 +18,8 @@ _PATH_FIELDS: tuple[yaml_source.Path, ...] = (
     ("dataset", "validation"),
 )
 
-_DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}
+# Kinds of data files that are read.
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def resolve_paths(data: dict[str, Value], base: Path, only: yaml_source.Path | None = None) -> None:
@@ -44,6 +45,16 @@ def misplaced_paths(data: dict[str, Value], recipe_folder: Path) -> dict[yaml_so
     }
 
 
+def looks_local(value: str) -> bool:
+    """Whether this can only be a path or a glob, not the name of something on the hub."""
+    return (
+        value.startswith((".", "/", "~"))
+        or value.count("/") > 1
+        or value.lower().endswith(DATA_SUFFIXES)
+        or glob.has_magic(value)
+    )
+
+
 def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dict[str, Value], str]]:
     """Every path-valued field that holds text: its keys, the section it is in, and the text."""
     for keys in _PATH_FIELDS:
@@ -58,9 +69,8 @@ def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dic
 def _resolve(value: str, base: Path) -> str:
     """An absolute path for what is a path by its look or because it exists; a hub name stays as it is."""
     path = base / _expand_home(value)
-    looks_local = value.startswith((".", "/", "~")) or value.count("/") > 1 or path.suffix.lower() in _DATA_SUFFIXES
     # Nothing at all is not the folder itself; and what cannot be looked at (too long, say) is no path.
-    if looks_local or glob.has_magic(value) or (value and os.path.exists(path)):  # noqa: PTH110
+    if looks_local(value) or (value and os.path.exists(path)):  # noqa: PTH110
         full = Path.cwd() / path
         tidy = os.path.normpath(full)
         # Behind a symbolic link, `..` is not the folder that the name says.

@@ -5,6 +5,7 @@ Names are the QLoRA paper's for quantisation and LoRA, Hugging Face's for traini
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
@@ -41,6 +42,16 @@ class LoraSection(Section):
         description="all-linear (every linear layer but the output head), a list of module names, "
         "or a regular expression that matches whole module paths",
     )
+
+    @field_validator("target_modules")
+    @classmethod
+    def _is_an_expression(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+        return value
 
 
 class DatasetSection(Section):

@@ -36,13 +36,13 @@ _MANIFEST = "manifest.json"
 class Progress:
     """Where a run stands after `step` optimizer steps.
 
-    `evaluated_step` is the last step after which there was an evaluation. `tokens` and `seconds` count training alone.
-    The window is what has been trained since the last record: the loss summed over its supervised tokens, their number,
-    all its tokens, and its time.
+    `evaluated_step` is the last step after which there was an evaluation, None before any. `tokens` and `seconds` count
+    training alone. The window is what has been trained since the last record: the loss summed over its supervised
+    tokens, their number, all its tokens, and its time.
     """
 
     step: int = 0
-    evaluated_step: int = -1
+    evaluated_step: int | None = None
     tokens: int = 0
     seconds: float = 0.0
     window_loss: float = 0.0

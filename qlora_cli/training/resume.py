@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from qlora_cli.data.batches import StepPlan
 from qlora_cli.errors import OutputError
 from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors
 from qlora_cli.recipe.load import load_recipe
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.training.checkpoint import (
     ADAPTER,
     Progress,
@@ -25,6 +26,7 @@ from qlora_cli.training.checkpoint import (
 from qlora_cli.training.events import Emitter, Notice
 from qlora_cli.training.optim import page_again
 from qlora_cli.training.run_folder import RunFolder
+from qlora_cli.training.schedule import total_steps
 
 # A resumed run may report, evaluate and save at other steps, keep another number of checkpoints, and go on for longer.
 _FREE = {
@@ -100,6 +102,20 @@ def check_steps_left(folder: RunFolder, total_steps: int) -> None:
             f"--resume: the run in {folder.path} has done {done} steps, and the recipe asks for {total_steps}. "
             "Ask for more, or train into another folder with --output-dir"
         )
+
+
+def changed_schedule(folder: RunFolder, section: TrainingSection, plan: StepPlan) -> str | None:
+    """What another number of steps does to a learning rate that falls over all of them; None if nothing."""
+    if not folder.recipe.exists() or section.lr_scheduler_type == "constant":
+        return None
+    before = total_steps(load_recipe(folder.recipe).training, plan)
+    now = total_steps(section, plan)
+    if before == now:
+        return None
+    return (
+        f"the {section.lr_scheduler_type} learning rate now falls over {now} steps, not {before}: from here on this is "
+        "not the run that it would have been"
+    )
 
 
 def restore(

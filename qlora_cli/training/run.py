@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from qlora_cli.training.events import DataReady, Emitter, Finished, Listener, Mo
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.record import RunRecord
-from qlora_cli.training.resume import check_same_data, check_same_run, check_steps_left, restore
+from qlora_cli.training.resume import changed_schedule, check_same_data, check_same_run, check_steps_left, restore
 from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
 from qlora_cli.training.schedule import step_plan, total_steps
 
@@ -73,7 +73,10 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     if resume:
         processes, section = run.accelerator.num_processes, recipe.training
         check_same_data(run.folder, data.fingerprints(), processes)
-        check_steps_left(run.folder, total_steps(section, step_plan(section, data.train, processes)))
+        plan = step_plan(section, data.train, processes)
+        check_steps_left(run.folder, total_steps(section, plan))
+        if changed := changed_schedule(run.folder, section, plan):
+            run.emit(Notice(changed))
     model = _load_model(run)
     if run.accelerator.is_main_process:
         run.folder.create()
@@ -129,8 +132,20 @@ def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
         encoded[split] = encode_rows(rows, section, tokenizer, vocab_size=embedding_rows(config))
         _check_positions(encoded[split], config)
         run.emit(_data_ready(split, encoded[split]))
+    for notice in _doubts(encoded["train"], encoded.get("validation")):
+        run.emit(Notice(notice))
     pad_token_id = int(tokenizer.pad_token_id or 0)
     return LoopData(encoded["train"], encoded.get("validation"), pad_token_id)
+
+
+def _doubts(train: EncodedRows, validation: EncodedRows | None) -> Iterator[str]:
+    """What may be meant so, but is more often a mistake."""
+    silent = train.silent_rows.tolist()
+    if silent:
+        some = ", ".join(map(str, silent[:5])) + (", …" if len(silent) > 5 else "")
+        yield f"{len(silent)} training rows have an empty answer and teach only to stop ({train.unit} {some})"
+    if validation is not None and validation.fingerprint == train.fingerprint and len(validation) == len(train):
+        yield "validation has the rows of train: its loss says nothing about rows the model has not seen"
 
 
 def _check_positions(rows: EncodedRows, config: PreTrainedConfig) -> None:
@@ -139,7 +154,7 @@ def _check_positions(rows: EncodedRows, config: PreTrainedConfig) -> None:
     if positions is not None and longest > positions:
         row = int(rows.row_numbers[int(rows.lengths.argmax())])
         raise DataError(
-            f"{rows.source}: row {row} has {longest} tokens, the model has positions for {positions}. "
+            f"{rows.source}: {rows.unit} {row} has {longest} tokens, the model has positions for {positions}. "
             f"Set dataset.max_length to {positions} or less, and dataset.overlong to drop or truncate"
         )
 
@@ -198,6 +213,8 @@ def _train(
     prepared = accelerator.prepare_model(model)
     output = LoopOutput(folder.checkpoints, lambda path: save_adapter(model, path, run.source), run.emit)
     loop = Loop(accelerator, prepared, optimizer, section, data, output, progress)
+    if section.warmup_steps >= loop.total_steps:
+        run.emit(Notice(f"warmup_steps is {section.warmup_steps} and the run ends after {loop.total_steps}"))
     run.emit(_started(run, loop))
     loop.run()
     if accelerator.is_main_process:
@@ -222,10 +239,12 @@ def _restore(run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer
     if run.accelerator.is_main_process:
         for checkpoint in damaged:
             set_aside(checkpoint)
+        metrics = MetricsFile(run.folder.metrics)
         if progress is None:
             run.record.start_over()
-        before = progress or Progress(step=-1)
-        MetricsFile(run.folder.metrics).keep_until(before.step, before.evaluated_step)
+            metrics.clear()
+        else:
+            metrics.keep_until(progress.step, progress.evaluated_step)
     return progress or Progress()
 
 

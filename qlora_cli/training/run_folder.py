@@ -52,10 +52,15 @@ class RunFolder:
         """Refuse a folder that must not be written, before anything is loaded.
 
         Raises:
-            OutputError: if it holds a run and `resume` is off, or is no folder, or cannot be written.
+            OutputError: if it holds a run and `resume` is off or the reverse, is no folder, or cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"output_dir: {self.path} is a file; expected a folder, or nothing, there")
+        if resume and not self.holds_a_run():
+            raise OutputError(
+                f"--resume: {self.path.resolve()} holds no run. output_dir is relative to the folder that the command "
+                "is run in: look at that and at --output-dir, or leave --resume out to begin"
+            )
         if self.holds_a_run() and not resume:
             raise OutputError(
                 f"output_dir: {self.path} already holds a run. Add --resume to go on with it, name another folder "
@@ -151,18 +156,24 @@ class MetricsFile:
 
     path: Path
 
-    def keep_until(self, step: int, evaluated_step: int) -> None:
+    def clear(self) -> None:
+        """Forget every record: the run begins."""
+        if self.path.exists():
+            write_text(self.path, "")
+
+    def keep_until(self, step: int, evaluated_step: int | None) -> None:
         """Forget records after `step`, evaluations after `evaluated_step`, and a line cut short by a kill: a resumed
         run writes them again."""
         if not self.path.exists():
             return
+        last = {"train": step, "eval": -1 if evaluated_step is None else evaluated_step}
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if record["step"] <= (evaluated_step if record["event"] == "eval" else step):
+            if record["step"] <= last[record["event"]]:
                 kept.append(line + "\n")
         write_text(self.path, "".join(kept))
 

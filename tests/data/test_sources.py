@@ -245,9 +245,16 @@ def test_broken_and_empty_parquet(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     """Missing files, globs without a match, and folders with nothing or several kinds are told apart."""
-    assert refusal(tmp_path / "no.jsonl") == "no.jsonl: there is no such file or folder."
-    assert refusal("no.jsonl") == "no.jsonl: there is no such file or folder."
-    assert refusal(tmp_path / "*.csv") == "*.csv: no file matches."
+    assert refusal(tmp_path / "no.jsonl") == "dataset.train: no.jsonl: there is no such file or folder."
+    assert refusal("no.jsonl") == "dataset.train: no.jsonl: there is no such file or folder."
+    assert refusal("no/x.jsonl") == (
+        "dataset.train: no/x.jsonl: there is no such file or folder; the folder no is not there."
+    )
+    (tmp_path / "rows.jsonl").touch()
+    assert refusal("row.jsonl") == (
+        "dataset.train: row.jsonl: there is no such file or folder; did you mean rows.jsonl?"
+    )
+    assert refusal(tmp_path / "*.csv") == "dataset.train: *.csv: no file matches."
     folder = tmp_path / "mixed"
     folder.mkdir()
     kinds = ".jsonl, .json, .csv, .tsv or .parquet"

@@ -54,10 +54,10 @@ def test_nothing_matched_lists_what_there_is() -> None:
     )
 
 
-def test_a_broken_expression_is_told() -> None:
-    """Not a traceback out of `re`."""
-    with pytest.raises(ModelError, match=r"^lora.target_modules: '\(q_proj' is not a regular expression: missing \)"):
-        find_targets(tiny_model("llama"), "(q_proj")
+def test_a_name_given_as_a_text_is_told_how_to_be_one() -> None:
+    """`q_proj` alone is an expression for a whole path; what was meant is a list, or a longer expression."""
+    with pytest.raises(ModelError, match=r"write \[q_proj\] or \.\*\\\.q_proj"):
+        find_targets(tiny_model("llama"), "q_proj")
 
 
 def test_what_a_model_reads_past_is_no_target() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_defaults_then_recipe_then_overrides() -> None:
         ("training.max_steps=20", "training.max_steps", 20),
         ("training.learning_rate=1e-4", "training.learning_rate", 1e-4),
         ("training.max_grad_norm=null", "training.max_grad_norm", None),
-        ("training.max_grad_norm=", "training.max_grad_norm", None),
+        ("training.max_grad_norm=~", "training.max_grad_norm", None),
         (" training.max_steps = 20 ", "training.max_steps", 20),
         ("lora.target_modules=[q_proj, v_proj]", "lora.target_modules", ["q_proj", "v_proj"]),
         (r"lora.target_modules=.*\.(q|v)_proj", "lora.target_modules", r".*\.(q|v)_proj"),
@@ -133,7 +134,9 @@ def test_a_malformed_override(override: str) -> None:
         ("nope.x=3", f"nope: unknown key; expected one of: {TOP_LEVEL}"),
         ("base_model.x=1", "`base_model` is a value, not a section"),
         ("dataset.train.x.y=1", "`dataset.train` is a value, not a section"),
-        ("lora.rank=", "lora.rank: input should be a valid integer, got nothing"),
+        ("lora.rank=", 'there is no value; write null to unset one, or "" for an empty text'),
+        ("training.max_steps=  ", 'there is no value; write null to unset one, or "" for an empty text'),
+        ("lora.rank=null", "lora.rank: input should be a valid integer, got nothing"),
         ("lora=3", "lora: expected a section of `key: value` lines, got 3"),
         ("lora.rank=[1", "not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("lora.rank=!!int '1'", "the tag !!int is not allowed in a recipe"),
@@ -151,7 +154,16 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
         # Misspelt, or another tool's
         ("lora:\n  rnk: 3", "r.yaml:6:3: lora.rnk: unknown key; did you mean `rank`?"),
         ("trainng: {}", "r.yaml:5:1: trainng: unknown key; did you mean `training`?"),
-        ("learning_rate: 1", f"r.yaml:5:1: learning_rate: unknown key; expected one of: {TOP_LEVEL}"),
+        ("xyzzy: 1", f"r.yaml:5:1: xyzzy: unknown key; expected one of: {TOP_LEVEL}"),
+        # In the wrong place
+        ("learning_rate: 1", "r.yaml:5:1: learning_rate: unknown key here; it belongs under `training`"),
+        ("lora: {max_length: 9}", "r.yaml:5:8: lora.max_length: unknown key here; it belongs under `dataset`"),
+        ("lora: {revision: x}", "r.yaml:5:8: lora.revision: unknown key here; it belongs at the top level"),
+        (
+            "lora: {target_modules: '(q_proj'}",
+            "r.yaml:5:8: lora.target_modules: '(q_proj' is not a regular expression: missing ), unterminated "
+            "subpattern at position 0",
+        ),
         ("quantization: {bit: 4}", "r.yaml:5:16: quantization.bit: unknown key; did you mean `bits`?"),
         # Of the wrong type
         ("lora: {rank: '4'}", "r.yaml:5:8: lora.rank: input should be a valid integer, got '4'"),
@@ -240,7 +252,7 @@ def test_every_mistake_is_told_at_once() -> None:
         "quantization:\n"
         "  bits: 3\n"
     )
-    assert refusal(text, "quantization.quant_type=nf5", "output_dir=") == (
+    assert refusal(text, "quantization.quant_type=nf5", "output_dir=~") == (
         "r.yaml:1:1: base_model: input should be a valid string, got 3\n"
         "r.yaml:11:3: quantization.bits: input should be 4 or 16, got 3\n"
         "--set quantization.quant_type=nf5: quantization.quant_type: input should be 'nf4' or 'fp4', got 'nf5'\n"
@@ -251,7 +263,7 @@ def test_every_mistake_is_told_at_once() -> None:
         "r.yaml:6:13: dataset.columns.int: input should be a valid string, got 3\n"
         "r.yaml:6:21: dataset.columns.a[0]: input should be a valid string, got 4\n"
         "r.yaml:7:1: training: give either max_steps or num_train_epochs, not both\n"
-        "--set output_dir=: output_dir: input should be a valid string, got nothing"
+        "--set output_dir=~: output_dir: input should be a valid string, got nothing"
     )
 
 
@@ -464,7 +476,7 @@ SECTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "rank": POSITIVE,
         "alpha": st.floats(1e-300, 1e300) | POSITIVE,
         "dropout": st.floats(0, 1, exclude_max=True),
-        "target_modules": WORDS | st.lists(WORDS, min_size=1, max_size=3),
+        "target_modules": WORDS.map(re.escape) | st.lists(WORDS, min_size=1, max_size=3),
     },
     "training": {
         "num_train_epochs": st.floats(1e-9, 1e9),

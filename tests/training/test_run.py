@@ -272,6 +272,34 @@ def test_resume_for_fewer_steps_than_were_done_is_refused(tmp_path: Path) -> Non
     assert {name: again[name] for name in kept} == {name: record[name] for name in kept}
 
 
+def test_another_length_under_a_falling_rate_is_said(tmp_path: Path) -> None:
+    """A cosine over more steps is another curve: a notice with both lengths; a constant rate needs none."""
+    for kind, said in (("cosine", True), ("constant", False)):
+        recipe = _with(tiny_recipe(tmp_path, training={"max_steps": 2, "lr_scheduler_type": kind}), tmp_path / kind)
+        train(recipe)
+        events: list[Event] = []
+        train(_with(recipe, tmp_path / kind, max_steps=3), resume=True, listeners=[events.append])
+        text = (
+            f"the {kind} learning rate now falls over 3 steps, not 2: from here on this is not the run that it would "
+            "have been"
+        )
+        assert (Notice(text) in events) == said
+
+
+def test_doubts_are_said(tmp_path: Path) -> None:
+    """Empty answers, a validation set that is the training set, a warmup that never ends: each a notice."""
+    recipe = tiny_recipe(tmp_path, rows=8, training={"max_steps": 2, "warmup_steps": 5})
+    rows = Path(recipe.dataset.train)
+    rows.write_text(rows.read_text() + json.dumps({"prompt": "red", "completion": ""}) + "\n")
+    recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"validation": str(rows)})})
+    events: list[Event] = []
+    train(recipe, listeners=[events.append])
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert "1 training rows have an empty answer and teach only to stop (line 9)" in notices
+    assert "validation has the rows of train: its loss says nothing about rows the model has not seen" in notices
+    assert "warmup_steps is 5 and the run ends after 2" in notices
+
+
 def test_a_failed_evaluation_is_owed_by_the_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in the evaluation after the last step: resumed, the run evaluates before it calls itself complete."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2, "eval_on_start": False})
@@ -362,7 +390,7 @@ def test_a_row_beyond_the_models_positions_is_told(tmp_path: Path) -> None:
     rows.write_text(rows.read_text() + json.dumps({"prompt": "x " * 400, "completion": "y"}) + "\n")
     with pytest.raises(DataError) as caught:
         train(recipe)
-    assert str(caught.value).startswith(f"{rows}: row 33 has ")
+    assert str(caught.value).startswith(f"{rows}: line 33 has ")
     assert str(caught.value).endswith(
         "the model has positions for 256. "
         "Set dataset.max_length to 256 or less, and dataset.overlong to drop or truncate"
