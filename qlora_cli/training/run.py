@@ -82,16 +82,10 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         run.folder.create()
         write_text(run.folder.recipe, dump_recipe(recipe))
         run.record.write()
-    device = run.accelerator.device
     try:
         finished = _train(run, model, tokenizer, data, resume)
     except BaseException as error:
-        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-        if run.accelerator.is_main_process:
-            status = "interrupted" if interrupted else "failed"
-            message = str(error) or type(error).__name__
-            with contextlib.suppress(RunError):  # a full disk must not hide what went wrong before
-                run.record.end(status, error=message, peak_memory_bytes=peak_memory_bytes(device))
+        _record_failure(run, error)
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # the CPU's wording
             raise RunError(_out_of_memory(run)) from None
         raise
@@ -100,6 +94,16 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         run.record.end("completed", peak_memory_bytes=finished.peak_memory_bytes)
         run.emit(finished)
     return finished
+
+
+def _record_failure(run: _Run, error: BaseException) -> None:
+    """Say in `run.json` how the run ended; a full disk must not hide what went wrong before."""
+    if not run.accelerator.is_main_process:
+        return
+    status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+    peak = peak_memory_bytes(run.accelerator.device)
+    with contextlib.suppress(RunError):
+        run.record.end(status, error=str(error) or type(error).__name__, peak_memory_bytes=peak)
 
 
 def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run:
