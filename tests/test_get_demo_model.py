@@ -19,14 +19,23 @@ SCRIPT = ROOT / "scripts" / "get_demo_model.py"
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("get_demo_model", SCRIPT)
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def converter() -> ModuleType:
+    return load(SCRIPT.with_name("convert_gguf.py"))
 
 
 def write_model(folder: Path) -> None:
@@ -125,16 +134,16 @@ needs_model = pytest.mark.skipif(
 
 @pytest.mark.real
 @needs_model
-def test_tokenizer_is_smollm2s(script: ModuleType) -> None:
+def test_tokenizer_is_smollm2s(converter: ModuleType) -> None:
     """Fast, with offsets; one token per chat mark; digits one by one; text survives; the default system prompt."""
     from transformers import AutoTokenizer
 
-    assert script.tokenizer_problems(AutoTokenizer.from_pretrained(MODEL)) == []
+    assert converter.tokenizer_problems(AutoTokenizer.from_pretrained(MODEL)) == []
 
 
 @pytest.mark.real
 @needs_model
-def test_a_wrong_tokenizer_would_be_noticed(script: ModuleType) -> None:
+def test_a_wrong_tokenizer_would_be_noticed(converter: ModuleType) -> None:
     """The rule that GGUF loses is the one that a plain reading gets wrong."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
@@ -142,7 +151,7 @@ def test_a_wrong_tokenizer_would_be_noticed(script: ModuleType) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.chat_template = None
-    problems = "; ".join(script.tokenizer_problems(tokenizer))
+    problems = "; ".join(converter.tokenizer_problems(tokenizer))
     assert "digits are not cut off one by one" in problems
     assert "there is no chat template" in problems
 
