@@ -102,6 +102,9 @@ class _LoRAProduct(torch.autograd.Function):
     """y = x Wᵀ + b + s · drop(x) Aᵀ Bᵀ, keeping only x, drop(x) Aᵀ [tokens, rank], A, B and the dropout mask.
 
     With g the gradient of y:  dB = s · gᵀ (drop(x) Aᵀ),  dA = s · (g B)ᵀ drop(x),  dx = g W + s · drop'((g B) A).
+
+    Products are in x's dtype: with bfloat16, dA and dB are rounded to it once for each micro-batch, and summed over
+    micro-batches in float32.
     """
 
     @staticmethod
