@@ -107,23 +107,19 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, compute_dtype: torch.d
                 f"{folder}: the adapter has weights for {path}, but {type(model).__name__} has no linear layer there: "
                 "it was trained on another base model"
             ) from None
-    _copy_tensors(layers, tensors, folder)
+    copy_adapter_tensors(layers, tensors, folder)
     # Only now that all of it fits: a model is never left with half an adapter.
     for path, layer in layers.items():
         model.set_submodule(path, layer)
     return list(layers)
 
 
-def copy_adapter_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Fill the model's LoRA layers from PEFT-named tensors; each must be used, each layer filled, all shapes equal.
+def copy_adapter_tensors(layers: dict[str, LoRALinear], tensors: dict[str, Tensor], folder: Path) -> None:
+    """Fill LoRA layers, by path, from PEFT-named tensors; each tensor used, each layer filled, all shapes equal.
 
     Raises:
         ModelError: listing every name that is missing, left over or mis-shaped.
     """
-    _copy_tensors(lora_layers(model), tensors, folder)
-
-
-def _copy_tensors(layers: dict[str, LoRALinear], tensors: dict[str, Tensor], folder: Path) -> None:
     wanted = {}
     for path, layer in layers.items():
         key_a, key_b = _keys(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from qlora_cli.recipe.schema import QuantizationSection
 
 # What the hub's client and the readers below it raise for an absent, unreachable or damaged file.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,9 @@ def load_tokenizer(base: ModelSource) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: if it cannot be found, reached or read.
     """
-    _check_folder(base)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**base.arguments())
-    except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load("tokenizer", base, error)) from None
+    tokenizer: PreTrainedTokenizerBase
+    with _reading("tokenizer", base):
+        tokenizer = AutoTokenizer.from_pretrained(**base.arguments())
     if tokenizer.pad_token_id is None:
         # Padding is masked by position, never by token, so any token serves; eos is in every vocabulary.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -95,8 +97,8 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
     config = bitsandbytes_config(quantization)
     # What is stored speaks for itself; and an explicit None would hide it from transformers.
     quantize = {} if stored or config is None else {"quantization_config": config}
-    try:
-        model: PreTrainedModel
+    model: PreTrainedModel
+    with _reading("model", base, device):
         model, found = AutoModelForCausalLM.from_pretrained(
             **base.arguments(),
             dtype=compute_dtype(quantization),
@@ -105,8 +107,6 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
             output_loading_info=True,
             **quantize,
         )
-    except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load("model", base, error) + _memory_left(device)) from None
     if found["missing_keys"]:
         # transformers would go on with random weights in their place.
         missing = ", ".join(sorted(found["missing_keys"])[:5])
@@ -139,11 +139,9 @@ def load_config(base: ModelSource) -> PreTrainedConfig:
     Raises:
         ModelError: if it cannot be found, reached or read.
     """
-    _check_folder(base)
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(**base.arguments())
-    except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load("configuration", base, error)) from None
+    config: PreTrainedConfig
+    with _reading("configuration", base):
+        config = AutoConfig.from_pretrained(**base.arguments())
     return config
 
 
@@ -156,6 +154,16 @@ def context_length(config: PreTrainedConfig) -> int | None:
 def embedding_rows(config: PreTrainedConfig) -> int:
     """Rows of the input embedding: one more than the largest token id it can look up."""
     return int(config.get_text_config().vocab_size)
+
+
+@contextmanager
+def _reading(part: str, base: ModelSource, device: torch.device = _CPU) -> Iterator[None]:
+    """Turn whatever keeps `part` of the base from being read onto `device` into a ModelError."""
+    _check_folder(base)
+    try:
+        yield
+    except _LOAD_ERRORS as error:
+        raise ModelError(_cannot_load(part, base, error) + _memory_left(device)) from None
 
 
 def _check_folder(base: ModelSource) -> None:

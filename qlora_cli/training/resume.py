@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from qlora_cli.data.batches import StepPlan
 from qlora_cli.errors import OutputError
 from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors
+from qlora_cli.model.lora import lora_layers
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.training.checkpoint import (
@@ -136,7 +137,7 @@ def restore(
         emit(Notice("no checkpoint to go on from: starting from the beginning"))
         progress = None
     else:
-        copy_adapter_tensors(model, read_adapter_tensors(checkpoint / ADAPTER), checkpoint / ADAPTER)
+        copy_adapter_tensors(lora_layers(model), read_adapter_tensors(checkpoint / ADAPTER), checkpoint / ADAPTER)
         progress = restore_optimizer(checkpoint, optimizer)
         page_again(optimizer)
         emit(Notice(f"going on from {checkpoint.name}"))
