@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.data.encode import EncodedRows, encode_rows
+from qlora_cli.data.encode import encode_rows
+from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
 from qlora_cli.errors import DataError, Interrupted, RunError
 from qlora_cli.model.adapter import save_adapter

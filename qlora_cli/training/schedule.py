@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from qlora_cli.data.batches import StepPlan
-from qlora_cli.data.encode import EncodedRows
+from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.recipe.schema import TrainingSection
 
 
