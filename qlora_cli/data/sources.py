@@ -11,7 +11,6 @@ import difflib
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from qlora_cli.data.files import Row, read_file, tabulate
-from qlora_cli.errors import DataError
-from qlora_cli.recipe.paths import DATA_SUFFIXES, looks_local
+from qlora_cli.errors import DataError, HubUnreachableError
+from qlora_cli.hub import is_hub_name, is_unreachable
+from qlora_cli.recipe.paths import DATA_SUFFIXES
 from qlora_cli.recipe.schema import DatasetSection
 
 _SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
@@ -83,7 +83,8 @@ class Rows:
 def load_rows(section: DatasetSection, *, seed: int) -> tuple[Rows, Rows | None]:
     """Read the training rows and, if the recipe asks for them, the validation rows.
 
-    Raises DataError if a source is missing, unreadable or empty, or too small to split.
+    Raises DataError if a source is missing, unreadable or empty, or too small to split; HubUnreachableError if it is
+    on the hub and that gives no answer.
     """
     train = _load("dataset.train", section.train, section, section.train_split)
     if section.validation is not None:
@@ -103,18 +104,13 @@ def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 def _load(field: str, name: str, section: DatasetSection, split: str) -> Rows:
     """The rows that a field of the recipe names."""
-    if _is_local(name):
-        rows = _load_files(name, _find_files(field, name))
-    else:
+    if is_hub_name(name):
         rows = _load_hub(name, section.hub_config, split)
+    else:
+        rows = _load_files(name, _find_files(field, name))
     if len(rows) == 0:
         raise DataError(f"{rows.source}: there are no rows.")
     return rows
-
-
-def _is_local(name: str) -> bool:
-    # What is beside a recipe has become an absolute path on loading it; the rest is for who calls without a recipe.
-    return looks_local(name) or os.path.exists(name)  # noqa: PTH110 (a name too long to look up is no path)
 
 
 def _shown(path: Path) -> str:
@@ -223,14 +219,20 @@ def _load_hub(name: str, config: str | None, split: str) -> Rows:
     try:
         dataset = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # network, hub and builder errors share no base class
-        raise DataError(_hub_message(name, config, split, error)) from error
+        kind = HubUnreachableError if _no_answer(error) else DataError
+        raise kind(_hub_message(name, config, split, error)) from error
     numbers = np.arange(1, len(dataset) + 1, dtype=np.int64)
     return Rows(dataset, f"{name} ({split})", dataset._fingerprint, numbers)
 
 
+def _no_answer(error: Exception) -> bool:
+    # Offline, `datasets` does not say so if it has another configuration of the dataset in its cache.
+    return is_unreachable(error) or str(error).startswith("Couldn't find cache")
+
+
 def _hub_message(name: str, config: str | None, split: str, error: Exception) -> str:
     detail = _root_cause(error)
-    if isinstance(error, ConnectionError):
+    if _no_answer(error):
         problem = "the hub cannot be reached"
     elif "gated" in str(error):
         problem = "it is gated; accept its terms on the hub and log in with `hf auth login`"

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from qlora_cli.data.sources import Rows, load_rows
-from qlora_cli.errors import DataError
+from qlora_cli.errors import DataError, HubUnreachableError
 from qlora_cli.recipe.schema import DatasetSection
 
 ROWS = [{"prompt": "a, b", "completion": 'say "hi"'}, {"prompt": "é\nü", "completion": "007"}]
@@ -316,7 +316,6 @@ def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
-        (ConnectionError("Couldn't reach 'o/d' on the Hub"), "the hub cannot be reached"),
         (
             datasets.exceptions.DatasetNotFoundError("Dataset 'o/d' doesn't exist on the Hub"),
             "the hub has no such dataset, or it is private",
@@ -341,7 +340,7 @@ def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_hub_name(monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str) -> None:
+def test_what_the_hub_says_against_a_name(monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str) -> None:
     """Whatever the hub answers, one message says what, and that a missing file looks just like this."""
 
     def fail(*_: object, **__: object) -> None:
@@ -351,4 +350,26 @@ def test_what_is_wrong_with_a_hub_name(monkeypatch: pytest.MonkeyPatch, error: E
     assert refusal("o/d") == (
         f"o/d: there is no such local file or folder, so it was taken for a dataset on the hub: {problem}. "
         "For local data, give a file, a folder or a glob."
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Couldn't reach 'o/d' on the Hub"),
+        ValueError("Couldn't find cache for o/d for config 'a'\nAvailable configs in the cache: ['b']"),
+    ],
+)
+def test_a_hub_that_gives_no_answer(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Nothing is known against the dataset, which is another error than a refusal."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(HubUnreachableError) as caught:
+        load("o/d")
+    assert str(caught.value) == (
+        "o/d: there is no such local file or folder, so it was taken for a dataset on the hub: the hub cannot be "
+        "reached. For local data, give a file, a folder or a glob."
     )
