@@ -86,15 +86,28 @@ def load_rows(section: DatasetSection, *, seed: int) -> tuple[Rows, Rows | None]
     Raises DataError if a source is missing, unreadable or empty, or too small to split; HubUnreachableError if it is
     on the hub and that gives no answer.
     """
-    train = _load("dataset.train", section.train, section, section.train_split)
+    train = load_training_rows(section)
     if section.validation is not None:
-        return train, _load("dataset.validation", section.validation, section, section.validation_split)
+        return train, load_validation_rows(section)
     if section.validation_fraction is not None:
-        return _split(train, section.validation_fraction, seed)
+        return hold_out(train, section.validation_fraction, seed)
     return train, None
 
 
-def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+def load_training_rows(section: DatasetSection) -> Rows:
+    """The rows that `train` names, all of them; raises as `load_rows` does."""
+    return _load("dataset.train", section.train, section, section.train_split)
+
+
+def load_validation_rows(section: DatasetSection) -> Rows | None:
+    """The rows that `validation` names, if it does; raises as `load_rows` does."""
+    if section.validation is None:
+        return None
+    return _load("dataset.validation", section.validation, section, section.validation_split)
+
+
+def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """The rows to train on and those to hold out: always the same ones for a seed. Raises DataError for one row."""
     if len(rows) < 2:
         raise DataError(f"{rows.source}: dataset.validation_fraction needs at least 2 rows, got {len(rows)}.")
     held_out = min(max(1, round(len(rows) * fraction)), len(rows) - 1)

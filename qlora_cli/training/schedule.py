@@ -35,6 +35,13 @@ def total_steps(section: TrainingSection, plan: StepPlan) -> int:
     return max(1, math.ceil(round(section.num_train_epochs * plan.steps_per_epoch, 6)))
 
 
+def endless_warmup(section: TrainingSection, total_steps: int) -> str | None:
+    """What to say of a warmup that the run does not live to see the end of."""
+    if section.warmup_steps < total_steps:
+        return None
+    return f"warmup_steps is {section.warmup_steps} and the run ends after {total_steps}"
+
+
 def seed_step(seed: int, step: int, process: int) -> None:
     """Set every random state as a function of seed, step and process: dropout is the same however a run got here."""
     words = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)
