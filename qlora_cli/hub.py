@@ -39,7 +39,7 @@ def go_offline_if_unreachable(names: Iterable[str]) -> None:
     The client reads its environment once, when it is first imported: call this before. `HF_HUB_OFFLINE`, if it is set,
     stands: 0 keeps the client asking.
     """
-    if any(name in os.environ for name in _OFFLINE) or not any(map(is_hub_name, names)):
+    if any(os.environ.get(name) for name in _OFFLINE) or not any(map(is_hub_name, names)):
         return
     if not is_reachable(os.environ.get("HF_ENDPOINT", _ENDPOINT)):
         os.environ["HF_HUB_OFFLINE"] = "1"
