@@ -84,23 +84,30 @@ def lay_file(stack: Stack, path: Path) -> None:
 def _lay_file(stack: Stack, path: Path, chain: tuple[Path, ...]) -> None:
     source = yaml_source.parse_yaml(_read_text(path), str(path))
     mistakes = [*source.mistakes, *repair_keys(source)]
-    if isinstance(source.data.get("extends"), str):
-        mistakes += substitute_extends(source)
-        parent = path.parent / expand_home(str(source.data.pop("extends")))
-        if problem := _lay_parent(stack, parent, chain):
-            mistakes.append(Mistake(position_of(_EXTENDS, source.places), "extends", problem))
-            # What the other file would have said is not missing here.
-            source.whole = False
+    if source.data.get("extends") is not None:
+        problems = _lay_extended(stack, source, path, chain)
+        mistakes += problems
+        # What the other file would have said is not missing here.
+        source.whole = source.whole and not problems
     stack.mistakes += mistakes
     stack.lay(source, path.parent)
 
 
-def substitute_extends(source: Source) -> list[Mistake]:
-    """Replace references in `extends` alone, which is needed before anything else of the file."""
-    alone = Source({"extends": source.data["extends"]}, source.places)
-    mistakes = substitute(alone)
-    source.data["extends"] = alone.data["extends"]
-    return mistakes
+def _lay_extended(stack: Stack, source: Source, path: Path, chain: tuple[Path, ...]) -> list[Mistake]:
+    """Lay the file that a source extends, and take `extends` out of the source; the problems with it."""
+    value = source.data.pop("extends")
+    if not isinstance(value, str):
+        return [Mistake(_place(source), "extends", f"expected the path of a recipe, got {value!r}")]
+    # Alone, since it is needed before anything else of the file.
+    alone = Source({"extends": value}, source.places)
+    if mistakes := substitute(alone):
+        return mistakes
+    problem = _lay_parent(stack, path.parent / expand_home(str(alone.data["extends"])), chain)
+    return [Mistake(_place(source), "extends", problem)] if problem else []
+
+
+def _place(source: Source) -> Position:
+    return position_of(_EXTENDS, source.places)
 
 
 def _lay_parent(stack: Stack, parent: Path, chain: tuple[Path, ...]) -> str | None:

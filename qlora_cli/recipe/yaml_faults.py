@@ -30,6 +30,7 @@ _FAULTS = (
     (r"second occurrence", "this `&name` is given twice"),
     (r"found unknown escape character '(.)'", "`\\{0}` means nothing in double quotes; use single quotes"),
     (r"sequence entries are not allowed here", "`- ` inside a value; begin a new line, or put the value in quotes"),
+    (r"expected the node content, but found '<stream end>'", "a bracket is never closed"),
     (r"expected the node content, but found '([^<].*)'", "a value is missing before `{0}`"),
     (r"expected alphabetic or numeric character, but found .*", "a name must follow `*` or `&`; put text in quotes"),
     (r"but found another document", "a second document (`---`); a recipe is one"),
