@@ -57,13 +57,32 @@ def _repair_section(source: Source, section: Path) -> list[Mistake]:
 
 
 def _read_key(key: str, section: Path) -> _Reading:
-    here = section_fields(section)
     word = plain(key)
+    return (
+        _slip(key, word, section)
+        or _misplaced(key, word, section)
+        or _other_tools(key)
+        or _alike(word, section)
+        or _Reading("unknown key")
+    )
+
+
+def _slip(key: str, word: str, section: Path) -> _Reading | None:
+    """Another way of writing a key of this section, a slip of one letter, or the one key that has it as a part."""
+    here = section_fields(section)
+    name = word if word in here else next((name for name in here if is_slip(word, name)), None)
+    foreign = foreign_name(key)
+    if foreign and foreign.here == dotted((*section, name or "")):
+        return None  # `datasets` is not `dataset` misspelt
+    if name is None and section and not (foreign and foreign.here and foreign.here.startswith(f"{section[0]}.")):
+        parts = [name for name in here if word in name.split("_")]
+        name = parts[0] if len(parts) == 1 else None
+    return _did_you_mean((*section, name), f"`{name}`") if name else None
+
+
+def _misplaced(key: str, word: str, section: Path) -> _Reading | None:
+    """A key of another section."""
     elsewhere = {dotted(path): path for path, _ in all_fields() if path[:-1] != section}
-    slip = next((name for name in here if is_slip(word, name)), None)
-    if word in here or slip:
-        name = word if word in here else str(slip)
-        return _Reading(f"unknown key; did you mean `{name}`?", (*section, name))
     if "." in key and key in elsewhere:
         path = elsewhere[key]
         return _Reading(f"write `{path[-1]}` on a line of its own, indented under `{path[0]}`", path)
@@ -72,15 +91,30 @@ def _read_key(key: str, section: Path) -> _Reading:
         return _Reading(f"`{shorten(key)}` belongs {place}", homes[0])
     if section and word in section_fields(()):
         return _Reading(f"`{shorten(key)}` belongs at the top level", (word,))
-    if foreign := foreign_name(key):
-        meant = tuple(foreign.here.split(".")) if foreign.here else None
-        return _Reading(explain(key, foreign), meant, foreign.same_value)
-    if near := nearest(word, here):
-        return _Reading(f"unknown key; did you mean `{near}`?", (*section, near))
-    if near := nearest(word, [str(path[-1]) for path in elsewhere.values()]):
-        path = next(path for path in elsewhere.values() if path[-1] == near)
-        return _Reading(f"unknown key; did you mean `{dotted(path)}`?", path)
-    return _Reading("unknown key")
+    return None
+
+
+def _other_tools(key: str) -> _Reading | None:
+    foreign = foreign_name(key)
+    if foreign is None:
+        return None
+    meant = tuple(foreign.here.split(".")) if foreign.here else None
+    return _Reading(explain(key, foreign), meant, foreign.same_value)
+
+
+def _alike(word: str, section: Path) -> _Reading | None:
+    """A key that is much like one of this section, or else of another."""
+    if near := nearest(word, section_fields(section)):
+        return _did_you_mean((*section, near), f"`{near}`")
+    paths = [path for path, _ in all_fields() if path[:-1] != section]
+    if near := nearest(word, [path[-1] for path in paths]):
+        path = next(path for path in paths if path[-1] == near)
+        return _did_you_mean(path, f"`{dotted(path)}`")
+    return None
+
+
+def _did_you_mean(path: Path, name: str) -> _Reading:
+    return _Reading(f"unknown key; did you mean {name}?", path)
 
 
 def _section(data: dict[str, Value], section: Path) -> dict[str, Value]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_cli.errors import Mistake
+from qlora_cli.recipe.foreign import foreign_value
 from qlora_cli.recipe.schema import FORMAT_COLUMNS
 from qlora_cli.recipe.values import position_of
 from qlora_cli.recipe.words import distance, nearest
@@ -109,8 +110,11 @@ def _names(facts: _Facts) -> list[Mistake]:
     mistakes = []
     path: Path = ("lora", "target_modules")
     targets = facts.get(path)
-    if isinstance(targets, str) and targets != "all-linear" and distance(targets.lower(), "all-linear") <= 2:
-        mistakes.append(facts.mistake(path, f"got {targets!r}; did you mean `all-linear`?", "all-linear"))
+    if isinstance(targets, str) and targets != "all-linear":
+        # Any text is a regular expression, and one like these matches no module.
+        meant = foreign_value(dotted(path), targets)
+        if meant == "all-linear" or distance(targets.lower(), "all-linear") <= 2:
+            mistakes.append(facts.mistake(path, f"got {targets!r}; did you mean `all-linear`?", "all-linear"))
     return [*mistakes, *_columns(facts)]
 
 
