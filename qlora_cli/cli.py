@@ -59,3 +59,14 @@ def train(
     from qlora_cli.commands.train import train as command
 
     raise typer.Exit(command(recipe, overrides=overrides or [], output_dir=output_dir, resume=resume))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, from which editors complete and underline them.
+
+    Save it beside your recipes: qlora schema > recipe.schema.json
+    """
+    from qlora_cli.commands.schema import schema as command
+
+    raise typer.Exit(command())

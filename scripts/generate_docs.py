@@ -1,7 +1,7 @@
-"""Write the reference pages that are derived from the code, or check that they are current.
+"""Write the reference pages and the schema that are derived from the code, or check that they are current.
 
-python scripts/generate_docs.py           writes docs/recipe.md and docs/commands.md
-python scripts/generate_docs.py --check   exits 1 if a page is not what it would be
+python scripts/generate_docs.py           writes docs/recipe.md, docs/commands.md and recipes/recipe.schema.json
+python scripts/generate_docs.py --check   exits 1 if one of them is not what it would be
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.main import get_group
 from typer.testing import CliRunner
 
 from qlora_cli.cli import app
+from qlora_cli.recipe.json_schema import recipe_schema_text
 from qlora_cli.recipe.schema import Recipe
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-COMMANDS = ("train",)
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = tuple(get_group(app).commands)  # in the order of their registration
 
 _RECIPE_HEAD = """# The recipe
 
@@ -115,17 +117,22 @@ def _help(arguments: list[str]) -> str:
 
 
 def main() -> int:
-    """Write the pages, or compare them; returns the exit code."""
+    """Write the files, or compare them; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
     options = parser.parse_args()
+    files = {
+        "docs/recipe.md": recipe_page(),
+        "docs/commands.md": commands_page(),
+        "recipes/recipe.schema.json": recipe_schema_text(),
+    }
     stale = []
-    for name, text in (("recipe.md", recipe_page()), ("commands.md", commands_page())):
-        page = DOCS / name
-        if options.check and (not page.exists() or page.read_text(encoding="utf-8") != text):
-            stale.append(os.path.relpath(page))
+    for name, text in files.items():
+        file = ROOT / name
+        if options.check and (not file.exists() or file.read_text(encoding="utf-8") != text):
+            stale.append(os.path.relpath(file))
         elif not options.check:
-            page.write_text(text, encoding="utf-8")
+            file.write_text(text, encoding="utf-8", newline="\n")
     if stale:
         print(f"out of date: {', '.join(stale)}; run python scripts/generate_docs.py", file=sys.stderr)
     return 1 if stale else 0
