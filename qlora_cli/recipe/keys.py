@@ -53,6 +53,8 @@ def _repair_section(source: Source, section: Path) -> list[Mistake]:
         value = data.pop(key)
         if reading.meant and reading.movable:
             _put(source, path, reading.meant, value)
+        elif reading.meant:
+            source.hinted.add(reading.meant)
     return mistakes
 
 

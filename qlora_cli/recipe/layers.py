@@ -33,6 +33,7 @@ class Stack:
     places: dict[yaml_source.Path, Place] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
     whole: bool = True
+    hinted: set[yaml_source.Path] = field(default_factory=set)
 
     def lay(self, source: Source, folder: Path, *, depth: int = _SECTIONS_DEEP) -> None:
         """Lay a source, whose paths are relative to `folder`, over what there is."""
@@ -44,6 +45,7 @@ class Stack:
         self._lay(self.data, source.data, (), depth)
         self.places.update(source.places)
         self.whole = self.whole and source.whole
+        self.hinted |= source.hinted
 
     def _lay(self, below: dict[str, Value], above: dict[str, Value], path: yaml_source.Path, depth: int) -> None:
         for key, value in above.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from qlora_cli.errors import Mistake, Position, RecipeError
 from qlora_cli.recipe import yaml_source
@@ -56,9 +57,17 @@ def _validate(stack: Stack) -> tuple[Recipe | None, list[Mistake]]:
     try:
         recipe = Recipe.model_validate(stack.data)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        mistakes = describe_errors([d for d in details if stack.whole or d["type"] != "missing"], stack.places)
-    return recipe, mistakes + (contradictions(stack.data, stack.places) if stack.whole else [])
+        details = [detail for detail in error.errors(include_url=False) if not _is_hidden(detail, stack)]
+        mistakes = describe_errors(details, stack.places)
+    if stack.whole:
+        mistakes += contradictions(stack.data, stack.places, stack.hinted)
+    return recipe, mistakes
+
+
+def _is_hidden(detail: ErrorDetails, stack: Stack) -> bool:
+    """Whether a field is missing only because what gives it could not be read, or is told of already."""
+    hinted = any(detail["loc"][: len(path)] == path for path in stack.hinted)
+    return detail["type"] == "missing" and (hinted or not stack.whole)
 
 
 def _path_mistakes(stack: Stack, recipe_folder: Path, told: set[str]) -> list[Mistake]:

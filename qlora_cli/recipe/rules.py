@@ -36,17 +36,24 @@ def displaced_by(path: Path, value: Value) -> list[Path]:
     return others
 
 
-def contradictions(data: dict[str, Value], places: Mapping[Path, Place]) -> list[Mistake]:
-    """Every pair of fields that cannot both hold, and names that fit nothing."""
-    facts = _Facts(data, places)
+def contradictions(data: dict[str, Value], places: Mapping[Path, Place], hinted: set[Path]) -> list[Mistake]:
+    """Every pair of fields that cannot both hold, or need each other, and names that fit nothing.
+
+    `hinted` are fields that were meant, with a value that is not known.
+    """
+    facts = _Facts(data, places, hinted)
     return [*_excluding(facts), *_meaningless(facts), *_without_validation(facts), *_names(facts)]
 
 
 class _Facts:
     """The data of a recipe by paths; what is of the wrong type is told elsewhere, and here only looked at."""
 
-    def __init__(self, data: dict[str, Value], places: Mapping[Path, Place]) -> None:
-        self._data, self._places = data, places
+    def __init__(self, data: dict[str, Value], places: Mapping[Path, Place], hinted: set[Path]) -> None:
+        self._data, self._places, self._hinted = data, places, hinted
+
+    def given(self, path: Path) -> bool:
+        """Whether there is a value, or at least one was meant."""
+        return self.get(path) is not None or path in self._hinted
 
     def get(self, path: Path) -> Any:
         value: Value = self._data
@@ -99,7 +106,7 @@ def _meaningless(facts: _Facts) -> list[Mistake]:
 def _without_validation(facts: _Facts) -> list[Mistake]:
     sources: tuple[Path, ...] = (("dataset", "validation"), ("dataset", "validation_fraction"))
     path = ("training", "eval_steps")
-    if facts.get(path) is None or any(facts.get(source) is not None for source in sources):
+    if facts.get(path) is None or any(facts.given(source) for source in sources):
         return []
     text = "needs rows to evaluate on: give dataset.validation or dataset.validation_fraction"
     return [facts.key_mistake(path, text)]

@@ -43,13 +43,15 @@ class Place(NamedTuple):
 class Source:
     """What was read: plain data, the place of every key and item in it, and what is wrong with it as YAML.
 
-    `whole` is off where faults of syntax hid a part of the file, so that what is missing may only be hidden.
+    `whole` is off where faults of syntax hid a part of the file, so that what is missing may only be hidden. `hinted`
+    are fields that were meant, but whose value is not known: they are not missing either.
     """
 
     data: dict[str, Value] = field(default_factory=dict)
     places: dict[Path, Place] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
     whole: bool = True
+    hinted: set[Path] = field(default_factory=set)
 
 
 def parse_scalar(text: str) -> Value:

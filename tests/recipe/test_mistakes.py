@@ -43,7 +43,8 @@ QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute
         ("load_in_4bit: true",
          "5:1: load_in_4bit: `load_in_4bit` is Hugging Face's name; here it is `quantization.bits`: 4 in place of true, "
          "16 in place of false"),
-        ("datasets: [{path: x}]", "5:1: datasets: `datasets` is axolotl's name; here it is `dataset`: {datasets}"),
+        ("datasets: [{path: x}]", "5:1: datasets: `datasets` is axolotl's name; here it is `dataset`: one section, with the "
+         "rows named in `dataset.train`"),
         ("sample_packing: true",
          "5:1: sample_packing: `sample_packing` is axolotl's name; rows are not packed here: rows of similar length share "
          "a batch"),
@@ -196,6 +197,17 @@ def test_what_is_wrong_below_a_wrong_key_is_told_as_well() -> None:
         "r.yaml:8:3: training.max_step: unknown key; did you mean `max_steps`?",
         "r.yaml:9:3: training.num_train_epochs: excludes `max_steps` (line 8): give one of the two",
         "r.yaml:10:9: training.seed: expected a whole number from 0 to 4294967295, got -1",
+    ]
+
+
+def test_what_was_said_in_another_tools_way_is_not_missing() -> None:
+    """`datasets` cannot be taken over as it is, but nobody forgot the dataset; nor the rows that eval_steps needs."""
+    text = "base_model: a/b\noutput_dir: o\ndatasets: [{path: x}]\nsequence_len: 9\nval_set_size: 5\neval_steps: 3\n"
+    assert [line.split(":")[1:4] for line in refusal(text).splitlines()] == [
+        ["3", "1", " datasets"],
+        ["4", "1", " sequence_len"],
+        ["5", "1", " val_set_size"],
+        ["6", "1", " eval_steps"],
     ]
 
 
