@@ -36,7 +36,7 @@ _FAULTS = (
     (r"but found another document", "a second document (`---`); a recipe is one"),
 )
 
-_INDENT = re.compile(r"[ \t]|$|#|[\]})]|- ")
+_INDENT = re.compile(r"\s|$|#|[\]})]|- ")
 
 
 def where_it_is(error: yaml.MarkedYAMLError) -> yaml.Mark | None:

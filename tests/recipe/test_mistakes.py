@@ -41,18 +41,19 @@ QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute
         ("lora_r: 8", "5:1: lora_r: `lora_r` is PEFT's name; here it is `lora.rank`"),
         ("lora: {r: 8}", "5:8: lora.r: `r` is PEFT's name; here it is `lora.rank`"),
         ("load_in_4bit: true",
-         "5:1: load_in_4bit: `load_in_4bit` is Hugging Face's name; here it is `quantization.bits`: 4 in place of true, "
-         "16 in place of false"),
-        ("datasets: [{path: x}]", "5:1: datasets: `datasets` is axolotl's name; here it is `dataset`: one section, with the "
-         "rows named in `dataset.train`"),
+         "5:1: load_in_4bit: `load_in_4bit` is Hugging Face's name; here it is `quantization.bits`: 4 in place of "
+         "true, 16 in place of false"),
+        ("datasets: [{path: x}]",
+         "5:1: datasets: `datasets` is axolotl's name; here it is `dataset`: one section, with the rows named in "
+         "`dataset.train`"),
         ("sample_packing: true",
-         "5:1: sample_packing: `sample_packing` is axolotl's name; rows are not packed here: rows of similar length share "
-         "a batch"),
+         "5:1: sample_packing: `sample_packing` is axolotl's name; rows are not packed here: rows of similar length "
+         "share a batch"),
         ("quantization: {type: nf4}",
          f"5:16: quantization.type: unknown key; did you mean `quant_type`?\n{QUANTIZATION}"),
         ("training: {optimizer: adamw_bnb_8bit}",
-         "5:23: training.optimizer: expected adamw_torch, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit, lion_8bit or "
-         "paged_lion_8bit, got 'adamw_bnb_8bit'; did you mean `adamw_8bit`?"),
+         "5:23: training.optimizer: expected adamw_torch, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit, lion_8bit "
+         "or paged_lion_8bit, got 'adamw_bnb_8bit'; did you mean `adamw_8bit`?"),
         ("quantization: {compute_dtype: bf16}",
          "5:31: quantization.compute_dtype: expected bfloat16 or float32, got 'bf16'; did you mean `bfloat16`?"),
         ("lora: {target_modules: all}", "5:24: lora.target_modules: got 'all'; did you mean `all-linear`?"),

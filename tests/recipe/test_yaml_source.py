@@ -248,6 +248,14 @@ def test_faults_do_not_hide_each_other() -> None:
     assert str(source.places["c", "d"].key) == "r.yaml:3:5"
 
 
+def test_faults_in_a_file_with_windows_line_ends() -> None:
+    assert refusal("a: [1\r\n\r\nb: 'x\r\n\r\nc: 1\r\n").splitlines() == [
+        "r.yaml:1:4: not valid YAML: this bracket is never closed: `]` is missing",
+        "r.yaml:3:4: not valid YAML: this quote is never closed",
+    ]
+    assert read("a: 1\r\nb:\r\n  c: 2\r\n").data == {"a": 1, "b": {"c": 2}}
+
+
 def test_an_anchor_in_a_block_that_cannot_be_read() -> None:
     """Its aliases in other blocks are no mistakes of theirs."""
     assert refusal("a: &x [1\nb: *x\n").splitlines() == [
