@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qlora_cli.console import describe_rows, plural, show_error, show_line
-from qlora_cli.errors import RecipeError, RequestError
+from qlora_cli.errors import Mistake, RecipeError, RequestError
 from qlora_cli.training.facts import Example, Facts, Overlong, SomeRows, SplitFacts, Steps
 
 # Around what is learned, so that it is told apart without colours, too.
@@ -61,11 +61,10 @@ def facts_json(recipe: Path, facts: Facts) -> str:
 
 def mistakes_json(recipe: Path, error: RecipeError) -> str:
     """As `facts_json`, for a recipe that is wrong itself: its mistakes, and nothing of its data."""
-    mistakes = [mistake_fields(mistake) for mistake in getattr(error, "mistakes", ())]
-    return _json(recipe, ok=False, mistakes=mistakes, problems=[] if mistakes else [str(error)])
+    return _json(recipe, ok=False, mistakes=[_mistake_fields(mistake) for mistake in error.mistakes])
 
 
-def mistake_fields(mistake: Any) -> dict[str, Any]:
+def _mistake_fields(mistake: Mistake) -> dict[str, Any]:
     """A mistake of a recipe for a program to read; `suggestion` is None where there is none."""
     return {
         "file": mistake.position.file,

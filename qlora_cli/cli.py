@@ -94,3 +94,14 @@ def check(
     from qlora_cli.commands.check import check as command
 
     raise typer.Exit(command(recipe, overrides=overrides or [], show=show, as_json=as_json))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, from which editors complete and underline them.
+
+    Save it beside your recipes: qlora schema > recipe.schema.json
+    """
+    from qlora_cli.commands.schema import schema as command
+
+    raise typer.Exit(command())

@@ -249,17 +249,25 @@ def test_json_of_problems(recipe: str) -> None:
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_a_recipe_that_is_wrong(as_json: list[str], recipe: str) -> None:
-    """On stderr as ever, in JSON on stdout if asked for: exit code 2, nothing of the data."""
-    result = check(recipe, *as_json, *settings("lora.rnk=3"))
-    assert (result.exit_code, result.stderr) == (
-        2, "error: --set lora.rnk=3: lora.rnk: unknown key; did you mean `rank`?\n"
-    )  # fmt: skip
-    if as_json:
-        facts = json.loads(result.stdout)
-        assert facts.keys() == KEYS
-        assert (facts["ok"], facts["checked"], facts["train"], facts["examples"]) == (False, "recipe", None, [])
-    else:
+    """On stderr as ever, in JSON on stdout if asked for: every mistake, nothing of the data, exit code 2."""
+    Path("r.yaml").write_text("base_model: gpt2\nlora: {rnk: 3}\ndataset: {train: no.csv}\noutput_dir: o\n")
+    result = check("r.yaml", *as_json, *settings("quantization.bits=5"))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: r.yaml:2:8: lora.rnk: ")
+    if not as_json:
         assert result.stdout == ""
+        return
+    facts = json.loads(result.stdout)
+    assert facts.keys() == KEYS
+    assert (facts["ok"], facts["checked"], facts["train"], facts["examples"]) == (False, "recipe", None, [])
+    mistakes = {mistake["key"]: mistake for mistake in facts["mistakes"]}
+    assert mistakes.keys() == {"lora.rnk", "dataset.train", "quantization.bits"}
+    assert mistakes["lora.rnk"].keys() == {"file", "line", "column", "key", "message", "suggestion", "allowed"}
+    place = ("file", "line", "column", "suggestion")
+    assert [mistakes["lora.rnk"][name] for name in place] == ["r.yaml", 2, 8, "lora.rank"]
+    assert [mistakes["dataset.train"][name] for name in place[:3]] == ["r.yaml", 3, 18]
+    assert [mistakes["quantization.bits"][name] for name in place[:3]] == ["--set quantization.bits=5", 0, 0]
+    assert all(f"{mistake['key']}: {mistake['message']}" in result.stderr for mistake in facts["mistakes"])
 
 
 # ------------------------------------------------------------------------------------------- Elsewhere

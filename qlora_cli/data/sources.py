@@ -25,7 +25,7 @@ import pyarrow.parquet
 from qlora_cli.data.files import Row, read_file, tabulate
 from qlora_cli.errors import DataError, HubUnreachableError
 from qlora_cli.hub import is_hub_name, is_unreachable
-from qlora_cli.recipe.paths import DATA_SUFFIXES
+from qlora_cli.recipe.data_files import DATA_SUFFIXES
 from qlora_cli.recipe.schema import DatasetSection
 
 _SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
