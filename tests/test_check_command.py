@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from qlora_cli.check_view import show_check
 from qlora_cli.cli import app
-from qlora_cli.commands import check as check_command
+from qlora_cli.commands import libraries
 from qlora_cli.data.end_of_turn import EndOfTurn
 from qlora_cli.recipe.load import dump_recipe
 from qlora_cli.training.events import DataReady
@@ -313,6 +313,6 @@ def test_a_stop(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(check_command, "set_up_libraries", interrupted)
+    monkeypatch.setattr(libraries, "set_up_libraries", interrupted)
     result = check(recipe)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "error: stopped; nothing was changed\n")

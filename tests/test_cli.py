@@ -62,6 +62,7 @@ def invoke(*arguments: str) -> Result:
         (["train", "r.yaml"], 2),
         (["check", "r.yaml"], 2),
         (["check", "r.yaml", "--json"], 2),
+        (["schema"], 0),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qlora_cli.commands.libraries import set_up_libraries
 from qlora_cli.errors import Interrupted, RecipeError, RequestError
 from qlora_cli.recipe.load import load_recipe
 
@@ -26,6 +25,8 @@ def check(recipe: Path, *, overrides: list[str], show: int | None, as_json: bool
             console.out(mistakes_json(recipe, error), highlight=False)
         return error.exit_code
     try:
+        from qlora_cli.commands.libraries import set_up_libraries
+
         set_up_libraries(loaded, progress=console.is_terminal and not as_json)
         from qlora_cli.training.checking import check_data
 

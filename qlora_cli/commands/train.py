@@ -8,7 +8,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from qlora_cli.commands.libraries import set_up_libraries
 from qlora_cli.errors import Interrupted, QloraError
 from qlora_cli.recipe.load import load_recipe
 
@@ -25,6 +24,8 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
     loaded = None
     try:
         loaded = load_recipe(recipe, [*overrides, *folder])  # before torch: a wrong recipe is told at once
+        from qlora_cli.commands.libraries import set_up_libraries
+
         set_up_libraries(loaded, progress=console.is_terminal)
         from qlora_cli.training.run import train as run
 

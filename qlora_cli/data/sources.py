@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
-import difflib
-import glob
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -25,7 +22,7 @@ import pyarrow.parquet
 from qlora_cli.data.files import Row, read_file, tabulate
 from qlora_cli.errors import DataError, HubUnreachableError
 from qlora_cli.hub import is_hub_name, is_unreachable
-from qlora_cli.recipe.data_files import DATA_SUFFIXES
+from qlora_cli.recipe.data_files import find_data_files, shown_path
 from qlora_cli.recipe.schema import DatasetSection
 
 _SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
@@ -117,64 +114,24 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 def _load(field: str, name: str, section: DatasetSection, split: str) -> Rows:
     """The rows that a field of the recipe names."""
-    if is_hub_name(name):
-        rows = _load_hub(name, section.hub_config, split)
-    else:
-        rows = _load_files(name, _find_files(field, name))
+    rows = _load_hub(name, section.hub_config, split) if is_hub_name(name) else _load_files(name, _find(field, name))
     if len(rows) == 0:
         raise DataError(f"{rows.source}: there are no rows.")
     return rows
 
 
-def _shown(path: Path) -> str:
-    with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
-
-
-def _find_files(owner: str, name: str) -> list[Path]:
-    path, shown = Path(name), _shown(Path(name))
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in DATA_SUFFIXES)
-        if not found:
-            raise DataError(f"{shown}: no {_alternatives()} file in this folder.")
-    elif glob.has_magic(name):
-        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())  # noqa: PTH207
-        if not found:
-            raise DataError(f"{owner}: {shown}: no file matches.")
-    else:
-        raise DataError(f"{owner}: {shown}: there is no such file or folder{_near(path)}")
-    by_kind = {p.suffix.lower(): p.name for p in reversed(found)}
-    for kind, example in by_kind.items():
-        if kind not in DATA_SUFFIXES:
-            raise DataError(f"{shown}: expected a {_alternatives()} file, got {example}.")
-    if len(by_kind) > 1:
-        raise DataError(
-            f"{shown}: expected files of one kind, got {', '.join(sorted(by_kind.values()))}. "
-            f"Name the ones to use with a glob such as *{found[0].suffix}."
-        )
-    return found
-
-
-def _near(path: Path) -> str:
-    """A hint at a name of the same folder that may have been meant, or at the first folder that is not there."""
-    if not path.parent.is_dir():
-        return f"; the folder {_shown(path.parent)} is not there."
-    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return f"; did you mean {close[0]}?" if close else "."
-
-
-def _alternatives() -> str:
-    return f"{', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}"
+def _find(field: str, name: str) -> list[Path]:
+    try:
+        return find_data_files(name)
+    except DataError as error:
+        raise DataError(f"{field}: {error}") from None
 
 
 def _load_files(name: str, paths: list[Path]) -> Rows:
-    source = _shown(Path(name))
+    source = shown_path(Path(name))
     for path in paths:
         if path.stat().st_size == 0:
-            raise DataError(f"{_shown(path)}: the file is empty.")
+            raise DataError(f"{shown_path(path)}: the file is empty.")
     if paths[0].suffix.lower() == ".parquet":
         dataset, counts, json_columns = *_read_parquet(source, paths), frozenset[str]()
         numbers: list[int] = []
@@ -200,7 +157,7 @@ def _read_text(paths: list[Path]) -> tuple[Any, list[int], frozenset[str], list[
 
     def rows() -> Iterator[Row]:
         for position, path in enumerate(paths):
-            for number, row in read_file(path, _shown(path)):
+            for number, row in read_file(path, shown_path(path)):
                 counts[position] += 1
                 numbers.append(number)
                 yield row

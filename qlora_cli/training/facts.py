@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from qlora_cli.data.end_of_turn import EndOfTurn
 from qlora_cli.training.events import DataReady
+
+if TYPE_CHECKING:  # or a wrong recipe would wait for numpy, to be told so
+    from qlora_cli.data.end_of_turn import EndOfTurn
 
 
 @dataclass(frozen=True)

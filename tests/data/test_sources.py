@@ -220,7 +220,7 @@ def test_a_fraction_is_held_out(tmp_path: Path, fraction: float, held_out: int) 
             "r.tsv, line 2: '\t' expected after '\"'. A cell that begins with a double quote must end "
             "with one, and have those inside it doubled.",
         ),
-        ("r.txt", b"hello", "r.txt: expected a .jsonl, .json, .csv, .tsv or .parquet file, got r.txt."),
+        ("r.txt", b"hello", "dataset.train: r.txt: expected a .jsonl, .json, .csv, .tsv or .parquet file, got r.txt."),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -258,11 +258,12 @@ def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
     kinds = ".jsonl, .json, .csv, .tsv or .parquet"
-    assert refusal(folder) == f"mixed: no {kinds} file in this folder."
+    assert refusal(folder) == f"dataset.train: mixed: no {kinds} file in this folder."
     write(folder / "a.csv", ROWS)
     write(folder / "b.jsonl", ROWS)
     assert refusal(folder) == (
-        "mixed: expected files of one kind, got a.csv, b.jsonl. Name the ones to use with a glob such as *.csv."
+        "dataset.train: mixed: expected files of one kind, got a.csv, b.jsonl. "
+        "Name the ones to use with a glob such as *.csv."
     )
 
 

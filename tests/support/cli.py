@@ -14,7 +14,7 @@ import datasets
 import pytest
 import transformers
 
-HEAVY = ("torch", "transformers", "datasets", "bitsandbytes", "accelerate")
+HEAVY = ("torch", "transformers", "datasets", "bitsandbytes", "accelerate", "numpy", "pyarrow")
 # Runs the command, then tells on stderr which of these packages were imported; Typer is there to show that it can.
 SPY = f"""
 import sys
