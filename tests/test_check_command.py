@@ -228,7 +228,7 @@ def test_the_facts_as_json(recipe: str, shared: Path) -> None:
         "rows": 0, "fate": "refused", "rows_losing_labels": 0, "lost_supervised_tokens": 0
     }  # fmt: skip
     assert train["without_labels"] == train["silent"] == {"rows": 0, "first": []}
-    assert train["end_of_turn"] == {"token": 2, "text": "<|im_end|>", "rows": 32}
+    assert train["end_of_turn"] == {"token": 2, "text": "<|im_end|>", "rows": 32, "turns": 32}
     assert [example["row"] for example in facts["examples"]] == [1, 2, 3]
     for example in facts["examples"]:
         assert example.keys() == {"row", "input_ids", "labels"}

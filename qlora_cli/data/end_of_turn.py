@@ -23,13 +23,15 @@ class EndOfTurn:
     """How an answer ends.
 
     `token` is the id of the token that ends it and `text` what that token reads; `rows` counts the rows, as training
-    sees them, whose last supervised token it is. Without such a token, `token` is None and `text` is what the chat
-    template writes after an answer in plain words: empty if it writes nothing, None if it cannot be told.
+    sees them, whose last supervised token it is, and `turns` how often it is supervised in all of them. Without such
+    a token, `token` is None and `text` is what the chat template writes after an answer in plain words: empty if it
+    writes nothing, None if it cannot be told.
     """
 
     token: int | None
     text: str | None
     rows: int = 0
+    turns: int = 0
 
 
 def find_end_of_turn(whole: EncodedRows, kept: EncodedRows, tokenizer: Any) -> EndOfTurn:
@@ -45,16 +47,23 @@ def find_end_of_turn(whole: EncodedRows, kept: EncodedRows, tokenizer: Any) -> E
         token = _most_common(ends)
         if token not in tokenizer.get_added_vocab().values() or (ends != token).any():
             return EndOfTurn(None, _words_after_an_answer(tokenizer))
-    return EndOfTurn(token, tokenizer.convert_ids_to_tokens(token), int((_last_learned(kept) == token).sum()))
+    rows, turns = _last_learned(kept) == token, kept.ids[kept.supervised] == token
+    return EndOfTurn(token, tokenizer.convert_ids_to_tokens(token), int(rows.sum()), int(turns.sum()))
 
 
-def missing_end(end: EndOfTurn, rows: EncodedRows) -> Iterable[str]:
-    """What is wrong with rows, all of whose answers end in nothing."""
-    if end.token is None and end.text == "" and rows.supervised.any():
+def missing_end(end: EndOfTurn, kept: EncodedRows, max_length: int) -> Iterable[str]:
+    """What is wrong with rows of which none teaches the model to stop."""
+    if end.token is None and end.text == "" and kept.supervised.any():
         yield (
-            f"{rows.source}: the chat template puts nothing after an answer, so that no row teaches the model to stop. "
+            f"{kept.source}: the chat template puts nothing after an answer, so that no row teaches the model to stop. "
             f"Use a base model whose chat template ends a turn with a token, or add {{{{ eos_token }}}} after the "
             f"assistant's content in the template."
+        )
+    # Text may go on for ever; an answer has to end.
+    if end.token is not None and not end.turns and len(kept) and kept.format != "text":
+        yield (
+            f"{kept.source}: every row is cut before its first end of turn ({end.text}) at dataset.max_length "
+            f"({max_length} tokens), so that no row teaches the model to stop. Raise dataset.max_length."
         )
 
 
@@ -65,10 +74,10 @@ def doubts_about_the_end(end: EndOfTurn, kept: EncodedRows, max_length: int) -> 
             f"the chat template ends an answer with the words {end.text!r}, which are no token of their own: the "
             f"model learns them, but whatever generates with it has to be told to stop there"
         )
-    if end.token is not None and not end.rows and len(kept):
+    if end.token is not None and not end.turns and len(kept) and kept.format == "text":
         yield (
-            f"every row is cut before its end of turn ({end.text}) at dataset.max_length ({max_length}): no row "
-            f"teaches the model to stop"
+            f"every row is cut before its end ({end.text}) at dataset.max_length ({max_length}): no row teaches the "
+            f"model to stop"
         )
 
 

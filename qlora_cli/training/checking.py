@@ -141,8 +141,8 @@ def _split_facts(split: Split, section: DatasetSection) -> SplitFacts:
         lengths=_lengths(whole),
         max_length=section.max_length,
         overlong=_overlong(whole, kept, section),
-        without_labels=_some(whole, whole.learned == 0),
-        silent=_some(kept, kept.learned == 1),
+        without_labels=_some(kept, kept.learned == 0),
+        silent=_some(whole, whole.learned == 1),
         end_of_turn=split.end,
     )
 

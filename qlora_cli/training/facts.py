@@ -45,7 +45,8 @@ class SomeRows:
 class SplitFacts:
     """One split. `data` is what training tells of it, after cutting; `unit` is what row numbers count.
 
-    Rows `without_labels` have nothing to learn as they stand; `silent` ones only the end of an empty answer.
+    Rows `without_labels` have nothing to learn, once they are cut; `silent` ones, before that, only the end of an
+    empty answer.
     """
 
     data: DataReady

@@ -60,7 +60,7 @@ def split_refusals(split: Split, section: DatasetSection, config: PreTrainedConf
     yield from refusals(split.whole, split.kept, split.rows, section, vocab_size=vocab_size)
     yield from _beyond_the_model(split.kept, config)
     if split.name == "train":
-        yield from missing_end(split.end, split.whole)
+        yield from missing_end(split.end, split.kept, section.max_length)
 
 
 def prepare_split(
@@ -80,7 +80,8 @@ def prepare_split(
 
 def doubts(train: Split, validation: Split | None, section: DatasetSection) -> Iterator[str]:
     """What may be meant so, but is more often a mistake."""
-    silent = train.kept.silent_rows
+    # As they stand: a cut may leave one token of any answer.
+    silent = np.intersect1d(train.whole.silent_rows, train.kept.row_numbers)
     if len(silent):
         some = listed(silent)
         yield f"{len(silent)} training rows have an empty answer and teach only to stop ({train.kept.unit} {some})"

@@ -41,7 +41,8 @@ def look(tokenizer: Any, *rows: dict[str, Any], **section: Any) -> tuple[EndOfTu
     whole = encode_whole(source, fields, tokenizer)
     kept = cut_rows(whole, fields)
     end = find_end_of_turn(whole, kept, tokenizer)
-    return end, list(missing_end(end, whole)), list(doubts_about_the_end(end, kept, fields.max_length))
+    limit = fields.max_length
+    return end, list(missing_end(end, kept, limit)), list(doubts_about_the_end(end, kept, limit))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_the_end_is_what_the_template_learns_last(template: str, extra: tuple[st
     """Special or eos, alone or followed by a newline or by another: the last learned token of every row."""
     tokenizer = tiny_tokenizer(template, extra_special=extra)
     end, wrong, doubts = look(tokenizer, *ANSWERS)
-    assert end == EndOfTurn(tokenizer.convert_tokens_to_ids(text), text, 3)
+    assert end == EndOfTurn(tokenizer.convert_tokens_to_ids(text), text, 3, 4)
     assert (wrong, doubts) == ([], [])
 
 
@@ -66,7 +67,7 @@ def test_an_added_token_that_is_not_special() -> None:
     """It ends every turn, so it is the end; the same token inside some answers would not be."""
     tokenizer = tiny_tokenizer(ending("'<eot>'"))
     tokenizer.add_tokens(["<eot>"])
-    assert look(tokenizer, *ANSWERS)[0] == EndOfTurn(tokenizer.convert_tokens_to_ids("<eot>"), "<eot>", 3)
+    assert look(tokenizer, *ANSWERS)[0] == EndOfTurn(tokenizer.convert_tokens_to_ids("<eot>"), "<eot>", 3, 4)
     plain = tiny_tokenizer(PLAIN)
     plain.add_tokens(["<eot>"])
     assert look(plain, chat("Q", "A <eot>"), chat("Q", "B"))[0] == EndOfTurn(None, "")
@@ -75,7 +76,7 @@ def test_an_added_token_that_is_not_special() -> None:
 def test_passages_and_text_end_in_eos() -> None:
     """Without a chat template the end is the tokenizer's eos."""
     for row in ({"text": "the end"}, {"prompt": "a", "completion": "b"}):
-        assert look(tiny_tokenizer(None), row)[0] == EndOfTurn(2, "<|im_end|>", 1)
+        assert look(tiny_tokenizer(None), row)[0] == EndOfTurn(2, "<|im_end|>", 1, 1)
 
 
 def test_a_template_without_an_end_is_wrong() -> None:
@@ -93,7 +94,7 @@ def test_a_template_without_an_end_is_wrong() -> None:
 def test_answers_that_bring_their_own_end() -> None:
     """The template writes none, but the rows do: the model learns to stop, so nothing is wrong."""
     end, wrong, _ = look(tiny_tokenizer(PLAIN), chat("Q", "A<|im_end|>"), chat("Q", "B<|im_end|>"))
-    assert (end, wrong) == (EndOfTurn(2, "<|im_end|>", 2), [])
+    assert (end, wrong) == (EndOfTurn(2, "<|im_end|>", 2, 2), [])
 
 
 def test_an_end_in_words_is_doubted_not_refused() -> None:
@@ -114,15 +115,27 @@ def test_an_end_that_cannot_be_told_is_not_refused() -> None:
 
 
 def test_rows_that_lose_their_end_are_counted() -> None:
-    """Cut rows do not teach the end; only if none is left whole is it doubted."""
-    short, long = chat("Q", "A"), chat("Q", "the end " * 20)
-    end, wrong, doubts = look(tiny_tokenizer(), short, long, max_length=24, overlong="truncate")
-    assert (end.rows, wrong, doubts) == (1, [], [])
-    end, wrong, doubts = look(tiny_tokenizer(), long, long, max_length=24, overlong="truncate")
-    assert (end, wrong) == (EndOfTurn(2, "<|im_end|>", 0), [])
+    """Cut rows do not teach the end; that is refused only if no answer is left whole, of several in a row either."""
+    short, long, several = chat("Q", "A"), chat("Q", "the end " * 20), chat("Q", "A", "Q", "the end " * 20)
+    cut: dict[str, Any] = {"max_length": 48, "overlong": "truncate"}
+    end, wrong, doubts = look(tiny_tokenizer(), short, long, **cut)
+    assert (end.rows, end.turns, wrong, doubts) == (1, 1, [], [])
+    end, wrong, doubts = look(tiny_tokenizer(), several, long, **cut)
+    assert (end.rows, end.turns, wrong, doubts) == (0, 1, [], [])
+    end, wrong, doubts = look(tiny_tokenizer(), long, long, **cut)
+    assert (end, doubts) == (EndOfTurn(2, "<|im_end|>", 0, 0), [])
+    assert wrong == [
+        "rows.jsonl: every row is cut before its first end of turn (<|im_end|>) at dataset.max_length (48 tokens), so "
+        "that no row teaches the model to stop. Raise dataset.max_length."
+    ]
+
+
+def test_text_that_is_cut_everywhere_is_doubted() -> None:
+    """It may be meant so, of long texts."""
+    _, wrong, doubts = look(tiny_tokenizer(), {"text": "the end " * 20}, max_length=24, overlong="truncate")
+    assert wrong == []
     assert doubts == [
-        "every row is cut before its end of turn (<|im_end|>) at dataset.max_length (24): no row teaches the model to "
-        "stop"
+        "every row is cut before its end (<|im_end|>) at dataset.max_length (24): no row teaches the model to stop"
     ]
 
 

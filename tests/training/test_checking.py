@@ -166,12 +166,12 @@ def check_longest(facts: Facts) -> int:
 
 
 def test_rows_that_are_cut_to_nothing(tmp_path: Path) -> None:
-    """All of a row's answer is cut away: the problem is training's, and the row is not called one without labels."""
+    """All of a row's answer is cut away: the problem is training's, told once, and the row is one without labels."""
     recipe = recipe_of(tmp_path, SHORT, BURIED, dataset={"max_length": 24, "overlong": "truncate"})
     facts = check_data(recipe)
     assert facts.problems == (refusal_of_training(recipe),)
     assert facts.train is not None
-    assert facts.train.without_labels == SomeRows(0, ())
+    assert facts.train.without_labels == SomeRows(1, (2,))
 
 
 def test_no_row_is_left(tmp_path: Path) -> None:
