@@ -23,7 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
-from qlora_cli.data.files import Row, read_file, tabulate
+from qlora_cli.data.files import Row, read_file
+from qlora_cli.data.tables import tabulate
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.paths import DATA_SUFFIXES, looks_local
 from qlora_cli.recipe.schema import DatasetSection
