@@ -1,0 +1,44 @@
+"""The word that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+def plain(word: str) -> str:
+    """A key as we would write it: `perDevice-Batch_Size` is `per_device_batch_size`."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word)
+    return re.sub(r"[\s_-]+", "_", spaced).strip("_").lower()
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that `word` is a slip away from, or that is much alike; None if there is none."""
+    known = list(choices)
+    by_distance = sorted((distance(word.lower(), choice.lower()), choice) for choice in known)
+    if by_distance and by_distance[0][0] <= max(1, min(3, len(word) // 3)):
+        return by_distance[0][1]
+    alike = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.7)
+    return alike[0] if alike else None
+
+
+def is_slip(word: str, choice: str) -> bool:
+    """Whether one letter added, left out, mistaken or exchanged with its neighbour makes `choice` of `word`."""
+    return word != choice and distance(word, choice) <= 1
+
+
+def distance(a: str, b: str) -> int:
+    """Edits from `a` to `b`: insertions, deletions, substitutions and exchanges of two neighbours, each letter in one
+    edit at most (optimal string alignment)."""
+    before: list[int] = []
+    previous = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        row = [i]
+        for j, other in enumerate(b, 1):
+            cost = min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, previous = previous, row
+    return previous[-1]
