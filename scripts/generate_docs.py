@@ -22,7 +22,7 @@ from qlora_cli.cli import app
 from qlora_cli.recipe.schema import Recipe
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-COMMANDS = ("train",)
+COMMANDS = ("train", "init")
 
 _RECIPE_HEAD = """# The recipe
 
