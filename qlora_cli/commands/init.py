@@ -63,7 +63,7 @@ class _Terminal:
             return "\N{REPLACEMENT CHARACTER}"  # names nothing that is here, and so is told and asked again
 
     def tell(self, text: str) -> None:
-        self._console.print(Text(f"  {text}", style="dim"))
+        self._console.print(Text(f"  {text}"))
 
 
 def _at_a_terminal() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeVar
@@ -265,7 +266,11 @@ def _length(sources: list[_Rows], layout: Layout | None) -> tuple[int | None, st
 
 
 def _as_in_recipe(name: str, folder: Path) -> str:
-    return as_recipe_path(name, folder) if is_local(name) else name
+    if is_local(name):
+        return as_recipe_path(name, folder)
+    if os.path.exists(folder / name):  # noqa: PTH110 (a name too long to look up is no path)
+        raise RequestError(f"{name} is no path here, so a hub name, but the recipe would find {folder / name}")
+    return name
 
 
 def _count(sample: Sample) -> str:

@@ -25,11 +25,13 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 def understood(owner: str, read: Callable[[str], T], text: str) -> T:
     """What `read` makes of `text`. Raises RequestError, opened by `owner`, for whatever is wrong with it."""
     try:
+        text.encode()
         return read(text)
     except RequestError as error:
         raise RequestError(f"{owner}: {error}" if owner else str(error)) from error
-    except (OSError, ValueError) as error:  # names that the file system cannot have
-        problem = f"{shorten(repr(text))} cannot be looked up: {error}"
+    except (OSError, ValueError) as error:  # names that the file system, or a recipe, cannot have
+        reason = "it is not Unicode text" if isinstance(error, UnicodeError) else error
+        problem = f"{shorten(repr(text))} cannot be looked up: {reason}"
         raise RequestError(f"{owner}: {problem}" if owner else problem) from error
 
 
@@ -105,5 +107,8 @@ def read_run_folder(text: str) -> str:
     folder = RunFolder(Path(at_home(text)))
     if folder.path.is_dir() and folder.holds_a_run():
         raise OutputError(f"{text} already holds a run; name another folder.")
-    folder.check(resume=False)
+    try:
+        folder.check(resume=False)
+    except OutputError as error:
+        raise OutputError(str(error).removeprefix("output_dir: ")) from error
     return text

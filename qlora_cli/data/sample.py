@@ -67,6 +67,7 @@ _NO_WORDS = re.compile(rb"\S{30,}")
 # Tokens that a chat template puts around a row, a system prompt of its own included, and around each message.
 _TEMPLATE = 64
 _TURN = 16
+_ANY = "rows"  # a section needs a source, where only its columns are looked at
 _LEAST = 512  # a max_length below it saves nothing, and the next row may be longer
 
 
@@ -115,6 +116,8 @@ def take_sample(name: str) -> Sample:
     if not taken:
         raise DataError(f"{source}: there are no rows.")
     columns = dict.fromkeys(itertools.chain.from_iterable(row for _, row in taken))
+    if any("\ud800" <= letter <= "\udfff" for name in columns for letter in name):
+        raise DataError(f"{source}: the name of a column holds half of a surrogate pair, which is no text.")
     return Sample(source, taken, tuple(columns), complete)
 
 
@@ -137,7 +140,7 @@ def layouts(sample: Sample, format: Format | Literal["auto"] = "auto") -> list[L
 
 def chosen_layout(sample: Sample, columns: Mapping[str, str], format: Format | Literal["auto"] = "auto") -> Layout:
     """The layout in which `columns` (field: column) are meant. Raises DataError if they do not fit the rows."""
-    section = DatasetSection(train=sample.source, format=format, columns=dict(columns))
+    section = DatasetSection(train=_ANY, format=format, columns=dict(columns))
     return Layout(resolve_format(section, sample.columns, sample.source), dict(columns), named=format != "auto")
 
 

@@ -79,7 +79,7 @@ def at_home(name: str) -> str:
 
 def as_recipe_path(name: str, folder: Path) -> str:
     """A local name, relative to the current folder, as a recipe in `folder` has it; an absolute one stays so."""
-    if name.startswith("~") or os.path.isabs(name):  # noqa: PTH117
+    if os.path.isabs(at_home(name)):  # noqa: PTH117
         return name
     target = os.path.abspath(name)  # noqa: PTH100
     for start in (os.path.abspath(folder), os.path.realpath(folder)):  # noqa: PTH100
