@@ -112,3 +112,14 @@ def init(
         "output_dir": output_dir,
     }
     raise typer.Exit(command(path, flags=flags, overrides=overrides or [], defaults=yes, force=force))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, from which editors complete and underline them.
+
+    Save it beside your recipes: qlora schema > recipe.schema.json
+    """
+    from qlora_cli.commands.schema import schema as command
+
+    raise typer.Exit(command())

@@ -17,6 +17,39 @@ A message says what was expected, what was got, where, and what to do. Commands 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Position(NamedTuple):
+    """Where a value stands: file as the user named it, line and column from 1; line 0 for what is not in a file."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing that is wrong in a recipe or in an override.
+
+    `key` is the dotted name of the field, empty for the file as a whole. `suggestion` is the word or the dotted name
+    that was probably meant; `allowed`, what may stand here where the message does not say it already.
+    """
+
+    position: Position
+    key: str
+    message: str
+    suggestion: str | None = None
+    allowed: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.position}: {self.key + ': ' if self.key else ''}{self.message}"
+
 
 class QloraError(Exception):
     """Base of everything this package raises on purpose."""
@@ -31,7 +64,17 @@ class RequestError(QloraError):
 
 
 class RecipeError(RequestError):
-    """The recipe or a command-line override is wrong."""
+    """The recipe or a command-line override is wrong; every mistake that was found, in the order to read them."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        lines: list[str] = []
+        for mistake in mistakes:
+            lines.append(str(mistake))
+            # The same list of keys need not be read twice.
+            if mistake.allowed and (allowed := f"    {mistake.allowed}") not in lines:
+                lines.append(allowed)
+        super().__init__("\n".join(lines))
 
 
 class DataError(RequestError):

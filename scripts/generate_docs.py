@@ -1,7 +1,7 @@
-"""Write the reference pages that are derived from the code, or check that they are current.
+"""Write the reference pages and the schema that are derived from the code, or check that they are current.
 
-python scripts/generate_docs.py           writes docs/recipe.md and docs/commands.md
-python scripts/generate_docs.py --check   exits 1 if a page is not what it would be
+python scripts/generate_docs.py           writes docs/recipe.md, docs/commands.md and recipes/recipe.schema.json
+python scripts/generate_docs.py --check   exits 1 if one of them is not what it would be
 """
 
 from __future__ import annotations
@@ -10,37 +10,55 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.main import get_group
 from typer.testing import CliRunner
 
 from qlora_cli.cli import app
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.fields import all_fields, expected, section_fields, sections, takes_environment
+from qlora_cli.recipe.json_schema import recipe_schema_text
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-COMMANDS = ("train", "init")
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = tuple(get_group(app).commands)  # in the order of their registration
 
-_RECIPE_HEAD = """# The recipe
+_ENVIRONMENT = ", ".join(f"`{'.'.join(path)}`" for path, _ in all_fields() if takes_environment(path))
+
+_RECIPE_HEAD = f"""# The recipe
 
 <!-- Written by scripts/generate_docs.py from qlora_cli/recipe/schema.py: change it there. -->
 
-A YAML file. Unknown keys are refused. A recipe states only what differs from the defaults below; a run keeps the
-whole of it, every default written out, as `recipe.yaml` in its folder.
+A YAML file. A recipe states only what differs from the defaults below; a run keeps the whole of it, every default
+written out, as `recipe.yaml` in its folder. [An editor](editors.md) that knows the grammar completes and underlines.
 
-Precedence: defaults < the recipe < `--set section.key=value`. Paths in a recipe are relative to the recipe; in
-`--set`, to the folder the command is run in. A name that is no path, and that nothing here has, is a hub name.
+**What is wrong is refused**, all of it at once, with file, line and column, before anything is loaded: unknown keys,
+values of another type or out of range, fields that exclude each other, files that are not there, faults of YAML.
+`qlora check` says it without training, and looks at the data as well.
+
+**Precedence**: defaults < the recipe that is extended < the recipe < `--set section.key=value`, the last of which wins.
+A field takes the place of one that it excludes: `--set training.max_steps=20` shortens any recipe, also one that gives
+`num_train_epochs`. In `--set`, the value is YAML: `[q_proj, v_proj]` is a list, `null` unsets.
+
+**`extends: other.yaml`** builds on another recipe. Sections are laid over its sections key by key; any other value, a
+list or `columns` too, replaces the other's.
+
+**Paths** in a recipe are relative to that recipe; in `--set`, to the folder the command is run in. A name that is no
+path, and that nothing here has, is a hub name. `${{NAME}}` is replaced by the environment variable in {_ENVIRONMENT},
+and nowhere else; `$${{` writes the characters.
+
+**YAML** is read by the 1.2 core rules, with `_` between digits: `2e-4` and `1_000` are numbers; `no`, `on` and
+`2024-01-01` are text. Anchors and aliases are read; tags, merge keys (`<<`), keys given twice and files beyond 1 MB are
+refused.
 """
 
 
 def recipe_page() -> str:
-    """The fields of every section with type, default and meaning."""
-    parts = [_RECIPE_HEAD, "## Top level\n", _table(Recipe)]
-    for name, model in _sections():
-        parts += [f"## `{name}`\n", f"{(model.__doc__ or '').strip()}\n", _table(model)]
+    """The fields of every section with what they take, default and meaning."""
+    top = {name: field for name, field in section_fields(()).items() if name not in sections()}
+    parts = [_RECIPE_HEAD, "## Top level\n", _table(top)]
+    for name, model in sections().items():
+        parts += [f"## `{name}`\n", f"{(model.__doc__ or '').strip()}\n", _table(section_fields((name,)))]
     return "\n".join(parts)
 
 
@@ -53,51 +71,12 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
-def _sections() -> Iterator[tuple[str, type[BaseModel]]]:
-    for name, field in Recipe.model_fields.items():
-        if _is_section(field.annotation):
-            yield name, field.annotation
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _table(model: type[BaseModel]) -> str:
+def _table(fields: dict[str, FieldInfo]) -> str:
     lines = ["| field | value | default | meaning |", "|---|---|---|---|"]
-    for name, field in model.model_fields.items():
-        if not _is_section(field.annotation):
-            cells = (f"`{name}`", _type(field), _default(field), field.description or "")
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for name, field in fields.items():
+        cells = (f"`{name}`", expected(field), _default(field), field.description or "")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _type(field: FieldInfo) -> str:
-    bounds = [_bound(item) for item in field.metadata]
-    return " ".join([_words(field.annotation), *filter(None, bounds)])
-
-
-def _words(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if get_origin(annotation) is list:
-        return f"list of {_words(get_args(annotation)[0])}"
-    if get_origin(annotation) is dict:
-        return "mapping"
-    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
-        return " or ".join(_words(part) for part in get_args(annotation))
-    if hasattr(annotation, "__metadata__"):  # Annotated
-        inner = " ".join(filter(None, (_bound(item) for item in annotation.__metadata__)))
-        return f"{_words(annotation.__origin__)} {inner}".strip()
-    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
-    return names.get(annotation, str(annotation))
-
-
-def _bound(item: Any) -> str:
-    limits = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-    holders = [item, *getattr(item, "metadata", [])]
-    found = [(sign, getattr(holder, name, None)) for holder in holders for name, sign in limits]
-    return ", ".join(f"{sign} {limit}" for sign, limit in found if limit is not None)
 
 
 def _default(field: FieldInfo) -> str:
@@ -115,17 +94,22 @@ def _help(arguments: list[str]) -> str:
 
 
 def main() -> int:
-    """Write the pages, or compare them; returns the exit code."""
+    """Write the files, or compare them; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
     options = parser.parse_args()
+    files = {
+        "docs/recipe.md": recipe_page(),
+        "docs/commands.md": commands_page(),
+        "recipes/recipe.schema.json": recipe_schema_text(),
+    }
     stale = []
-    for name, text in (("recipe.md", recipe_page()), ("commands.md", commands_page())):
-        page = DOCS / name
-        if options.check and (not page.exists() or page.read_text(encoding="utf-8") != text):
-            stale.append(os.path.relpath(page))
+    for name, text in files.items():
+        file = ROOT / name
+        if options.check and (not file.exists() or file.read_text(encoding="utf-8") != text):
+            stale.append(os.path.relpath(file))
         elif not options.check:
-            page.write_text(text, encoding="utf-8")
+            file.write_text(text, encoding="utf-8", newline="\n")
     if stale:
         print(f"out of date: {', '.join(stale)}; run python scripts/generate_docs.py", file=sys.stderr)
     return 1 if stale else 0

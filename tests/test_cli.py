@@ -139,13 +139,15 @@ def test_a_wrong_recipe(recipe: str) -> None:
     Path("r.yaml").write_text("base_model: gpt2\nlora: {rnk: 3}\ndataset: {train: a.csv}\noutput_dir: o\n")
     assert refused("r.yaml", "--set", "training.seed=x") == (
         "r.yaml:2:8: lora.rnk: unknown key; did you mean `rank`?\n"
-        "--set training.seed=x: training.seed: input should be a valid integer, got 'x'"
+        "    `lora` takes rank, alpha, dropout, target_modules\n"
+        "--set training.seed=x: training.seed: expected a whole number from 0 to 4294967295, got 'x'\n"
+        "r.yaml:3:18: dataset.train: a.csv: there is no such file or folder."
     )
 
 
 def test_no_such_model_folder(recipe: str) -> None:
     assert refused(recipe, "--set", "base_model=./none") == (
-        f"base_model: {Path.cwd()}/none: no such folder. Expected a model folder, or a hub name such as org/name"
+        "--set base_model=./none: base_model: none: there is no such folder."
     )
 
 

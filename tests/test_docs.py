@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_generated_pages_are_current() -> None:
-    """docs/recipe.md and docs/commands.md are what scripts/generate_docs.py writes now."""
+    """docs/recipe.md, docs/commands.md and recipes/recipe.schema.json are what scripts/generate_docs.py writes now."""
     done = subprocess.run(
         [sys.executable, "scripts/generate_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from qlora_cli.recipe.load import load_recipe
@@ -59,6 +61,36 @@ def test_recipe_states_no_default(path: Path) -> None:
 def test_a_stated_default_would_be_found() -> None:
     data = {"task": "causal_lm", "lora": {"rank": 16, "alpha": 8}, "dataset": {"train": "x", "columns": {}}}
     assert list(stated_defaults(Recipe, data)) == ["task", "lora.rank", "dataset.columns"]
+
+
+def schema_of(path: Path) -> Draft202012Validator:
+    """The schema that a recipe's first line names, relative to the recipe, as editors read it."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    marker, _, name = first.partition("=")
+    assert marker == "# yaml-language-server: $schema"
+    return Draft202012Validator(json.loads((path.parent / name).read_text(encoding="utf-8")))
+
+
+def misspelt(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every key that is not free, its last letter left out: its name, and the recipe with it."""
+    for key, value in data.items():
+        yield key, {(name[:-1] if name == key else name): inner for name, inner in data.items()}
+        if isinstance(value, dict) and key != "columns":
+            yield from ((f"{key}.{name}", data | {key: inner}) for name, inner in misspelt(value))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=stem)
+def test_editors_check_it(path: Path) -> None:
+    """Its first line names the schema; it is valid under it, and with any one key misspelt it is not."""
+    schema = schema_of(path)
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert list(schema.iter_errors(data)) == []
+    wrong = dict(misspelt(data))
+    assert {"base_model", "dataset.train", "training", "output_dir"} < wrong.keys()
+    for name, recipe in wrong.items():
+        said = [error.message for error in schema.iter_errors(recipe) if error.validator == "additionalProperties"]
+        assert len(said) == 1, name
+        assert f"'{name.split('.')[-1][:-1]}' was unexpected" in said[0]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=stem)

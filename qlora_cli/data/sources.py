@@ -26,7 +26,8 @@ import pyarrow.parquet
 from qlora_cli.data.files import Row, read_file
 from qlora_cli.data.tables import tabulate
 from qlora_cli.errors import DataError
-from qlora_cli.recipe.paths import DATA_SUFFIXES, looks_local
+from qlora_cli.recipe.data_files import DATA_SUFFIXES
+from qlora_cli.recipe.paths import looks_local
 from qlora_cli.recipe.schema import DatasetSection
 
 _SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed

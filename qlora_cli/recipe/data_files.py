@@ -55,8 +55,9 @@ def near_name(path: Path) -> str:
     """The end of a message: a name in the same folder that may have been meant, or the folder that is not there."""
     if not path.parent.is_dir():
         return f"; the folder {shown_path(path.parent)} is not there."
-    close = nearest(path.name, [p.name for p in path.parent.iterdir()])
-    return f"; did you mean {close}?" if close else "."
+    names = {p.stem: p.name for p in sorted(path.parent.iterdir())}
+    close = nearest(path.stem, names)  # without the suffix, which makes all of a folder alike
+    return f"; did you mean {names[close]}?" if close else "."
 
 
 def _alternatives() -> str:

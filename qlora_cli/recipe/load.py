@@ -1,7 +1,7 @@
 """From a recipe file and `--set` overrides to a checked `Recipe`, and back to YAML.
 
-Precedence: the schema's defaults < the recipe < `--set`, the last of which wins. Relative paths in a recipe are
-relative to the recipe; those in an override, to the folder the command is run in.
+Precedence: the schema's defaults < the recipe that is extended < the recipe < `--set`, the last of which wins.
+Relative paths in a recipe are relative to that recipe; those in an override, to the folder the command is run in.
 """
 
 from __future__ import annotations
@@ -11,56 +11,96 @@ from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from qlora_cli.errors import RecipeError
+from qlora_cli.errors import Mistake, Position, RecipeError
 from qlora_cli.recipe import yaml_source
-from qlora_cli.recipe.messages import describe_errors, position_of
-from qlora_cli.recipe.paths import misplaced_paths, resolve_paths
+from qlora_cli.recipe.fields import all_fields, takes_environment
+from qlora_cli.recipe.layers import Stack, lay_file, lay_override
+from qlora_cli.recipe.paths import absent_paths, misplaced_paths
+from qlora_cli.recipe.rules import contradictions
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.recipe.yaml_source import Position, Value, YamlSource
-
-# Of two fields that exclude each other, the one in an override takes the place of the other, as with one field.
-_EXCLUSIVE: dict[yaml_source.Path, str] = {
-    ("training", "max_steps"): "num_train_epochs",
-    ("training", "num_train_epochs"): "max_steps",
-    ("dataset", "validation"): "validation_fraction",
-    ("dataset", "validation_fraction"): "validation",
-}
+from qlora_cli.recipe.substitution import escape
+from qlora_cli.recipe.values import describe_errors, position_of
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, must_exist: bool = True) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
         path: the YAML file.
         overrides: `key.path=value` strings, as given to `--set`; the value is read as YAML.
+        must_exist: whether the local model and data that the recipe names have to be there.
 
     Raises:
-        RecipeError: naming every mistake found, each with its position.
+        RecipeError: with every mistake found, each with its position.
     """
-    source = yaml_source.parse_yaml(_read_text(path), str(path))
-    resolve_paths(source.data, path.parent)
+    stack = Stack()
+    lay_file(stack, path)
     for override in overrides:
-        _apply_override(source, override)
-    problems = [
-        f"{position_of(keys, source)}: {'.'.join(map(str, keys))}: {problem}"
-        for keys, problem in misplaced_paths(source.data, path.parent).items()
-    ]
-    try:
-        recipe = Recipe.model_validate(source.data)
-    except ValidationError as error:
-        problems = describe_errors(error.errors(), source) + problems
-    if problems:
-        raise RecipeError("\n".join(problems))
+        lay_override(stack, override)
+    top = Position(str(path))
+    stack.places.setdefault((), yaml_source.Place(top, top))
+    recipe, mistakes = _validate(stack)
+    mistakes = _in_reading_order(stack.mistakes + mistakes, path)
+    if must_exist:
+        # Last, since they may be wrong only on this machine.
+        told = {mistake.key for mistake in mistakes}
+        mistakes += _in_reading_order(_path_mistakes(stack, path.parent, told), path)
+    if mistakes or recipe is None:
+        raise RecipeError(mistakes)
     return recipe
+
+
+def _validate(stack: Stack) -> tuple[Recipe | None, list[Mistake]]:
+    recipe, mistakes = None, []
+    try:
+        recipe = Recipe.model_validate(stack.data)
+    except ValidationError as error:
+        details = [detail for detail in error.errors(include_url=False) if not _is_hidden(detail, stack)]
+        mistakes = describe_errors(details, stack.places)
+    if stack.whole:
+        mistakes += contradictions(stack.data, stack.places, stack.hinted)
+    return recipe, mistakes
+
+
+def _is_hidden(detail: ErrorDetails, stack: Stack) -> bool:
+    """Whether a field is missing only because what gives it could not be read, or is told of already."""
+    hinted = any(detail["loc"][: len(path)] == path for path in stack.hinted)
+    return detail["type"] == "missing" and (hinted or not stack.whole)
+
+
+def _path_mistakes(stack: Stack, recipe_folder: Path, told: set[str]) -> list[Mistake]:
+    """What is not there, where nothing worse is said of the field already."""
+    problems = absent_paths(stack.data) | misplaced_paths(stack.data, recipe_folder)
+    return [
+        Mistake(position_of(keys, stack.places), yaml_source.dotted(keys), problem)
+        for keys, problem in problems.items()
+        if yaml_source.dotted(keys) not in told
+    ]
+
+
+def _in_reading_order(mistakes: Sequence[Mistake], path: Path) -> list[Mistake]:
+    """The recipe's own, then those of files it extends, then those of arguments; in each from top to bottom."""
+    files = list(dict.fromkeys([str(path), *(m.position.file for m in mistakes if m.position.line)]))
+    rank = {file: number for number, file in enumerate(files)}
+    unique = dict.fromkeys(mistakes)
+    return sorted(unique, key=lambda m: (rank.get(m.position.file, len(files)), m.position.line, m.position.column))
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Write a recipe with every default spelled out, so that `load_recipe` gives back an equal one."""
     data = recipe.model_dump()
+    # Of fields that exclude each other, only those in force: the grammar refuses both at once.
     if recipe.training.max_steps is not None:
-        # Of two ways to say how long, only the one in force; the schema refuses both at once.
         del data["training"]["num_train_epochs"]
+    if recipe.quantization.bits == 16:
+        del data["quantization"]["quant_type"], data["quantization"]["double_quant"]
+    for path, _ in all_fields():
+        section = data[path[0]] if len(path) > 1 else data
+        name = path[-1]
+        if takes_environment(path) and isinstance(section.get(name), str):
+            section[name] = escape(section[name])
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -75,50 +115,3 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 
 
 _Dumper.add_representer(str, _represent_text)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.is_dir():
-            raise RecipeError(f"{path}: is a folder; expected a recipe, a YAML file")
-        with path.open("rb") as file:
-            data = file.read(yaml_source.MAX_BYTES + 1)
-        if len(data) > yaml_source.MAX_BYTES:
-            raise RecipeError(f"{path}: larger than {yaml_source.MAX_BYTES:,} bytes, which no recipe is")
-        return data.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file; expected a recipe, a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text at byte {error.start}") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _apply_override(source: YamlSource, override: str) -> None:
-    """Set one value in place; its position becomes the argument itself."""
-    name, equals, text = override.partition("=")
-    keys = tuple(name.strip().split("."))
-    argument = f"--set {override}"
-    if not equals or not all(keys):
-        raise RecipeError(f"{argument}: expected KEY=VALUE, as in --set training.max_steps=20")
-    if not text.strip():
-        raise RecipeError(f'{argument}: there is no value; write null to unset one, or "" for an empty text')
-    value = yaml_source.parse_value(text, argument)
-    section: dict[str, Value] = source.data
-    for depth, key in enumerate(keys[:-1], start=1):
-        inner = section.setdefault(key, {})
-        if inner is None:
-            inner = section[key] = {}
-        if not isinstance(inner, dict):
-            raise RecipeError(f"{argument}: `{'.'.join(keys[:depth])}` is a value, not a section")
-        section = inner
-    section[keys[-1]] = value
-    if value is not None and keys in _EXCLUSIVE:
-        section.pop(_EXCLUSIVE[keys], None)
-    for known in [path for path in source.positions if path[: len(keys)] == keys]:
-        del source.positions[known]
-    for depth in range(1, len(keys)):
-        # A section that only overrides name has no place in the file to point at.
-        source.positions.setdefault(keys[:depth], Position(argument, 0, 0))
-    source.positions[keys] = Position(argument, 0, 0)
-    resolve_paths(source.data, Path.cwd(), only=keys)

@@ -5,30 +5,28 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from qlora_cli.errors import DataError
 from qlora_cli.recipe import yaml_source
+from qlora_cli.recipe.data_files import DATA_SUFFIXES, find_data_files, near_name, shown_path
 from qlora_cli.recipe.yaml_source import Value
 
 # Fields that name a local file or folder, or else something on the hub.
-_PATH_FIELDS: tuple[yaml_source.Path, ...] = (
-    ("base_model",),
-    ("dataset", "train"),
-    ("dataset", "validation"),
-)
+_MODEL: yaml_source.Path = ("base_model",)
+_PATH_FIELDS: tuple[yaml_source.Path, ...] = (_MODEL, ("dataset", "train"), ("dataset", "validation"))
 
-# Kinds of data files that are read.
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
-def resolve_paths(data: dict[str, Value], base: Path, only: yaml_source.Path | None = None) -> None:
+def resolve_paths(data: dict[str, Value], base: Path) -> None:
     """Make the path-valued fields absolute where they name something local; `~` is a home folder everywhere."""
     if isinstance(output := data.get("output_dir"), str):
-        data["output_dir"] = _expand_home(output)
+        data["output_dir"] = expand_home(output)
     for keys, section, value in _path_values(data):
-        if only is None or keys[: len(only)] == only:
-            section[str(keys[-1])] = _resolve(value, base)
+        section[str(keys[-1])] = _resolve(value, base)
 
 
 def misplaced_paths(data: dict[str, Value], recipe_folder: Path) -> dict[yaml_source.Path, str]:
@@ -45,6 +43,22 @@ def misplaced_paths(data: dict[str, Value], recipe_folder: Path) -> dict[yaml_so
     }
 
 
+def absent_paths(data: dict[str, Value]) -> dict[yaml_source.Path, str]:
+    """Resolved values that name nothing that is there and can be used, nor anything a hub could have."""
+    problems = {}
+    for keys, _, value in _path_values(data):
+        if os.path.isabs(value):  # noqa: PTH117
+            problem = _model_problem(Path(value)) if keys == _MODEL else _data_problem(value)
+        else:
+            problem = None if _HUB_NAME.fullmatch(value) else _NO_NAME.format(yaml_source.shorten(repr(value)))
+        if problem and value:
+            problems[keys] = problem
+    return problems
+
+
+_NO_NAME = "{} is no path that is there, and no hub name such as org/name"
+
+
 def looks_local(value: str) -> bool:
     """Whether this can only be a path or a glob, not the name of something on the hub."""
     return (
@@ -53,6 +67,32 @@ def looks_local(value: str) -> bool:
         or value.lower().endswith(DATA_SUFFIXES)
         or glob.has_magic(value)
     )
+
+
+def expand_home(value: str) -> str:
+    """`~` and `~user` at the start as the home folder; as it is if there is no such user."""
+    with contextlib.suppress(RuntimeError):
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    return value
+
+
+def _model_problem(path: Path) -> str | None:
+    if not path.is_dir():
+        what = "is a file, not a model folder" if path.is_file() else f"there is no such folder{near_name(path)}"
+        return f"{shown_path(path)}: {what}"
+    if not (path / "config.json").is_file():
+        return f"{shown_path(path)} holds no config.json, so it is not a model folder"
+    return None
+
+
+def _data_problem(name: str) -> str | None:
+    try:
+        find_data_files(name)
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return f"{name}: cannot be read: {error.strerror}"
+    return None
 
 
 def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dict[str, Value], str]]:
@@ -68,17 +108,11 @@ def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dic
 
 def _resolve(value: str, base: Path) -> str:
     """An absolute path for what is a path by its look or because it exists; a hub name stays as it is."""
-    path = base / _expand_home(value)
+    path = base / expand_home(value)
     # Nothing at all is not the folder itself; and what cannot be looked at (too long, say) is no path.
     if looks_local(value) or (value and os.path.exists(path)):  # noqa: PTH110
         full = Path.cwd() / path
         tidy = os.path.normpath(full)
         # Behind a symbolic link, `..` is not the folder that the name says.
         return tidy if os.path.realpath(tidy) == os.path.realpath(full) else str(full)
-    return value
-
-
-def _expand_home(value: str) -> str:
-    with contextlib.suppress(RuntimeError):  # no such user
-        return str(Path(value).expanduser()) if value.startswith("~") else value
     return value

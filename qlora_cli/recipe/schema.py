@@ -6,11 +6,14 @@ Names are the QLoRA paper's for quantisation and LoRA, Hugging Face's for traini
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+# Marks the fields in which `${NAME}` stands for an environment variable.
+ENVIRONMENT: dict[str, Any] = {"x-environment": True}
 
 
 class Section(BaseModel):
@@ -54,11 +57,38 @@ class LoraSection(Section):
         return value
 
 
+class Columns(NamedTuple):
+    """The fields of a row that a format needs, and those it may have."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Both."""
+        return self.required + self.optional
+
+
+# What `dataset.columns` may name, by `dataset.format`.
+FORMAT_COLUMNS: dict[str, Columns] = {
+    "messages": Columns(("messages",)),
+    "alpaca": Columns(("instruction", "output"), ("input",)),
+    "prompt_completion": Columns(("prompt", "completion")),
+    "text": Columns(("text",)),
+}
+
+
 class DatasetSection(Section):
     """What is learned, and how a row becomes text."""
 
-    train: str = Field(min_length=1, description="file, folder, glob or hub name; a path is relative to the recipe")
-    validation: str | None = Field(None, description="held-out rows, named like `train`")
+    train: str = Field(
+        min_length=1,
+        description="file, folder, glob or hub name; a path is relative to the recipe",
+        json_schema_extra=ENVIRONMENT,
+    )
+    validation: str | None = Field(
+        None, min_length=1, description="held-out rows, named like `train`", json_schema_extra=ENVIRONMENT
+    )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="hold out this share of `train` instead"
     )
@@ -73,12 +103,6 @@ class DatasetSection(Section):
     )
     max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row, in tokens")
     overlong: Literal["error", "drop", "truncate"] = Field("error", description="what to do with longer rows")
-
-    @model_validator(mode="after")
-    def _one_validation_source(self) -> Self:
-        if self.validation is not None and self.validation_fraction is not None:
-            raise ValueError("give either validation or validation_fraction, not both")
-        return self
 
 
 OptimizerName = Literal[
@@ -124,17 +148,22 @@ class TrainingSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of A, data order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.max_steps is not None and "num_train_epochs" in self.model_fields_set:
-            raise ValueError("give either max_steps or num_train_epochs, not both")
-        return self
-
 
 class Recipe(Section):
     """A whole recipe, as written in YAML."""
 
-    base_model: str = Field(min_length=1, description="hub name or local folder (relative to the recipe)")
+    extends: str | None = Field(
+        None,
+        min_length=1,
+        description="another recipe that this one builds on (relative to this one): what is said here goes before",
+        json_schema_extra=ENVIRONMENT,
+        exclude=True,  # resolved on reading: what is loaded is whole
+    )
+    base_model: str = Field(
+        min_length=1,
+        description="hub name or local folder (relative to the recipe)",
+        json_schema_extra=ENVIRONMENT,
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the base model")
     task: Literal["causal_lm"] = Field("causal_lm", description="what the model learns to do")
@@ -142,14 +171,8 @@ class Recipe(Section):
     lora: LoraSection = Field(default_factory=lambda: LoraSection())
     dataset: DatasetSection
     training: TrainingSection = Field(default_factory=lambda: TrainingSection())
-    output_dir: str = Field(min_length=1, description="the run folder, relative to where the command is run")
-
-    @field_validator("training")
-    @classmethod
-    def _evaluation_has_rows(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
-        dataset = info.data.get("dataset")  # absent if it is wrong itself
-        if training.eval_steps and dataset and dataset.validation is None and dataset.validation_fraction is None:
-            raise ValueError(
-                "eval_steps needs rows to evaluate on: give dataset.validation or dataset.validation_fraction"
-            )
-        return training
+    output_dir: str = Field(
+        min_length=1,
+        description="the run folder, relative to where the command is run",
+        json_schema_extra=ENVIRONMENT,
+    )

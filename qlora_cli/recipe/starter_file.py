@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import OutputError, RecipeError, RequestError
+from qlora_cli.recipe.json_schema import recipe_schema_text
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.peek import at_home
-from qlora_cli.recipe.schema import Recipe, Section
+from qlora_cli.recipe.schema import Section
 from qlora_cli.recipe.starter import Answers, starter_text
 from qlora_cli.recipe.yaml_source import Value
 
@@ -92,7 +93,7 @@ def write_schema(folder: Path) -> list[Path]:
 
     Returns the file if it was written or brought up to date.
     """
-    target, text = folder / SCHEMA_FILE, _schema_text()
+    target, text = folder / SCHEMA_FILE, recipe_schema_text()
     if target.exists():
         try:
             present = target.read_text(encoding="utf-8")
@@ -103,7 +104,3 @@ def write_schema(folder: Path) -> list[Path]:
             return []
     target.write_text(text, encoding="utf-8", newline="\n")
     return [target]
-
-
-def _schema_text() -> str:
-    return json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False) + "\n"

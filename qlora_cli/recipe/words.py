@@ -17,15 +17,24 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that `word` is a slip away from, or that is much alike; None if there is none."""
     known = list(choices)
     by_distance = sorted((distance(word.lower(), choice.lower()), choice) for choice in known)
-    if by_distance and by_distance[0][0] <= max(1, min(3, len(word) // 3)):
+    if by_distance and by_distance[0][0] <= _slips_allowed(len(word)):
         return by_distance[0][1]
-    alike = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.7)
+    alike = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     return alike[0] if alike else None
+
+
+def _slips_allowed(length: int) -> int:
+    # One letter may stand for any other, and so says nothing.
+    return min(3, max(length // 3, int(length > 2)))
 
 
 def is_slip(word: str, choice: str) -> bool:
     """Whether one letter added, left out, mistaken or exchanged with its neighbour makes `choice` of `word`."""
-    return word != choice and distance(word, choice) <= 1
+    if abs(len(word) - len(choice)) > 1 or word == choice:
+        return False
+    same = next((i for i, (a, b) in enumerate(zip(word, choice, strict=False)) if a != b), min(len(word), len(choice)))
+    a, b = word[same:], choice[same:]
+    return a[1:] == b or a == b[1:] or a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
 
 
 def distance(a: str, b: str) -> int:

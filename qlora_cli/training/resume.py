@@ -52,7 +52,8 @@ def check_same_run(folder: RunFolder, recipe: Recipe) -> None:
     """
     if not folder.recipe.exists():
         return
-    before, now = _leaves(load_recipe(folder.recipe).model_dump()), _leaves(recipe.model_dump())
+    stored = load_recipe(folder.recipe, must_exist=False)
+    before, now = _leaves(stored.model_dump()), _leaves(recipe.model_dump())
     changed = [name for name in now if name not in _FREE and before.get(name) != now[name]]
     if changed:
         lines = [f"  {name}: was {before.get(name)!r}, is {now[name]!r}" for name in changed]

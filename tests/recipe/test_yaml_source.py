@@ -10,18 +10,29 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_cli.errors import RecipeError
-from qlora_cli.recipe.yaml_source import MAX_BYTES, Position, Value, YamlSource, parse_scalar, parse_value, parse_yaml
+from qlora_cli.errors import Position, RecipeError
+from qlora_cli.recipe.yaml_source import MAX_BYTES, Source, Value, parse_scalar, parse_value, parse_yaml
 
 
-def read(text: str) -> YamlSource:
+def read(text: str) -> Source:
     return parse_yaml(text, "r.yaml")
 
 
 def refusal(text: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        read(text)
-    return str(caught.value)
+    """Everything that is wrong with a text, a line each, whether it could be read on or not."""
+    try:
+        mistakes = read(text).mistakes
+    except RecipeError as error:
+        mistakes = list(error.mistakes)
+    assert mistakes
+    return "\n".join(map(str, mistakes))
+
+
+def value_of(text: str) -> Value:
+    """A value as `--set` reads it."""
+    value, source = parse_value(text, "--set x", ("x",))
+    assert not source.mistakes
+    return value
 
 
 @pytest.mark.parametrize(
@@ -97,26 +108,26 @@ def test_a_number_too_long_to_be_one() -> None:
 
 
 def test_lists_sections_and_their_positions() -> None:
-    """Every key and every item knows its line and column, from 1; a section's is that of its key."""
+    """Every key and every value knows its line and column, from 1; an unquoted value, how it was written."""
     source = read("# top\na: 1\nb:\n  c: [x, 2]\n  d:\n    - {e: f}\n")
     assert source.data == {"a": 1, "b": {"c": ["x", 2], "d": [{"e": "f"}]}}
-    assert {path: (at.line, at.column) for path, at in source.positions.items()} == {
-        (): (2, 1),
-        ("a",): (2, 1),
-        ("b",): (3, 1),
-        ("b", "c"): (4, 3),
-        ("b", "c", 0): (4, 7),
-        ("b", "c", 1): (4, 10),
-        ("b", "d"): (5, 3),
-        ("b", "d", 0): (6, 7),
-        ("b", "d", 0, "e"): (6, 8),
+    assert {path: (*place.key[1:], *place.value[1:], place.text) for path, place in source.places.items()} == {
+        (): (2, 1, 2, 1, None),
+        ("a",): (2, 1, 2, 4, "1"),
+        ("b",): (3, 1, 4, 3, None),
+        ("b", "c"): (4, 3, 4, 6, None),
+        ("b", "c", 0): (4, 7, 4, 7, "x"),
+        ("b", "c", 1): (4, 10, 4, 10, "2"),
+        ("b", "d"): (5, 3, 6, 5, None),
+        ("b", "d", 0): (6, 7, 6, 7, None),
+        ("b", "d", 0, "e"): (6, 8, 6, 11, "f"),
     }
 
 
 def test_a_position_reads_as_editors_take_it() -> None:
     """file:line:column in a file; of a command-line argument, the argument alone."""
     assert str(Position("r.yaml", 3, 7)) == "r.yaml:3:7"
-    assert str(Position("--set a=1", 0, 0)) == "--set a=1"
+    assert str(Position("--set a=1")) == "--set a=1"
 
 
 def test_keys_are_words() -> None:
@@ -135,49 +146,80 @@ def test_anchors_and_aliases_are_copies() -> None:
     source = read("a: &x {k: [1]}\nb: *x\n")
     assert source.data == {"a": {"k": [1]}, "b": {"k": [1]}}
     assert source.data["a"] is not source.data["b"]
-    assert str(source.positions["b",]) == "r.yaml:2:1"
+    assert str(source.places["b",].key) == "r.yaml:2:1"
 
 
 def test_values_of_overrides() -> None:
     """The right side of --set: the same rules, and nothing at all is null."""
-    assert parse_value("[q_proj, v_proj]", "--set x") == ["q_proj", "v_proj"]
-    assert parse_value("{a: 1e-4}", "--set x") == {"a": 1e-4}
-    assert parse_value("2e-4", "--set x") == 2e-4
-    assert parse_value("", "--set x") is None
+    assert value_of("[q_proj, v_proj]") == ["q_proj", "v_proj"]
+    assert value_of("{a: 1e-4}") == {"a": 1e-4}
+    assert value_of("2e-4") == 2e-4
+    assert value_of("") is None
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1", "--set x: not valid YAML: expected ',' or ']', but got '<stream end>'"),
-        ("a: b: c", "--set x: not valid YAML: mapping values are not allowed here"),
+        ("[1", "--set x: not valid YAML: this bracket is never closed: `]` is missing"),
+        ("a: b: c", "--set x: not valid YAML: `: ` inside a value; put it in quotes, or look at the indentation"),
         ("!!str 5", "--set x: the tag !!str is not allowed in a recipe"),
-        ("{a: 1, a: 2}", "--set x: `a` is given twice"),
+        ("{a: 1, a: 2}", "--set x: x.a: `a` is given twice; leave one out"),
     ],
 )
 def test_a_wrong_override_names_the_argument_alone(text: str, message: str) -> None:
     """There is no line to look at."""
-    with pytest.raises(RecipeError) as caught:
-        parse_value(text, "--set x")
-    assert str(caught.value) == message
+    _, source = parse_value(text, "--set x", ("x",))
+    assert [str(mistake) for mistake in source.mistakes] == [message]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "r.yaml:3:1: `a` is given twice"),
-        ("s:\n  a: 1\n  'a': 3", "r.yaml:3:3: `a` is given twice"),
-        ("1: x\n'1': y", "r.yaml:2:1: `1` is given twice"),
-        ("a:\n\tb: 1", "r.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token"),
-        ("a: b: c", "r.yaml:1:5: not valid YAML: mapping values are not allowed here"),
-        ("a: [1", "r.yaml:1:6: not valid YAML: expected ',' or ']', but got '<stream end>'"),
-        ("a: *nope", "r.yaml:1:4: not valid YAML: found undefined alias 'nope'"),
-        ("a: @x", "r.yaml:1:4: not valid YAML: found character '@' that cannot start any token"),
-        ("a: 1\n---\nb: 2", "r.yaml:2:1: not valid YAML: but found another document"),
-        ("? [a]\n: 1", "r.yaml:1:3: a key must be a word"),
-        ("x: 1\n? {a: b}\n: 1", "r.yaml:2:3: a key must be a word"),
-        ("a: {b: 1}\nc:\n  <<: *x", "r.yaml:3:7: not valid YAML: found undefined alias 'x'"),
-        ("a: &x {b: 1}\nc:\n  <<: *x", "r.yaml:3:3: merge keys (`<<`) are not read; write the keys out"),
+        # Keys
+        ("a: 1\nb: 2\na: 3", "3:1: a: `a` is given twice (first on line 1); leave one out"),
+        ("s:\n  a: 1\n  'a': 3", "3:3: s.a: `a` is given twice (first on line 2); leave one out"),
+        ("1: x\n'1': y", "2:1: 1: `1` is given twice (first on line 1); leave one out"),
+        ("? [a]\n: 1", "1:3: a key must be a word"),
+        ("x: 1\n? {a: b}\n: 1", "2:3: a key must be a word"),
+        ("a: &x {b: 1}\nc:\n  <<: *x", "3:3: c: merge keys (`<<`) are not read; write the keys out, or use `extends`"),
+        # Tabs and indentation
+        ("a:\n\tb: 1", "2:1: not valid YAML: a tab; indent with spaces"),
+        ("a:\n  b: 1\n\tc: 2", "3:1: not valid YAML: a tab; indent with spaces"),
+        ("a:\n  b: 1\n c: 2", "3:2: not valid YAML: indented unlike the lines before it"),
+        ("a: 1\n  b: 2", "2:4: not valid YAML: `: ` inside a value; put it in quotes, or look at the indentation"),
+        ("a: b: c", "1:5: not valid YAML: `: ` inside a value; put it in quotes, or look at the indentation"),
+        ("a:\n  - b\n  c: 1", "3:3: not valid YAML: a list and `key: value` lines are mixed"),
+        ("a: - b", "1:4: not valid YAML: `- ` inside a value; begin a new line, or put the value in quotes"),
+        ("s:\n  a: 1\n  b 2\n  c: 3", "3:3: not valid YAML: expected `key: value`; there is no `: ` after the key"),
+        # Quotes and brackets
+        ("a: [1", "1:4: not valid YAML: this bracket is never closed: `]` is missing"),
+        ("a: [1\nb: 2", "1:4: not valid YAML: this bracket is never closed: `]` is missing"),
+        ("a: [\n  1\n  b: 2\n  ]", "3:4: not valid YAML: expected `,` or `]` between brackets (opened on line 1)"),
+        ("a: {b: 1 c: 2}", "1:11: not valid YAML: expected `,` or `}` between brackets"),
+        ("a: [1]]", "1:7: not valid YAML: `]` does not belong here"),
+        ("a: ]", "1:4: not valid YAML: a value is missing before `]`"),
+        ("a: 'x\nb: 1", "1:4: not valid YAML: this quote is never closed"),
+        ("a: 'it's'", "1:8: not valid YAML: more text after the end of a value; put quotes around all of it"),
+        ('a: "\\d"', "1:6: not valid YAML: `\\d` means nothing in double quotes; use single quotes"),
+        # Characters with a meaning
+        ("a: *nope", "1:4: not valid YAML: `*nope` stands for nothing: there is no `&nope` before it"),
+        ("a: &x 1\nb: &x 2", "2:4: not valid YAML: this `&name` is given twice"),
+        ("a: *", "1:5: not valid YAML: a name must follow `*` or `&`; put text in quotes"),
+        ("a: @x", "1:4: not valid YAML: the character @ cannot begin a value; put it in quotes"),
+        ("a: %x", "1:4: not valid YAML: the character % cannot begin a value; put it in quotes"),
+        ("a: `x`", "1:4: not valid YAML: the character ` cannot begin a value; put it in quotes"),
+        # Whole documents
+        ("a: 1\n---\nb: 2", "2:1: not valid YAML: a second document (`---`); a recipe is one"),
+        ("%YAML 3\n---\na: 1", "1:8: not valid YAML: expected a digit or '.', but found '\\n'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_with_its_place(text: str, message: str) -> None:
+    assert refusal(text) == f"r.yaml:{message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("- 1", "r.yaml: expected `key: value` lines at the top level, got a list"),
         ("word", "r.yaml: expected `key: value` lines at the top level, got `word`"),
         ("", "r.yaml: expected `key: value` lines at the top level, got nothing"),
@@ -186,8 +228,39 @@ def test_a_wrong_override_names_the_argument_alone(text: str, message: str) -> N
         ('a: "\\Uffffffff"', "r.yaml: not valid YAML: Python int too large to convert to C int"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(text: str, message: str) -> None:
+def test_what_is_no_recipe_at_all(text: str, message: str) -> None:
     assert refusal(text) == message
+
+
+def test_faults_do_not_hide_each_other() -> None:
+    """Where one top-level key cannot be read, the others still are: every fault is told, with its own line, and what
+    is whole is there to be checked."""
+    text = "a:\n\tb: 1\nc: {d: 1}\nstray\ne: [1\nf: x\nf: 'y\n"
+    assert refusal(text).splitlines() == [
+        "r.yaml:2:1: not valid YAML: a tab; indent with spaces",
+        "r.yaml:4:1: expected `key: value` lines at the top level, got `stray`",
+        "r.yaml:5:4: not valid YAML: this bracket is never closed: `]` is missing",
+        "r.yaml:7:4: not valid YAML: this quote is never closed",
+    ]
+    source = read(text)
+    assert not source.whole
+    assert source.data == {"c": {"d": 1}, "f": "x"}
+    assert str(source.places["c", "d"].key) == "r.yaml:3:5"
+
+
+def test_faults_in_a_file_with_windows_line_ends() -> None:
+    assert refusal("a: [1\r\n\r\nb: 'x\r\n\r\nc: 1\r\n").splitlines() == [
+        "r.yaml:1:4: not valid YAML: this bracket is never closed: `]` is missing",
+        "r.yaml:3:4: not valid YAML: this quote is never closed",
+    ]
+    assert read("a: 1\r\nb:\r\n  c: 2\r\n").data == {"a": 1, "b": {"c": 2}}
+
+
+def test_an_anchor_in_a_block_that_cannot_be_read() -> None:
+    """Its aliases in other blocks are no mistakes of theirs."""
+    assert refusal("a: &x [1\nb: *x\n").splitlines() == [
+        "r.yaml:1:7: not valid YAML: this bracket is never closed: `]` is missing"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -242,6 +315,9 @@ def test_what_would_grow_without_bound_is_refused_at_once(text: str, message: st
 def test_long_keys_tags_and_values_are_cut_in_messages() -> None:
     """Nobody reads a megabyte of error."""
     long = "k" * 200_000
+    assert refusal(f"{long[:200]}: 1\n{long[:200]}: 2") == (
+        f"r.yaml:2:1: {'k' * 100}…: `{'k' * 100}…` is given twice (first on line 1); leave one out"
+    )
     assert refusal(long) == f"r.yaml: expected `key: value` lines at the top level, got `{'k' * 100}…`"
     assert refusal(f"a: !{long} x") == f"r.yaml:1:4: the tag !{'k' * 99}… is not allowed in a recipe"
 
@@ -266,10 +342,12 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         source = read(text)
     except RecipeError as error:
-        told = str(error)
+        told = [str(error)]
     else:
-        told = str(source.positions[()])
-    assert told.startswith("r.yaml")
+        told = [*map(str, source.mistakes), *(str(place.key) for place in source.places.values())]
+        assert source.whole or source.mistakes
+    assert told
+    assert all(line.startswith("r.yaml") for line in told)
 
 
 # Left out: what PyYAML writes bare because YAML 1.1 reads it as text, but 1.2 as a number, such as `1e5` and `08`.
@@ -320,10 +398,11 @@ def test_what_pyyaml_writes_is_read_back(data: dict[str, Any], flow: bool) -> No
     assert source.data == data
     assert repr(source.data) == repr(data)
     paths = leaves(data)
-    assert set(source.positions) == {(), *paths}
+    assert set(source.places) == {(), *paths}
+    assert not source.mistakes
     lines = text.split("\n")
     for path in paths:
-        at = source.positions[path]
+        at = source.places[path].key
         rest = lines[at.line - 1][at.column - 1 :]
         key = path[-1]
         assert isinstance(key, int) or rest.startswith((key, "'", '"'))

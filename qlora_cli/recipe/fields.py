@@ -1,0 +1,120 @@
+"""The fields of a recipe by their dotted names, and in words what each of them takes."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from qlora_cli.recipe.schema import ENVIRONMENT, Recipe
+from qlora_cli.recipe.yaml_source import Path
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """The sections of a recipe by name, in order."""
+    return {
+        name: field.annotation
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def section_fields(path: Path) -> dict[str, FieldInfo]:
+    """The fields of the section at `path`, of the top level for (); empty if there is no such section."""
+    if not path:
+        return dict(Recipe.model_fields)
+    model = sections().get(str(path[0])) if len(path) == 1 else None
+    return dict(model.model_fields) if model else {}
+
+
+def field_at(path: Path) -> FieldInfo | None:
+    """The field at `path`, or None."""
+    return section_fields(path[:-1]).get(str(path[-1])) if path else None
+
+
+def all_fields() -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Every field that is no section, with its path."""
+    for name, field in Recipe.model_fields.items():
+        if name not in sections():
+            yield (name,), field
+    for name, model in sections().items():
+        for inner, field in model.model_fields.items():
+            yield (name, inner), field
+
+
+def takes_environment(path: Path) -> bool:
+    """Whether `${NAME}` in this field stands for an environment variable."""
+    field = field_at(path)
+    return field is not None and field.json_schema_extra == ENVIRONMENT
+
+
+def choices(field: FieldInfo) -> tuple[Any, ...]:
+    """The values to choose from, if the field has a choice."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def takes(field: FieldInfo, kind: type) -> bool:
+    """Whether values of this plain type, such as `bool` or `str`, are among what the field takes."""
+    return any(_plain(part) is kind for part in _alternatives(field.annotation))
+
+
+def expected(field: FieldInfo) -> str:
+    """What the field takes: "a whole number above 0", "nf4 or fp4", "text or null"."""
+    parts = [_in_words(part, field.metadata) for part in _alternatives(field.annotation)]
+    return _either(parts)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _plain(annotation: Any) -> Any:
+    return _plain(annotation.__origin__) if hasattr(annotation, "__metadata__") else annotation
+
+
+def _in_words(annotation: Any, metadata: list[Any]) -> str:
+    if hasattr(annotation, "__metadata__"):
+        return _in_words(annotation.__origin__, [*annotation.__metadata__, *metadata])
+    if get_origin(annotation) is Literal:
+        return _either([str(value) for value in get_args(annotation)])
+    if get_origin(annotation) is list:
+        return f"a list of {_in_words(get_args(annotation)[0], [])}"
+    if get_origin(annotation) is dict:
+        return "a mapping such as {prompt: question}"
+    names = {str: "text", bool: "true or false", types.NoneType: "null", int: "a whole number", float: "a number"}
+    if annotation in (int, float):
+        return f"{names[annotation]}{_bounds(metadata, whole=annotation is int)}"
+    return names.get(annotation, "a section")
+
+
+def _bounds(metadata: list[Any], *, whole: bool) -> str:
+    found = {name: value for name in ("gt", "ge", "lt", "le") if (value := _limit(metadata, name)) is not None}
+    if whole and "lt" in found:
+        found["le"] = found.pop("lt") - 1
+    match found:
+        case {"gt": low, "lt": high}:
+            return f" between {low} and {high}"
+        case {"ge": low, "lt": high}:
+            return f" from {low} to below {high}"
+        case {"ge": low, "le": high}:
+            return f" from {low} to {high}"
+        case {"gt": low}:
+            return f" above {low}"
+        case {"ge": low}:
+            return f" of at least {low}"
+    return ""
+
+
+def _limit(metadata: list[Any], name: str) -> Any:
+    # pydantic keeps `Field(gt=0)` inside Annotated as a FieldInfo with metadata of its own.
+    holders = [holder for item in metadata for holder in (item, *getattr(item, "metadata", []))]
+    return next((limit for holder in holders if (limit := getattr(holder, name, None)) is not None), None)
+
+
+def _either(parts: list[str]) -> str:
+    if parts[-1] == "null":
+        return f"{_either(parts[:-1])}, or null"
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"

@@ -1,0 +1,197 @@
+"""What a recipe is put together from: the files it extends, the file itself, then every `--set`, each over the last.
+
+Of two files, sections are laid over each other key by key; any other value, a list or `columns` too, replaces the
+one below. An override replaces what it names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qlora_cli.errors import Mistake, Position, RecipeError
+from qlora_cli.recipe import yaml_source
+from qlora_cli.recipe.data_files import near_name
+from qlora_cli.recipe.keys import repair_keys
+from qlora_cli.recipe.paths import expand_home, resolve_paths
+from qlora_cli.recipe.rules import displaced_by
+from qlora_cli.recipe.substitution import substitute
+from qlora_cli.recipe.values import position_of
+from qlora_cli.recipe.yaml_source import Place, Source, Value
+
+_EXTENDS: yaml_source.Path = ("extends",)
+_SECTIONS_DEEP = 1  # levels of mappings that files are laid over each other in
+
+
+@dataclass
+class Stack:
+    """The layers so far, as one: plain data, where each value comes from, and what is wrong with any of them."""
+
+    data: dict[str, Value] = field(default_factory=dict)
+    places: dict[yaml_source.Path, Place] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+    whole: bool = True
+    hinted: set[yaml_source.Path] = field(default_factory=set)
+
+    def lay(self, source: Source, folder: Path, *, depth: int = _SECTIONS_DEEP) -> None:
+        """Lay a source, whose paths are relative to `folder`, over what there is."""
+        self.mistakes += substitute(source)
+        resolve_paths(source.data, folder)
+        for path, value in _settings(source.data):
+            for other in displaced_by(path, value):
+                self._remove(other)
+        self._lay(self.data, source.data, (), depth)
+        self.places.update(source.places)
+        self.whole = self.whole and source.whole
+        self.hinted |= source.hinted
+
+    def _lay(self, below: dict[str, Value], above: dict[str, Value], path: yaml_source.Path, depth: int) -> None:
+        for key, value in above.items():
+            inner = below.get(key)
+            if depth and isinstance(value, dict) and isinstance(inner, dict):
+                self._lay(inner, value, (*path, key), depth - 1)
+            else:
+                self._forget((*path, key))
+                below[key] = value
+
+    def get(self, path: yaml_source.Path) -> Value:
+        """The value at `path`, or None."""
+        value: Value = self.data
+        for part in path:
+            value = value.get(str(part)) if isinstance(value, dict) else None
+        return value
+
+    def _remove(self, path: yaml_source.Path) -> None:
+        section = self.get(path[:-1])
+        if isinstance(section, dict):
+            section.pop(str(path[-1]), None)
+            self._forget(path)
+
+    def _forget(self, path: yaml_source.Path) -> None:
+        for known in [known for known in self.places if known[: len(path)] == path]:
+            del self.places[known]
+
+
+def lay_file(stack: Stack, path: Path) -> None:
+    """Lay a recipe file over the stack, and below it the files that it extends.
+
+    Raises:
+        RecipeError: if the file itself cannot be read at all.
+    """
+    _lay_file(stack, path, (path,))
+
+
+def _lay_file(stack: Stack, path: Path, chain: tuple[Path, ...]) -> None:
+    source = yaml_source.parse_yaml(_read_text(path), str(path))
+    mistakes = [*source.mistakes, *repair_keys(source)]
+    if source.data.get("extends") is not None:
+        problems = _lay_extended(stack, source, path, chain)
+        mistakes += problems
+        # What the other file would have said is not missing here.
+        source.whole = source.whole and not problems
+    stack.mistakes += mistakes
+    stack.lay(source, path.parent)
+
+
+def _lay_extended(stack: Stack, source: Source, path: Path, chain: tuple[Path, ...]) -> list[Mistake]:
+    """Lay the file that a source extends, and take `extends` out of the source; the problems with it."""
+    value = source.data.pop("extends")
+    if not isinstance(value, str):
+        return [Mistake(_place(source), "extends", f"expected the path of a recipe, got {value!r}")]
+    # Alone, since it is needed before anything else of the file.
+    alone = Source({"extends": value}, source.places)
+    if mistakes := substitute(alone):
+        return mistakes
+    problem = _lay_parent(stack, path.parent / expand_home(str(alone.data["extends"])), chain)
+    return [Mistake(_place(source), "extends", problem)] if problem else []
+
+
+def _place(source: Source) -> Position:
+    return position_of(_EXTENDS, source.places)
+
+
+def _lay_parent(stack: Stack, parent: Path, chain: tuple[Path, ...]) -> str | None:
+    """Lay the file that is extended; the problem with it, if there is one."""
+    parent = Path(os.path.normpath(parent))
+    real = parent.resolve()
+    if real in [known.resolve() for known in chain]:
+        return f"builds on itself: {' -> '.join(map(str, [*chain, parent]))}"
+    if len(chain) > _MAX_CHAIN:
+        return f"more than {_MAX_CHAIN} recipes build on each other"
+    if not parent.exists():
+        return f"{parent}: there is no such file{near_name(parent)}"
+    try:
+        _lay_file(stack, parent, (*chain, parent))
+    except RecipeError as error:
+        stack.mistakes += error.mistakes
+        return "cannot be read"
+    return None
+
+
+_MAX_CHAIN = 20
+
+
+def lay_override(stack: Stack, override: str) -> None:
+    """Lay one `key.path=value` over the stack; its place is the argument itself."""
+    name, equals, text = override.partition("=")
+    keys = tuple(name.strip().split("."))
+    argument = Position(f"--set {override}")
+    problem = None
+    if not equals or not all(keys):
+        problem = "expected KEY=VALUE, as in --set training.max_steps=20"
+    elif not text.strip():
+        problem = 'there is no value; write null to unset one, or "" for an empty text'
+    elif keys == _EXTENDS:
+        problem = "a recipe can extend another only in its file"
+    if problem:
+        stack.mistakes.append(Mistake(argument, "", problem))
+        return
+    try:
+        value, source = yaml_source.parse_value(text, argument.file, keys)
+    except RecipeError as error:
+        stack.mistakes += error.mistakes
+        return
+    stack.mistakes += source.mistakes
+    if not source.whole:
+        return
+    for key in reversed(keys):
+        value = {key: value}
+    source.data = value if isinstance(value, dict) else {}
+    for length in range(len(keys)):
+        source.places.setdefault(keys[:length], Place(argument, argument))
+    stack.mistakes += repair_keys(source)
+    for length in range(len(keys)):
+        # A section that the recipe has stands there still.
+        if isinstance(stack.get(keys[:length]), dict):
+            source.places.pop(keys[:length], None)
+    stack.lay(source, Path.cwd(), depth=len(keys) - 1)
+
+
+def _settings(data: dict[str, Value], path: yaml_source.Path = ()) -> Iterator[tuple[yaml_source.Path, Value]]:
+    """Every field that a layer sets, sections among them."""
+    for key, value in data.items():
+        yield (*path, key), value
+        if isinstance(value, dict) and not path:
+            yield from _settings(value, (key,))
+
+
+def _read_text(path: Path) -> str:
+    problem = None
+    try:
+        if path.is_dir():
+            problem = "is a folder; expected a recipe, a YAML file"
+        else:
+            with path.open("rb") as file:
+                data = file.read(yaml_source.MAX_BYTES + 1)
+            if len(data) <= yaml_source.MAX_BYTES:
+                return data.decode("utf-8-sig")
+            problem = f"larger than {yaml_source.MAX_BYTES:,} bytes, which no recipe is"
+    except FileNotFoundError:
+        problem = "no such file; expected a recipe, a YAML file"
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 text at byte {error.start}"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    raise RecipeError([Mistake(Position(str(path)), "", problem)])
