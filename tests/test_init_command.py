@@ -505,7 +505,7 @@ def test_a_target_that_cannot_be() -> None:
     assert refused("a" * 300) == f"{'a' * 300} cannot be written: File name too long"
 
 
-@pytest.mark.parametrize("name", ["1e5", "a b", "a: b #c", "null", "[x]", "'", '"', "é", "$x", "-", "%", "org"])
+@pytest.mark.parametrize("name", ["1e5", "a b", "a: b #c", "null", "[x]", "'", '"', "é", "$x", "${x}", "-", "%", "org"])
 def test_odd_names(name: str) -> None:
     """Folders and files of any name, from a recipe that is elsewhere, are the ones that were meant."""
     base = model(f"{name}/{name} model")

@@ -29,9 +29,9 @@ from qlora_cli.data.sample import (
     token_bound,
 )
 from qlora_cli.errors import DataError, RequestError
+from qlora_cli.recipe.paths import expand_home
 from qlora_cli.recipe.peek import (
     as_recipe_path,
-    at_home,
     guess_model,
     guess_run_folder,
     guess_train,
@@ -151,7 +151,7 @@ class _Interview:
             check_hub_name(text, "a file, folder or glob")
             rows = _Rows(text)
             return self._laid_out(rows, DEFAULT_COLUMNS) if text == DEFAULT_ROWS and not self._given.columns else rows
-        sample = take_sample(at_home(text))
+        sample = take_sample(expand_home(text))
         candidates = () if self._given.columns else tuple(layouts(sample, self._format))
         rows = _Rows(text, sample, candidates[0] if len(candidates) == 1 else None, candidates)
         rows.check(rows.layout)
@@ -227,7 +227,7 @@ def _held_out_rows(text: str, rows: _Rows) -> _Rows:
     if not is_local(text):
         check_hub_name(text, "a share, or a file, folder or glob")
         return _Rows(text)
-    held_out = _Rows(text, take_sample(at_home(text)))
+    held_out = _Rows(text, take_sample(expand_home(text)))
     held_out.check(rows.layout)
     return held_out
 

@@ -13,7 +13,8 @@ from qlora_cli.data.formats import OPTIONAL, REQUIRED
 from qlora_cli.data.sample import Layout
 from qlora_cli.errors import DataError, ModelError, OutputError, RequestError
 from qlora_cli.recipe.data_files import near_name
-from qlora_cli.recipe.peek import at_home, is_local
+from qlora_cli.recipe.paths import expand_home
+from qlora_cli.recipe.peek import is_local
 from qlora_cli.recipe.yaml_source import parse_scalar, shorten
 from qlora_cli.training.run_folder import RunFolder
 
@@ -40,7 +41,7 @@ def read_model(text: str) -> str:
     if not is_local(text):
         check_hub_name(text, "a folder", ModelError)
         return text
-    path = Path(at_home(text))
+    path = Path(expand_home(text))
     if path.is_file():
         raise ModelError(f"{text} is a file; expected a model folder, or a hub name such as org/name.")
     if not path.is_dir():
@@ -104,7 +105,7 @@ def read_run_folder(text: str) -> str:
     """A run folder that can be written. Raises OutputError."""
     if not text.strip():
         raise OutputError("expected a folder, got nothing.")
-    folder = RunFolder(Path(at_home(text)))
+    folder = RunFolder(Path(expand_home(text)))
     if folder.path.is_dir() and folder.holds_a_run():
         raise OutputError(f"{text} already holds a run; name another folder.")
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_cli.recipe.data_files import DATA_SUFFIXES
-from qlora_cli.recipe.paths import looks_local
+from qlora_cli.recipe.paths import expand_home, looks_local
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 _TRAINING = ("train", "training")
@@ -72,14 +72,9 @@ def is_local(name: str) -> bool:
     return looks_local(name) or (bool(name) and _exists(Path(name)))
 
 
-def at_home(name: str) -> str:
-    """`~` as the home folder; as it is for a user who is not there."""
-    return os.path.expanduser(name)  # noqa: PTH111 (pathlib would fail)
-
-
 def as_recipe_path(name: str, folder: Path) -> str:
     """A local name, relative to the current folder, as a recipe in `folder` has it; an absolute one stays so."""
-    if os.path.isabs(at_home(name)):  # noqa: PTH117
+    if os.path.isabs(expand_home(name)):  # noqa: PTH117
         return name
     target = os.path.abspath(name)  # noqa: PTH100
     for start in (os.path.abspath(folder), os.path.realpath(folder)):  # noqa: PTH100

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel
 
 from qlora_cli.recipe import yaml_source
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import ENVIRONMENT, Recipe
+from qlora_cli.recipe.substitution import escape
 from qlora_cli.recipe.yaml_source import Value
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -138,10 +139,13 @@ def _lines(
     values: Mapping[str, Value], model: type[BaseModel], notes: Mapping[str, str], start: str
 ) -> list[tuple[str, str]]:
     """`key: value` and its comment, for every value."""
-    return [
-        (f"{start}{name}: {_flow(value)}", _one_line(notes.get(name) or model.model_fields[name].description or ""))
-        for name, value in values.items()
-    ]
+    lines = []
+    for name, value in values.items():
+        known = model.model_fields[name]
+        if isinstance(value, str) and known.json_schema_extra == ENVIRONMENT:
+            value = escape(value)  # a name that is `${x}` to the letter is no reference
+        lines.append((f"{start}{name}: {_flow(value)}", _one_line(notes.get(name) or known.description or "")))
+    return lines
 
 
 def _aligned(lines: list[tuple[str, str]]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from qlora_cli.errors import OutputError, RecipeError, RequestError
 from qlora_cli.recipe.json_schema import recipe_schema_text
 from qlora_cli.recipe.load import load_recipe
-from qlora_cli.recipe.peek import at_home
+from qlora_cli.recipe.paths import expand_home
 from qlora_cli.recipe.schema import Section
 from qlora_cli.recipe.starter import Answers, starter_text
 from qlora_cli.recipe.yaml_source import Value
@@ -78,7 +78,7 @@ def _differences(data: Mapping[str, Value], section: Section, folder: Path) -> I
         if isinstance(got, Section) and isinstance(value, dict):
             yield from ((f"{name}.{inner}", *both) for inner, *both in _differences(value, got, folder))
         # Paths come back as the absolute ones that they are.
-        elif got != value and not (isinstance(value, str) and _same_place(got, folder / at_home(value))):
+        elif got != value and not (isinstance(value, str) and _same_place(got, folder / expand_home(value))):
             yield name, value, got
 
 

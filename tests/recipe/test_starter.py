@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.starter import Answers, starter_text
+from qlora_cli.recipe.substitution import substitute
 from qlora_cli.recipe.yaml_source import parse_yaml
 
 ANSWERS = Answers(
@@ -155,4 +156,14 @@ def test_any_answer_comes_back(
 ) -> None:
     """Whatever the text, halves of surrogate pairs included: reading what was written gives the answers."""
     answers = Answers(base, train, output, held_out, columns=columns, rows_note=train, length_note=base, max_length=3)
-    assert read(starter_text(answers)) == answers.settings()
+    source = parse_yaml(starter_text(answers), "recipe.yaml")
+    substitute(source)
+    assert source.data == answers.settings()
+
+
+def test_a_name_that_looks_like_a_reference_is_none() -> None:
+    """`${x}` in an answer is a name to the letter, not an environment variable."""
+    text = starter_text(Answers("${A}", "$${B}", "${C", columns={"text": "${D}"}))
+    source = parse_yaml(text, "recipe.yaml")
+    assert [mistake.key for mistake in substitute(source)] == ["dataset.columns.text"]  # where it is to the letter
+    assert (source.data["base_model"], source.data["output_dir"]) == ("${A}", "${C")
