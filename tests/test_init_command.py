@@ -194,7 +194,9 @@ def test_a_length_that_is_enough(words: int, complete: bool, length: int, monkey
         monkeypatch.setattr("qlora_cli.data.sample._ROWS", 3)
     init()
     assert written().dataset.max_length == length
-    assert ("  max_length: " in RECIPE.read_text(encoding="utf-8")) == (length != 2048)
+    text = RECIPE.read_text(encoding="utf-8")
+    assert ("  max_length: " in text) == (length != 2048)
+    assert f"longest row, in tokens: no row {'here' if complete else 'of the first ones'} should have more" in text
 
 
 # ------------------------------------------------------------------------------------------- Questions
@@ -449,6 +451,8 @@ def test_a_wrong_set_is_told_before_any_question() -> None:
         (["--validation", "7"], "--validation: expected a share of the rows, above 0 and below 1 (0: none), got 7."),
         (["--validation", "short.jsonl"], "--validation: short.jsonl: the format prompt_completion needs a column"),
         (["--columns", "prompt=x,completion=y"], "--columns: train.jsonl: dataset.columns takes prompt from"),
+        (["--validation", "1"], "--validation: expected a share of the rows, above 0 and below 1 (0: none), got 1."),
+        (["--output-dir", "\udc80"], "--output-dir: '\\udc80' cannot be looked up: it is not Unicode text"),
         (["--columns", ","], "--columns: expected the columns of the prompt and of the answer"),
         (["--output-dir", ""], "--output-dir: expected a folder, got nothing."),
         (["--output-dir", "train.jsonl"], "--output-dir: train.jsonl is a file; expected a folder, or nothing, there"),

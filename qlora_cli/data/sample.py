@@ -205,7 +205,7 @@ def _likely_columns(sample: Sample, format: Format, known: dict[str, str]) -> li
         return [{"messages": name} for name in names if _holds_turns(sample, name, "role", "content")]
     texts = {name: column for name, column in known.items() if _holds_text(sample, column)}
     pairs = [(p, c) for p, answers in _PAIRS.items() for c in answers if p in texts and c in texts]
-    instructed = [(p, c, x) for p, c in pairs for x in _CONTEXTS if p in _INSTRUCTIONS and x in texts and x != c]
+    instructed = [(p, c, x) for p, c in pairs for x in _CONTEXTS if p in _INSTRUCTIONS and x in texts]
     if format == "alpaca":
         return [{"instruction": texts[p], "input": texts[x], "output": texts[c]} for p, c, x in instructed]
     if format == "prompt_completion":

@@ -131,8 +131,8 @@ def _section(name: str, settings: Mapping[str, Value], notes: Mapping[str, str])
     left = [field for field in left if not (field == "num_train_epochs" and present.get("max_steps") is not None)]
     defaults = {field: model.model_fields[field].get_default() for field in left}
     if not present:
-        return [f"# {name}:", *_aligned(_lines(defaults, model, {}, "#   "))]
-    return [f"{name}:", *_aligned(_lines(present, model, notes, "  ") + _lines(defaults, model, {}, "  # "))]
+        return [f"# {name}:", *_aligned(_lines(defaults, model, notes, "#   "))]
+    return [f"{name}:", *_aligned(_lines(present, model, notes, "  ") + _lines(defaults, model, notes, "  # "))]
 
 
 def _lines(
