@@ -1,106 +1,27 @@
-"""`qlora init` as a person or a script meets it: what is asked, what is taken, what is written, what is told."""
+"""`qlora init` as a script meets it: what defaults, flags and --set give, what is written and what is refused."""
 
 from __future__ import annotations
 
 import json
 import os
-import pty
-import re
-import select
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from qlora_cli.cli import app
 from qlora_cli.commands import init as init_command
-from qlora_cli.commands.given import what_is_given
-from qlora_cli.commands.interview import interview
 from qlora_cli.errors import RequestError
 from qlora_cli.recipe.load import load_recipe
-from qlora_cli.recipe.schema import Recipe
-from qlora_cli.recipe.starter import Answers
-from tests.test_cli import ENVIRONMENT, SPY
-
-RECIPE = Path("recipe.yaml")
-FLAGS = ("base_model", "train", "validation", "columns", "output_dir")
+from tests.support.first_recipes import FLAGS, RECIPE, Person, ask, init, model, refused, rows, written
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/qlora"])
-
-
-def rows(name: str, *columns: str, count: int = 3) -> str:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(dict.fromkeys(columns, f"row {n}")) + "\n" for n in range(count)))
-    return name
-
-
-def model(name: str) -> str:
-    Path(name).mkdir(parents=True)
-    for file in ("config.json", "tokenizer.json"):
-        Path(name, file).write_text("{}")
-    return name
-
-
-def init(*arguments: str, code: int = 0) -> Result:
-    """The command in this process, which has no terminal."""
-    result = CliRunner().invoke(app, ["init", *arguments])
-    assert isinstance(result.exception, SystemExit | None), result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-def refused(*arguments: str, code: int = 2) -> str:
-    """What a command that writes nothing says on stderr."""
-    before = sorted(os.listdir())  # noqa: PTH208
-    result = init(*arguments, code=code)
-    assert sorted(os.listdir()) == before  # noqa: PTH208
-    assert result.stderr.startswith("error: ")
-    assert "error" not in result.stdout
-    return result.stderr.removeprefix("error: ").removesuffix("\n")
-
-
-def written(path: Path = RECIPE) -> Recipe:
-    return load_recipe(path)
-
-
-class Person:
-    """Answers by what the question begins with; then with Enter. Remembers what was asked, and what was told."""
-
-    def __init__(self, answers: Mapping[str, str | list[str]] | None = None) -> None:
-        self._answers = {
-            key: [value] if isinstance(value, str) else list(value) for key, value in (answers or {}).items()
-        }
-        self.asked: list[tuple[str, str | None]] = []
-        self.told: list[str] = []
-
-    def ask(self, question: str, default: str | None) -> str:
-        self.asked.append((question, default))
-        assert len(self.asked) < 40, self.told
-        waiting = next((texts for key, texts in self._answers.items() if question.startswith(key)), [])
-        return waiting.pop(0) if waiting else ""
-
-    def tell(self, text: str) -> None:
-        self.told.append(text)
-
-
-def ask(person: Person, *overrides: str, folder: str = ".", **flags: str) -> Answers:
-    given = what_is_given(dict.fromkeys(FLAGS) | flags, list(overrides))
-    return interview(given, Path(folder), person)
-
-
-# ------------------------------------------------------------------------------------------- Defaults
 
 
 def test_defaults_where_nothing_is() -> None:
@@ -197,147 +118,6 @@ def test_a_length_that_is_enough(words: int, complete: bool, length: int, monkey
     text = RECIPE.read_text(encoding="utf-8")
     assert ("  max_length: " in text) == (length != 2048)
     assert f"longest row, in tokens: no row {'here' if complete else 'of the first ones'} should have more" in text
-
-
-# ------------------------------------------------------------------------------------------- Questions
-
-
-def test_five_questions_at_most() -> None:
-    """In this order, each with its default; the fourth only because the columns do not tell."""
-    model("models/tiny")
-    rows("train.jsonl", "sentence", "label")
-    person = Person({"Columns": "sentence, label"})
-    answers = ask(person)
-    assert person.asked == [
-        ("Base model (hub name or folder)", "models/tiny"),
-        ("Rows to learn (file, folder, glob or hub name)", "train.jsonl"),
-        ("Held-out rows (file, or a share of the rows; 0: none)", "0.05"),
-        ("Columns of the prompt and the answer (there are sentence, label)", None),
-        ("Run folder", "runs/tiny"),
-    ]
-    assert person.told == ["3 rows with the columns sentence, label"]
-    assert answers.columns == {"prompt": "sentence", "completion": "label"}
-
-
-def test_four_questions_where_the_columns_tell() -> None:
-    rows("train.jsonl", "question", "answer")
-    person = Person()
-    ask(person)
-    assert [question.split()[0] for question, _ in person.asked] == ["Base", "Rows", "Held-out", "Run"]
-
-
-def test_answers_that_are_typed() -> None:
-    """Each goes where it belongs; spaces around it do not."""
-    model("m")
-    rows("rows.csv.jsonl", "a", "b", "c")
-    rows("held.jsonl", "a", "b")
-    person = Person(
-        {"Base": " m ", "Rows": "rows.csv.jsonl", "Held": "held.jsonl", "Columns": "b, a", "Run": " runs/my run "}
-    )
-    answers = ask(person)
-    assert (answers.base_model, answers.train, answers.validation) == ("m", "rows.csv.jsonl", "held.jsonl")
-    assert (answers.columns, answers.output_dir) == ({"prompt": "b", "completion": "a"}, "runs/my run")
-
-
-def test_wrong_answers_are_told_and_asked_again() -> None:
-    rows("train.jsonl", "a", "b", count=1)
-    rows("bad.jsonl", "a", "b")
-    with Path("bad.jsonl").open("a") as file:
-        file.write("{\n")
-    rows("test.jsonl", "a")
-    Path("file").touch()
-    Path("folder").mkdir()
-    rows("old/run.json", "x")
-    person = Person(
-        {
-            "Base": ["./none", "file", "folder", "two words", "org/model"],
-            "Rows": ["trian.jsonl", "bad.jsonl", "no name", "folder", "train.jsonl"],
-            "Held": ["1.5", "-1", "0.5", "none.csv", "test.jsonl"],
-            "Columns": ["", ",", "a, c", "prompt=a", "a, b", "text=a"],
-            "Run": ["file", "old", "runs/x"],
-        }
-    )
-    ask(person)
-    assert person.told == [
-        "./none: there is no such folder.",
-        "file is a file; expected a model folder, or a hub name such as org/name.",
-        "folder holds no config.json, so it is not a model folder.",
-        "expected a folder that is here, or a hub name such as org/name, got 'two words'.",
-        "trian.jsonl: there is no such file or folder; did you mean train.jsonl?",
-        'bad.jsonl, line 4: expected one JSON object, got "{" (expecting property name enclosed in double quotes at '
-        "column 1).",
-        "expected a file, folder or glob that is here, or a hub name such as org/name, got 'no name'.",
-        "folder: no .jsonl, .json, .csv, .tsv or .parquet file in this folder.",
-        "1 row with the columns a, b",
-        "expected a share of the rows, above 0 and below 1 (0: none), got 1.5.",
-        "expected a share of the rows, above 0 and below 1 (0: none), got -1.",
-        "a share needs at least 2 rows, train.jsonl has 1; give a file, or 0 for none.",
-        "none.csv: there is no such file or folder.",
-        "train.jsonl: the columns a, b do not tell which is the prompt and which the answer. Name them as in "
-        "`question, answer`, or one alone to learn all of its text.",
-        "expected the columns of the prompt and of the answer, as in `question, answer`, or fields and columns, as in "
-        "`prompt=question,completion=answer`; got ','.",
-        "train.jsonl: dataset.columns takes completion from the column 'c', which is not there. The columns are a, b.",
-        "train.jsonl: the columns a, b, with dataset.columns for prompt fit no format. A format needs\n"
-        "  messages: messages\n  alpaca: instruction, output\n  prompt_completion: prompt, completion\n  text: text\n"
-        "Set dataset.format, and dataset.columns as in {prompt: your_column}.",
-        "test.jsonl: dataset.columns takes completion from the column 'b', which is not there. The columns are a.",
-        "file is a file; expected a folder, or nothing, there",
-        "old already holds a run; name another folder.",
-    ]
-
-
-def test_several_well_known_pairs_are_asked_about() -> None:
-    """The likeliest is the default, so that Enter and --yes take it."""
-    rows("train.jsonl", "problem", "solution", "answer")
-    person = Person()
-    columns = {"prompt": "problem", "completion": "solution"}
-    assert ask(person).columns == columns
-    assert person.asked[3] == (
-        "Columns of the prompt and the answer (there are problem, solution, answer)",
-        "problem, solution",
-    )
-    init("--yes")
-    assert written().dataset.columns == columns
-
-
-def test_a_pair_with_two_contexts_is_asked_about() -> None:
-    """A default of more than two columns names their fields, as the answer may."""
-    rows("train.jsonl", "question", "context", "input", "answer")
-    person = Person()
-    assert ask(person).columns == {"instruction": "question", "input": "context", "output": "answer"}
-    assert person.asked[3][1] == "instruction=question,output=answer,input=context"
-
-
-def test_columns_of_hub_rows_are_asked_for() -> None:
-    """They cannot be looked at; Enter leaves them to be recognised. Those of the default rows are known."""
-    person = Person({"Rows": "org/rows"})
-    answers = ask(person)
-    assert person.asked[3] == ("Columns of the prompt and the answer (auto: by their names)", "auto")
-    assert (answers.train, answers.columns, answers.hub_config, answers.validation) == ("org/rows", {}, None, 0.05)
-    person = Person({"Rows": "org/rows", "Columns": ["bad=x,worse=y,=z", "prompt=x,text=y", "q, a"]})
-    assert ask(person).columns == {"prompt": "q", "completion": "a"}
-    assert [text.split(",")[0] for text in person.told] == [
-        "expected the columns of the prompt and of the answer",
-        "expected fields of one format (messages: messages; alpaca: instruction",
-    ]
-    person = Person({"Rows": "openai/gsm8k"})
-    assert ask(person).columns == {"prompt": "question", "completion": "answer"}
-    assert len(person.asked) == 4
-
-
-def test_odd_columns() -> None:
-    """A comma in a name stands in quotes; spaces that a header has are put back; `=` is a letter like any other."""
-    Path("train.csv").write_text('"a, b", c=d, e \n1,2,3\n')
-    assert ask(Person({"Columns": '"a, b", c=d'})).columns == {"prompt": "a, b", "completion": " c=d"}
-    assert ask(Person({"Columns": "c=d, e"})).columns == {"prompt": " c=d", "completion": " e "}
-    assert ask(Person({"Columns": 'prompt=e,"completion=a, b"'})).columns == {"prompt": " e ", "completion": "a, b"}
-    assert ask(Person({"Columns": "e"})).columns == {"text": " e "}
-
-
-def test_nothing_held_out() -> None:
-    rows("train.jsonl", "prompt", "completion")
-    assert ask(Person({"Held": "0"})).validation is None
 
 
 # ------------------------------------------------------------------------------------------- Flags and --set
@@ -472,6 +252,15 @@ def test_a_default_that_cannot_be_says_whose_it_is() -> None:
     assert refused().startswith("--train (not given, so train.jsonl): train.jsonl, line 1: expected one JSON object")
 
 
+def test_a_row_without_an_answer_is_told_at_once() -> None:
+    Path("train.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": null}\n')
+    message = "train.jsonl, line 2: completion (column 'answer'): expected text, got null."
+    assert refused("--train", "train.jsonl") == f"--train: {message}"
+    person = Person({"Rows": ["train.jsonl", "org/rows"]})
+    ask(person)
+    assert person.told == [message]
+
+
 def test_columns_are_not_guessed_without_a_person() -> None:
     """Two columns could be either way round."""
     rows("train.jsonl", "a", "b")
@@ -572,125 +361,7 @@ def test_any_answers_are_written_right_or_refused(
         assert [name.strip() for name in recipe.dataset.columns.values()] == [name.strip() for name in columns]
 
 
-# ------------------------------------------------------------------------------------------- Terminals
-
-
-def start(*arguments: str, spy: bool = False, **streams: int) -> subprocess.Popen[bytes]:
-    program = ["-c", SPY] if spy else ["-m", "qlora_cli"]
-    command = [sys.executable, *program, "init", *arguments]
-    return subprocess.Popen(command, env=ENVIRONMENT | {"TERM": "xterm"}, start_new_session=True, **streams)  # type: ignore[call-overload, no-any-return]
-
-
-@pytest.mark.parametrize("silent", ["nothing", "a pipe that stays open", "closed"])
-def test_without_a_terminal_nothing_is_waited_for(silent: str) -> None:
-    """Defaults are taken, whatever stands in for a person."""
-    read, write = os.pipe()
-    stdin = {"nothing": subprocess.DEVNULL, "a pipe that stays open": read}.get(silent)
-    if stdin is None:
-        command = f'"{sys.executable}" -m qlora_cli init <&-'
-        done = subprocess.run(command, shell=True, env=ENVIRONMENT, capture_output=True, timeout=30, check=False)
-        code = done.returncode
-    else:
-        with start(stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-            running.communicate(timeout=30)
-            code = running.returncode
-    os.close(read)
-    os.close(write)
-    assert code == 0
-    assert written().dataset.train == "openai/gsm8k"
-
-
-@pytest.mark.parametrize("arguments", [["--yes"], ["--train", "none.csv"], ["--set", "lora.rnk=1"]], ids=" ".join)
-def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
-    """Rows are looked at and the recipe is written without torch, or what needs it."""
-    rows("train.jsonl", "question", "answer")
-    with start(
-        *arguments, spy=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as running:
-        _, stderr = running.communicate(timeout=30)
-    assert stderr.decode().endswith("IMPORTED ['typer']\n")
-
-
-class Terminal:
-    """The command at a terminal, a line at a time."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._master, slave = pty.openpty()
-        self.process = start(*arguments, stdin=slave, stdout=slave, stderr=slave)
-        os.close(slave)
-        self.shown = ""
-
-    def wait_for(self, text: str) -> None:
-        """Read until `text` is shown."""
-        end = time.monotonic() + 30
-        while text not in self.shown:
-            assert time.monotonic() < end, self.shown
-            self._read()
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def end(self) -> int:
-        """The exit code, once all is read."""
-        while self._read():
-            pass
-        os.close(self._master)
-        return self.process.wait(30)
-
-    def _read(self) -> bool:
-        try:
-            if not select.select([self._master], [], [], 30)[0]:
-                return False
-            data = os.read(self._master, 65536)
-        except OSError:  # as Linux says that the other end is closed
-            return False
-        self.shown += re.sub(r"\x1b\[[0-9;]*m|\r", "", data.decode())
-        return bool(data)
-
-
-def test_at_a_terminal() -> None:
-    """Questions, a mistake that is asked about again, and the recipe."""
-    rows("train.jsonl", "question", "answer")
-    terminal = Terminal()
-    terminal.wait_for("Base model (hub name or folder) [HuggingFaceTB/SmolLM2-135M-Instruct]: ")
-    assert terminal.shown.startswith("Enter takes what is in brackets.\n\n")
-    terminal.type("org/model\n")
-    terminal.wait_for("Rows to learn (file, folder, glob or hub name) [train.jsonl]: ")
-    terminal.type("\n")
-    terminal.wait_for("  3 rows with the columns question, answer\n")
-    terminal.wait_for("Held-out rows (file, or a share of the rows; 0: none) [0.05]: ")
-    terminal.type("2\n")
-    terminal.wait_for("  expected a share of the rows, above 0 and below 1 (0: none), got 2.\n")
-    terminal.type("0.5\n")
-    terminal.wait_for("Run folder [runs/model]: ")
-    terminal.type("\n")
-    assert terminal.end() == 0
-    recipe = written()
-    assert (recipe.base_model, recipe.dataset.validation_fraction, recipe.output_dir) == (
-        "org/model",
-        0.5,
-        "runs/model",
-    )
-
-
-def test_answers_that_end() -> None:
-    """Ctrl-D: nothing is written, and that is said."""
-    terminal = Terminal()
-    terminal.wait_for("]: ")
-    terminal.type("\x04")
-    assert terminal.end() == 2
-    assert "error: the answers ended early, and nothing was written; --yes takes every default\n" in terminal.shown
-    assert os.listdir() == []  # noqa: PTH208
-
-
-def test_a_stop() -> None:
-    """Ctrl-C: so too, with the exit code of what was interrupted."""
-    terminal = Terminal()
-    terminal.wait_for("]: ")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
-    assert "error: stopped; nothing was written\n" in terminal.shown
-    assert os.listdir() == []  # noqa: PTH208
+# ------------------------------------------------------------------------------------------- What is told
 
 
 def test_what_is_told_to_type_can_be_typed() -> None:

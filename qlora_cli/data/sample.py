@@ -217,8 +217,7 @@ def _likely_columns(sample: Sample, format: Format, known: dict[str, str]) -> li
 
 
 def _holds_text(sample: Sample, column: str) -> bool:
-    values = [row.get(column) for _, row in sample.rows[:100]]
-    return any(isinstance(value, str) for value in values) and all(isinstance(v, str | None) for v in values)
+    return all(isinstance(row.get(column), str | None) for _, row in sample.rows[:100])
 
 
 def _holds_turns(sample: Sample, column: str, *keys: str) -> bool:
