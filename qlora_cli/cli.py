@@ -62,6 +62,41 @@ def train(
 
 
 @app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override one value of the recipe, as in --set training.max_steps=20. May be given again.",
+        ),
+    ] = None,
+    show: Annotated[
+        int | None,
+        typer.Option(
+            "--show",
+            metavar="N",
+            min=0,
+            show_default=False,
+            help="Show the first N training rows as the model sees them, what it learns in colour and in «». "
+            "By default none; with --json 3.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as one JSON object, with input_ids and labels of the rows.")
+    ] = False,
+) -> None:
+    """Check a recipe and its data: every mistake, and what training would make of the rows. Loads no weights.
+
+    Exit codes: 0 nothing would stop training; 2 something would, or would make it meaningless.
+    """
+    from qlora_cli.commands.check import check as command
+
+    raise typer.Exit(command(recipe, overrides=overrides or [], show=show, as_json=as_json))
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The recipe to write.")] = Path("recipe.yaml"),
     base_model: Annotated[

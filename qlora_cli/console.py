@@ -60,6 +60,21 @@ def show_error(error: QloraError) -> None:
     console.print(str(error), markup=False)
 
 
+def show_line(console: Console, label: str, text: str | Text, style: str = "") -> None:
+    """Print one line of facts under a label of at most eight letters; an empty one goes on with what is above."""
+    # Not as markup: brackets are part of file names.
+    console.print(Text.assemble((f"{label:<8}", "bold"), " ", (text, style) if isinstance(text, str) else text))
+
+
+def describe_rows(event: DataReady) -> str:
+    """What one split holds, in a line."""
+    lost = [f"{event.dropped:,} dropped"] * bool(event.dropped)
+    lost += [f"{event.truncated:,} truncated"] * bool(event.truncated)
+    tokens = f"{event.tokens:,} tokens, {event.supervised_tokens:,} of them supervised"
+    counts = ", ".join([plural(event.rows, "row"), tokens, *lost])
+    return f"{event.split}: {counts} ({event.format}, {event.source})"
+
+
 class TrainView:
     """Listens to a training run and shows it."""
 
@@ -83,7 +98,7 @@ class TrainView:
             case Notice(text):
                 self._line("note", text)
             case DataReady():
-                self._data(event)
+                self._line("data", describe_rows(event))
             case ModelReady():
                 self._model(event)
             case Started():
@@ -102,15 +117,7 @@ class TrainView:
                 self._finish(event)
 
     def _line(self, label: str, text: str, style: str = "") -> None:
-        # Not as markup: brackets are part of file names.
-        self._console.print(Text.assemble((f"{label:<8}", "bold"), " ", (text, style)))
-
-    def _data(self, event: DataReady) -> None:
-        lost = [f"{event.dropped:,} dropped"] * bool(event.dropped)
-        lost += [f"{event.truncated:,} truncated"] * bool(event.truncated)
-        tokens = f"{event.tokens:,} tokens, {event.supervised_tokens:,} of them supervised"
-        counts = ", ".join([_plural(event.rows, "row"), tokens, *lost])
-        self._line("data", f"{event.split}: {counts} ({event.format}, {event.source})")
+        show_line(self._console, label, text, style)
 
     def _model(self, event: ModelReady) -> None:
         share = event.trainable_parameters / (event.total_parameters + event.trainable_parameters)
@@ -130,10 +137,10 @@ class TrainView:
         if steps == 0:
             self._line("train", f"nothing left to do: all {event.total_steps:,} steps are done")
             return
-        epochs = _plural(event.epochs, "epoch", ".3g")
+        epochs = plural(event.epochs, "epoch", ".3g")
         self._line(
             "train",
-            f"{_plural(steps, 'step')} of {_plural(event.rows_per_step, 'row')}, {epochs}, into {event.output_dir}",
+            f"{plural(steps, 'step')} of {plural(event.rows_per_step, 'row')}, {epochs}, into {event.output_dir}",
         )
         if self._console.is_terminal:
             self._progress = Progress(
@@ -181,7 +188,7 @@ class TrainView:
         speed = event.tokens / event.seconds if event.seconds else 0.0
         self._line(
             "done",
-            f"{_plural(event.steps, 'step')}, {event.tokens:,} tokens in {event.seconds:,.0f} s "
+            f"{plural(event.steps, 'step')}, {event.tokens:,} tokens in {event.seconds:,.0f} s "
             f"({speed:,.0f} tokens/s), "
             f"peak memory {_bytes(event.peak_memory_bytes)}",
         )
@@ -195,7 +202,8 @@ class TrainView:
             self._progress = None
 
 
-def _plural(number: float, word: str, form: str = ",") -> str:
+def plural(number: float, word: str, form: str = ",") -> str:
+    """A number and what it counts."""
     return f"{number:{form}} {word}{'' if number == 1 else 's'}"
 
 

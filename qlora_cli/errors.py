@@ -5,6 +5,7 @@ QloraError                     1
 │   ├── RecipeError                the recipe, or a --set
 │   ├── DataError                  the dataset: file and row are named
 │   ├── ModelError                 the base model or an adapter cannot be had
+│   ├── HubUnreachableError        a model or a dataset is on the hub, and that gives no answer
 │   ├── OutputError                the output folder is in the way
 │   └── DeviceError                a device was asked for that is not there
 ├── RunError                   1   the run started and failed
@@ -82,7 +83,11 @@ class DataError(RequestError):
 
 
 class ModelError(RequestError):
-    """A model or adapter is missing, unreachable or unsuitable."""
+    """A model or adapter is missing or unsuitable."""
+
+
+class HubUnreachableError(RequestError):
+    """A model or a dataset has to come from the hub, and the hub cannot be reached: nothing is known against it."""
 
 
 class OutputError(RequestError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import signal
@@ -13,10 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -24,29 +21,8 @@ from qlora_cli import __version__
 from qlora_cli.cli import app
 from qlora_cli.commands import train as train_command
 from qlora_cli.recipe.load import dump_recipe
+from tests.support.cli import ENVIRONMENT, offline_libraries, process, settings
 from tests.support.runs import read_metrics, tiny_recipe
-
-HEAVY = ("torch", "transformers", "datasets", "bitsandbytes", "accelerate")
-# Runs the command, then tells on stderr which of these packages were imported; Typer is there to show that it can.
-SPY = f"""
-import sys
-from qlora_cli.cli import app
-try:
-    app(sys.argv[1:])
-finally:
-    print("IMPORTED", [name for name in ("typer", *{HEAVY!r}) if name in sys.modules], file=sys.stderr)
-"""
-REPOSITORY = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "NO_COLOR": ""}
-
-
-def process(*arguments: str, folder: Path, spy: bool = False) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    program = ["-c", SPY] if spy else ["-m", "qlora_cli"]
-    return subprocess.run(
-        [sys.executable, *program, *arguments],
-        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +38,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The path of the shared recipe, to be run in a folder of its own and without a network."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    yield str(shared / "recipe.yaml")
-    # The command quiets the libraries for its whole process, which here has other tests to run.
-    transformers.utils.logging.set_verbosity_warning()
-    transformers.utils.logging.enable_progress_bar()
-    datasets.utils.logging.set_verbosity_warning()
-    datasets.enable_progress_bars()
-    logging.getLogger("accelerate").setLevel(logging.NOTSET)
+    with offline_libraries(monkeypatch):
+        yield str(shared / "recipe.yaml")
 
 
 def invoke(*arguments: str) -> Result:
@@ -77,16 +47,23 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["train", *arguments])
 
 
-def settings(*pairs: str) -> list[str]:
-    return [word for pair in pairs for word in ("--set", pair)]
-
-
 # ------------------------------------------------------------------------------------------- Before torch
 
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["train", "--help"], 0), (["-h"], 0), (["--version"], 0), ([], 2), (["train", "r.yaml"], 2)],
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["check", "--help"], 0),
+        (["-h"], 0),
+        (["--version"], 0),
+        ([], 2),
+        (["train", "r.yaml"], 2),
+        (["check", "r.yaml"], 2),
+        (["check", "r.yaml", "--json"], 2),
+        (["schema"], 0),
+    ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
 )
 def test_what_needs_no_torch_imports_none(arguments: list[str], code: int, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cli import ENVIRONMENT, SPY
 from tests.support.first_recipes import rows, written
-from tests.test_cli import ENVIRONMENT, SPY
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 from pathlib import Path
 
@@ -24,7 +23,9 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
     loaded = None
     try:
         loaded = load_recipe(recipe, [*overrides, *folder])  # before torch: a wrong recipe is told at once
-        quiet_libraries(progress=console.is_terminal)
+        from qlora_cli.commands.libraries import set_up_libraries
+
+        set_up_libraries(loaded, progress=console.is_terminal)
         from qlora_cli.training.run import train as run
 
         with TrainView(console) as view:
@@ -45,23 +46,6 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
         markup=False,
     )
     return 0
-
-
-def quiet_libraries(*, progress: bool) -> None:
-    """Keep the libraries' own chatter off the screen: ours says what matters, in one voice.
-
-    Their errors still come through; the bars of long loads and downloads stay where there is a terminal.
-    """
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    datasets.utils.logging.set_verbosity_error()
-    if not progress:
-        transformers.utils.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-    for name in ("accelerate", "huggingface_hub"):  # the hub's client logs every retry
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _resume_command(recipe: Path, overrides: list[str], output_dir: str | None) -> str:

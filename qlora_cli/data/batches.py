@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qlora_cli.data.encode import IGNORED, EncodedRows
+from qlora_cli.data.encoded import IGNORED, EncodedRows
 
 # Rows are sorted by length among this many batches. On log-normal lengths (sigma 0.5 to 1, batches of 8) padding
 # is 2 to 4% of all tokens with 128, 3 to 7% with 64 and 5 to 12% with 32.

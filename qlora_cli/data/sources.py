@@ -6,12 +6,8 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
-import difflib
-import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,9 +21,9 @@ import pyarrow.parquet
 
 from qlora_cli.data.files import Row, read_file
 from qlora_cli.data.tables import tabulate
-from qlora_cli.errors import DataError
-from qlora_cli.recipe.data_files import DATA_SUFFIXES
-from qlora_cli.recipe.paths import looks_local
+from qlora_cli.errors import DataError, HubUnreachableError
+from qlora_cli.hub import is_hub_name, is_unreachable
+from qlora_cli.recipe.data_files import find_data_files, shown_path
 from qlora_cli.recipe.schema import DatasetSection
 
 _SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
@@ -85,17 +81,31 @@ class Rows:
 def load_rows(section: DatasetSection, *, seed: int) -> tuple[Rows, Rows | None]:
     """Read the training rows and, if the recipe asks for them, the validation rows.
 
-    Raises DataError if a source is missing, unreadable or empty, or too small to split.
+    Raises DataError if a source is missing, unreadable or empty, or too small to split; HubUnreachableError if it is
+    on the hub and that gives no answer.
     """
-    train = _load("dataset.train", section.train, section, section.train_split)
+    train = load_training_rows(section)
     if section.validation is not None:
-        return train, _load("dataset.validation", section.validation, section, section.validation_split)
+        return train, load_validation_rows(section)
     if section.validation_fraction is not None:
-        return _split(train, section.validation_fraction, seed)
+        return hold_out(train, section.validation_fraction, seed)
     return train, None
 
 
-def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+def load_training_rows(section: DatasetSection) -> Rows:
+    """The rows that `train` names, all of them; raises as `load_rows` does."""
+    return _load("dataset.train", section.train, section, section.train_split)
+
+
+def load_validation_rows(section: DatasetSection) -> Rows | None:
+    """The rows that `validation` names, if it does; raises as `load_rows` does."""
+    if section.validation is None:
+        return None
+    return _load("dataset.validation", section.validation, section, section.validation_split)
+
+
+def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """The rows to train on and those to hold out: always the same ones for a seed. Raises DataError for one row."""
     if len(rows) < 2:
         raise DataError(f"{rows.source}: dataset.validation_fraction needs at least 2 rows, got {len(rows)}.")
     held_out = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
@@ -105,69 +115,24 @@ def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 def _load(field: str, name: str, section: DatasetSection, split: str) -> Rows:
     """The rows that a field of the recipe names."""
-    if _is_local(name):
-        rows = _load_files(name, _find_files(field, name))
-    else:
-        rows = _load_hub(name, section.hub_config, split)
+    rows = _load_hub(name, section.hub_config, split) if is_hub_name(name) else _load_files(name, _find(field, name))
     if len(rows) == 0:
         raise DataError(f"{rows.source}: there are no rows.")
     return rows
 
 
-def _is_local(name: str) -> bool:
-    # What is beside a recipe has become an absolute path on loading it; the rest is for who calls without a recipe.
-    return looks_local(name) or os.path.exists(name)  # noqa: PTH110 (a name too long to look up is no path)
-
-
-def _shown(path: Path) -> str:
-    with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
-
-
-def _find_files(owner: str, name: str) -> list[Path]:
-    path, shown = Path(name), _shown(Path(name))
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in DATA_SUFFIXES)
-        if not found:
-            raise DataError(f"{shown}: no {_alternatives()} file in this folder.")
-    elif glob.has_magic(name):
-        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())  # noqa: PTH207
-        if not found:
-            raise DataError(f"{owner}: {shown}: no file matches.")
-    else:
-        raise DataError(f"{owner}: {shown}: there is no such file or folder{_near(path)}")
-    by_kind = {p.suffix.lower(): p.name for p in reversed(found)}
-    for kind, example in by_kind.items():
-        if kind not in DATA_SUFFIXES:
-            raise DataError(f"{shown}: expected a {_alternatives()} file, got {example}.")
-    if len(by_kind) > 1:
-        raise DataError(
-            f"{shown}: expected files of one kind, got {', '.join(sorted(by_kind.values()))}. "
-            f"Name the ones to use with a glob such as *{found[0].suffix}."
-        )
-    return found
-
-
-def _near(path: Path) -> str:
-    """A hint at a name of the same folder that may have been meant, or at the first folder that is not there."""
-    if not path.parent.is_dir():
-        return f"; the folder {_shown(path.parent)} is not there."
-    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return f"; did you mean {close[0]}?" if close else "."
-
-
-def _alternatives() -> str:
-    return f"{', '.join(DATA_SUFFIXES[:-1])} or {DATA_SUFFIXES[-1]}"
+def _find(field: str, name: str) -> list[Path]:
+    try:
+        return find_data_files(name)
+    except DataError as error:
+        raise DataError(f"{field}: {error}") from None
 
 
 def _load_files(name: str, paths: list[Path]) -> Rows:
-    source = _shown(Path(name))
+    source = shown_path(Path(name))
     for path in paths:
         if path.stat().st_size == 0:
-            raise DataError(f"{_shown(path)}: the file is empty.")
+            raise DataError(f"{shown_path(path)}: the file is empty.")
     if paths[0].suffix.lower() == ".parquet":
         dataset, counts, json_columns = *_read_parquet(source, paths), frozenset[str]()
         numbers: list[int] = []
@@ -193,7 +158,7 @@ def _read_text(paths: list[Path]) -> tuple[Any, list[int], frozenset[str], list[
 
     def rows() -> Iterator[Row]:
         for position, path in enumerate(paths):
-            for number, row in read_file(path, _shown(path)):
+            for number, row in read_file(path, shown_path(path)):
                 counts[position] += 1
                 numbers.append(number)
                 yield row
@@ -225,14 +190,20 @@ def _load_hub(name: str, config: str | None, split: str) -> Rows:
     try:
         dataset = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # network, hub and builder errors share no base class
-        raise DataError(_hub_message(name, config, split, error)) from error
+        kind = HubUnreachableError if _no_answer(error) else DataError
+        raise kind(_hub_message(name, config, split, error)) from error
     numbers = np.arange(1, len(dataset) + 1, dtype=np.int64)
     return Rows(dataset, f"{name} ({split})", dataset._fingerprint, numbers)
 
 
+def _no_answer(error: Exception) -> bool:
+    # Offline, `datasets` does not say so if it has another configuration of the dataset in its cache.
+    return is_unreachable(error) or str(error).startswith("Couldn't find cache")
+
+
 def _hub_message(name: str, config: str | None, split: str, error: Exception) -> str:
     detail = _root_cause(error)
-    if isinstance(error, ConnectionError):
+    if _no_answer(error):
         problem = "the hub cannot be reached"
     elif "gated" in str(error):
         problem = "it is gated; accept its terms on the hub and log in with `hf auth login`"

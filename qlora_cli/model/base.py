@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -19,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from qlora_cli.errors import DeviceError, ModelError
+from qlora_cli.errors import DeviceError, HubUnreachableError, ModelError
+from qlora_cli.hub import is_unreachable
 from qlora_cli.model.quantization import (
     bitsandbytes_config,
     check_stored_quantization,
@@ -72,7 +74,8 @@ def load_tokenizer(base: ModelSource) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token.
 
     Raises:
-        ModelError: if it cannot be found, reached or read.
+        ModelError: if it cannot be found or read.
+        HubUnreachableError: if it is on the hub and that gives no answer.
     """
     tokenizer: PreTrainedTokenizerBase
     with _reading("tokenizer", base):
@@ -90,7 +93,8 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
     linear). `bits: 16` quantises nothing. One whole copy per process: a device map of one entry.
 
     Raises:
-        ModelError: if the model cannot be found, reached or read.
+        ModelError: if the model cannot be found or read.
+        HubUnreachableError: if it is on the hub and that gives no answer.
     """
     stored = getattr(load_config(base), "quantization_config", None)
     check_stored_quantization(stored, quantization)
@@ -137,7 +141,8 @@ def load_config(base: ModelSource) -> PreTrainedConfig:
     """The model's configuration, without its weights: what it can read is known before it is loaded.
 
     Raises:
-        ModelError: if it cannot be found, reached or read.
+        ModelError: if it cannot be found or read.
+        HubUnreachableError: if it is on the hub and that gives no answer.
     """
     config: PreTrainedConfig
     with _reading("configuration", base):
@@ -158,12 +163,24 @@ def embedding_rows(config: PreTrainedConfig) -> int:
 
 @contextmanager
 def _reading(part: str, base: ModelSource, device: torch.device = _CPU) -> Iterator[None]:
-    """Turn whatever keeps `part` of the base from being read onto `device` into a ModelError."""
+    """Turn whatever keeps `part` of the base from being read onto `device` into an error of ours."""
     _check_folder(base)
     try:
         yield
     except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load(part, base, error) + _memory_left(device)) from None
+        kind = HubUnreachableError if _no_answer(part, base, error) else ModelError
+        raise kind(_cannot_load(part, base, error) + _memory_left(device)) from None
+
+
+def _no_answer(part: str, base: ModelSource, error: Exception) -> bool:
+    """Whether this is the hub's silence, and nothing against the model."""
+    if Path(base.name).is_absolute():
+        return False
+    if part == "tokenizer" and is_offline_mode():
+        # transformers takes one that is not in the cache for one that is broken.
+        with suppress(ValueError):  # not a name that a hub would have
+            return try_to_load_from_cache(base.name, "tokenizer.json", revision=base.revision) is None
+    return is_unreachable(error)
 
 
 def _check_folder(base: ModelSource) -> None:

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from qlora_cli.data.batches import collate, eval_batches
-from qlora_cli.data.encode import EncodedRows
+from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.errors import NonFiniteError
 from qlora_cli.training.events import Emitter, EvalRecord, EvaluationProgress
 from qlora_cli.training.loss import perplexity, supervised_loss

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qlora_cli.data.batches import Batch, collate
-from qlora_cli.data.encode import EncodedRows
+from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.errors import Interrupted, ModelError, NonFiniteError
 from qlora_cli.model.lora import bypassed_layers
 from qlora_cli.recipe.schema import TrainingSection

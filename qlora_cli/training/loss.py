@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from qlora_cli.data.batches import Batch
-from qlora_cli.data.encode import IGNORED
+from qlora_cli.data.encoded import IGNORED
 
 
 def supervised_loss(model: nn.Module, batch: Batch) -> Tensor:

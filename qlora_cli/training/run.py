@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.data.encode import EncodedRows, encode_rows
 from qlora_cli.data.sources import load_rows
-from qlora_cli.errors import DataError, Interrupted, RunError
+from qlora_cli.errors import Interrupted, RunError
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.base import (
     ModelSource,
     checkpoint_activations,
-    context_length,
-    embedding_rows,
     load_base,
     load_config,
     load_tokenizer,
@@ -32,13 +29,14 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.devices import make_accelerator
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
-from qlora_cli.training.events import DataReady, Emitter, Finished, Listener, ModelReady, Notice, Stage, Started
+from qlora_cli.training.events import Emitter, Finished, Listener, ModelReady, Notice, Stage, Started
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
+from qlora_cli.training.preparation import doubts, prepare_split
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import changed_schedule, check_same_data, check_same_run, check_steps_left, restore
 from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
-from qlora_cli.training.schedule import step_plan, total_steps
+from qlora_cli.training.schedule import endless_warmup, step_plan, total_steps
 
 
 @dataclass(frozen=True)
@@ -129,52 +127,16 @@ def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
     config = load_config(run.source)
     run.emit(Stage("reading and encoding the rows"))
     train_rows, validation_rows = load_rows(section, seed=run.recipe.training.seed)
-    encoded = {}
-    for split, rows in (("train", train_rows), ("validation", validation_rows)):
-        if rows is None:
-            continue
-        encoded[split] = encode_rows(rows, section, tokenizer, vocab_size=embedding_rows(config))
-        _check_positions(encoded[split], config)
-        run.emit(_data_ready(split, encoded[split]))
-    for notice in _doubts(encoded["train"], encoded.get("validation")):
-        run.emit(Notice(notice))
+    train = prepare_split("train", train_rows, section, tokenizer, config)
+    run.emit(train.ready())
+    validation = None
+    if validation_rows is not None:
+        validation = prepare_split("validation", validation_rows, section, tokenizer, config)
+        run.emit(validation.ready())
+    for doubt in doubts(train, validation, section):
+        run.emit(Notice(doubt))
     pad_token_id = int(tokenizer.pad_token_id or 0)
-    return LoopData(encoded["train"], encoded.get("validation"), pad_token_id)
-
-
-def _doubts(train: EncodedRows, validation: EncodedRows | None) -> Iterator[str]:
-    """What may be meant so, but is more often a mistake."""
-    silent = train.silent_rows.tolist()
-    if silent:
-        some = ", ".join(map(str, silent[:5])) + (", …" if len(silent) > 5 else "")
-        yield f"{len(silent)} training rows have an empty answer and teach only to stop ({train.unit} {some})"
-    if validation is not None and validation.fingerprint == train.fingerprint and len(validation) == len(train):
-        yield "validation has the rows of train: its loss says nothing about rows the model has not seen"
-
-
-def _check_positions(rows: EncodedRows, config: PreTrainedConfig) -> None:
-    positions = context_length(config)
-    longest = int(rows.lengths.max())
-    if positions is not None and longest > positions:
-        row = int(rows.row_numbers[int(rows.lengths.argmax())])
-        raise DataError(
-            f"{rows.source}: {rows.unit} {row} has {longest} tokens, the model has positions for {positions}. "
-            f"Set dataset.max_length to {positions} or less, and dataset.overlong to drop or truncate"
-        )
-
-
-def _data_ready(split: str, rows: EncodedRows) -> DataReady:
-    return DataReady(
-        split=split,
-        source=rows.source,
-        fingerprint=rows.fingerprint,
-        format=rows.format,
-        rows=len(rows),
-        tokens=rows.tokens,
-        supervised_tokens=rows.supervised_tokens,
-        dropped=rows.dropped,
-        truncated=rows.truncated,
-    )
+    return LoopData(train.kept, None if validation is None else validation.kept, pad_token_id)
 
 
 def _load_model(run: _Run) -> PreTrainedModel:
@@ -217,8 +179,8 @@ def _train(
     prepared = accelerator.prepare_model(model)
     output = LoopOutput(folder.checkpoints, lambda path: save_adapter(model, path, run.source), run.emit)
     loop = Loop(accelerator, prepared, optimizer, section, data, output, progress)
-    if section.warmup_steps >= loop.total_steps:
-        run.emit(Notice(f"warmup_steps is {section.warmup_steps} and the run ends after {loop.total_steps}"))
+    if doubt := endless_warmup(section, loop.total_steps):
+        run.emit(Notice(doubt))
     run.emit(_started(run, loop))
     loop.run()
     if accelerator.is_main_process:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from qlora_cli.data.batches import StepPlan
-from qlora_cli.data.encode import EncodedRows
+from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.recipe.schema import TrainingSection
 
 
@@ -33,6 +33,13 @@ def total_steps(section: TrainingSection, plan: StepPlan) -> int:
         return section.max_steps
     # Rounded first: 1.1 epochs of 50 steps are 55, not the 56 that 55.00000000000001 would give.
     return max(1, math.ceil(round(section.num_train_epochs * plan.steps_per_epoch, 6)))
+
+
+def endless_warmup(section: TrainingSection, total_steps: int) -> str | None:
+    """What to say of a warmup that the run does not live to see the end of."""
+    if section.warmup_steps < total_steps:
+        return None
+    return f"warmup_steps is {section.warmup_steps} and the run ends after {total_steps}"
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_cli.data.batches import MicroBatch, StepPlan, collate, epoch_batches, eval_batches
-from qlora_cli.data.encode import EncodedRows
+from qlora_cli.data.encoded import EncodedRows
 
 SEED = st.integers(0, 2**32 - 1)
 

@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from qlora_cli.data.batches import collate
 from qlora_cli.data.chat import render
-from qlora_cli.data.encode import EncodedRows, encode_rows
+from qlora_cli.data.encode import encode_rows
+from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.formats import Conversation
 from qlora_cli.data.sources import Rows
 from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.schema import DatasetSection
-from tests.support.tokenizers import CHATML, tiny_tokenizer
+from tests.support.tokenizers import CHATML, PLAIN, tiny_tokenizer
 
 LLAMA3 = (
     "{{ bos_token }}"
@@ -44,12 +45,6 @@ ZEPHYR = (
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-# Neither a header before the answer nor a marker after it.
-PLAIN = (
-    "{% for message in messages %}"
-    "{{ ('Q: ' + message['content'] + '\nA: ') if message['role'] == 'user' else (message['content'] + '\n') }}"
-    "{% endfor %}"
 )
 LAST_TURN_ONLY = (
     "{% for message in messages %}{{ message['role'] + ': ' }}"

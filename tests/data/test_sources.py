@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from qlora_cli.data.sources import Rows, load_rows
-from qlora_cli.errors import DataError
+from qlora_cli.errors import DataError, HubUnreachableError
 from qlora_cli.recipe.schema import DatasetSection
 
 ROWS = [{"prompt": "a, b", "completion": 'say "hi"'}, {"prompt": "é\nü", "completion": "007"}]
@@ -220,7 +220,7 @@ def test_a_fraction_is_held_out(tmp_path: Path, fraction: float, held_out: int) 
             "r.tsv, line 2: '\t' expected after '\"'. A cell that begins with a double quote must end "
             "with one, and have those inside it doubled.",
         ),
-        ("r.txt", b"hello", "r.txt: expected a .jsonl, .json, .csv, .tsv or .parquet file, got r.txt."),
+        ("r.txt", b"hello", "dataset.train: r.txt: expected a .jsonl, .json, .csv, .tsv or .parquet file, got r.txt."),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -258,11 +258,12 @@ def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
     kinds = ".jsonl, .json, .csv, .tsv or .parquet"
-    assert refusal(folder) == f"mixed: no {kinds} file in this folder."
+    assert refusal(folder) == f"dataset.train: mixed: no {kinds} file in this folder."
     write(folder / "a.csv", ROWS)
     write(folder / "b.jsonl", ROWS)
     assert refusal(folder) == (
-        "mixed: expected files of one kind, got a.csv, b.jsonl. Name the ones to use with a glob such as *.csv."
+        "dataset.train: mixed: expected files of one kind, got a.csv, b.jsonl. "
+        "Name the ones to use with a glob such as *.csv."
     )
 
 
@@ -316,7 +317,6 @@ def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
-        (ConnectionError("Couldn't reach 'o/d' on the Hub"), "the hub cannot be reached"),
         (
             datasets.exceptions.DatasetNotFoundError("Dataset 'o/d' doesn't exist on the Hub"),
             "the hub has no such dataset, or it is private",
@@ -341,7 +341,7 @@ def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_hub_name(monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str) -> None:
+def test_what_the_hub_says_against_a_name(monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str) -> None:
     """Whatever the hub answers, one message says what, and that a missing file looks just like this."""
 
     def fail(*_: object, **__: object) -> None:
@@ -351,4 +351,26 @@ def test_what_is_wrong_with_a_hub_name(monkeypatch: pytest.MonkeyPatch, error: E
     assert refusal("o/d") == (
         f"o/d: there is no such local file or folder, so it was taken for a dataset on the hub: {problem}. "
         "For local data, give a file, a folder or a glob."
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Couldn't reach 'o/d' on the Hub"),
+        ValueError("Couldn't find cache for o/d for config 'a'\nAvailable configs in the cache: ['b']"),
+    ],
+)
+def test_a_hub_that_gives_no_answer(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Nothing is known against the dataset, which is another error than a refusal."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(HubUnreachableError) as caught:
+        load("o/d")
+    assert str(caught.value) == (
+        "o/d: there is no such local file or folder, so it was taken for a dataset on the hub: the hub cannot be "
+        "reached. For local data, give a file, a folder or a glob."
     )

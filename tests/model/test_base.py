@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from qlora_cli.errors import DeviceError, ModelError
+from qlora_cli.errors import DeviceError, HubUnreachableError, ModelError
 from qlora_cli.model.base import ModelSource, choose_device, load_base, load_config, load_tokenizer
 from qlora_cli.model.quantization import frozen_weight, measure_storage
 from qlora_cli.recipe.schema import QuantizationSection
@@ -150,7 +150,7 @@ def test_a_base_stored_quantised_otherwise_is_refused(stored: str, llama: Path, 
 def test_an_unreachable_hub_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """One message: the name, the hub, the ways out; no traceback of the client's."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(HubUnreachableError) as caught:
         load_tokenizer(ModelSource("no-such-org/no-such-model"))
     message = str(caught.value)
     assert message.startswith(

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlora_cli.data.batches import collate
-from qlora_cli.data.encode import EncodedRows, encode_rows
+from qlora_cli.data.encode import encode_rows
+from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import ModelSource, load_base, load_tokenizer

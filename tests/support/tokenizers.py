@@ -16,6 +16,13 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# Neither a header before the answer nor a marker after it.
+PLAIN = (
+    "{% for message in messages %}"
+    "{{ ('Q: ' + message['content'] + '\nA: ') if message['role'] == 'user' else (message['content'] + '\n') }}"
+    "{% endfor %}"
+)
+
 PAD, START, END, BOS = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|bos|>"
 
 _SPECIAL = (PAD, START, END, BOS)  # ids 0 to 3, whatever the corpus

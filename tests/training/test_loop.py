@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from qlora_cli.data.batches import StepPlan, collate
-from qlora_cli.data.encode import EncodedRows, encode_rows
+from qlora_cli.data.encode import encode_rows
+from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
 from qlora_cli.model.base import ModelSource, load_base, load_tokenizer
 from qlora_cli.model.inject import inject

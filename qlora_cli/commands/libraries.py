@@ -1,0 +1,29 @@
+"""Setting up the libraries that a command is about to import."""
+
+from __future__ import annotations
+
+import logging
+
+from qlora_cli.hub import go_offline_if_unreachable
+from qlora_cli.recipe.schema import Recipe
+
+
+def set_up_libraries(recipe: Recipe, *, progress: bool) -> None:
+    """Send the hub's client offline if the recipe needs it and it is out of reach, and quiet the libraries' chatter.
+
+    To be called before they are imported. Ours says what matters, in one voice; their errors still come through, and
+    with `progress` the bars of long loads and downloads.
+    """
+    names = (recipe.base_model, recipe.dataset.train, recipe.dataset.validation)
+    go_offline_if_unreachable(name for name in names if name is not None)
+
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity_error()
+    if not progress:
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    for name in ("accelerate", "huggingface_hub"):  # the hub's client logs every retry
+        logging.getLogger(name).setLevel(logging.ERROR)

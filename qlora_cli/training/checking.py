@@ -1,0 +1,180 @@
+"""Everything that can be known of a recipe's training without the weights: its data as the model would see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from qlora_cli.data.encode import check_shape
+from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.sources import Rows, hold_out, load_training_rows, load_validation_rows
+from qlora_cli.errors import HubUnreachableError, RequestError
+from qlora_cli.model.base import ModelSource, context_length, load_config, load_tokenizer
+from qlora_cli.model.quantization import check_stored_quantization
+from qlora_cli.recipe.schema import DatasetSection, Recipe, TrainingSection
+from qlora_cli.training.examples import first_examples
+from qlora_cli.training.facts import Facts, Lengths, Overlong, SomeRows, SplitFacts, Steps
+from qlora_cli.training.preparation import Split, doubts, encode_split, split_refusals
+from qlora_cli.training.run_folder import RunFolder
+from qlora_cli.training.schedule import endless_warmup, step_plan, total_steps
+
+T = TypeVar("T")
+
+# Rows that are named by number, of those that have something in common.
+_NAMED_ROWS = 5
+
+
+class _Base(NamedTuple):
+    tokenizer: PreTrainedTokenizerBase
+    config: PreTrainedConfig
+
+
+@dataclass
+class _Findings:
+    """What has come up so far; a failure is noted down, and the check goes on with what does not need it."""
+
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def attempt(self, action: Callable[[], T], unknown: str = "not checked") -> T | None:
+        """What `action` returns, or None if it fails; `unknown` is what is not known for want of the hub."""
+        try:
+            return action()
+        except HubUnreachableError as error:
+            self.notices.append(f"{unknown}: {error}")
+        except RequestError as error:
+            self.problems.append(str(error))
+        return None
+
+
+def check_data(recipe: Recipe, *, examples: int = 0) -> Facts:
+    """Read the tokenizer and the rows, encode them, and say what training would make of them.
+
+    No weights are read. Steps are counted for one process. `examples` is how many of the training rows to give back;
+    fewer if there are fewer.
+    """
+    found = _Findings()
+    _look_at_the_folder(recipe.output_dir, found)
+    base = found.attempt(lambda: _read_base(recipe), "tokens were not counted")
+    if base is not None:
+        stored = getattr(base.config, "quantization_config", None)
+        found.attempt(lambda: check_stored_quantization(stored, recipe.quantization))
+    train_rows, validation_rows = _load_rows(recipe, found)
+    section = recipe.dataset
+    train = _encode("train", train_rows, section, base, found)
+    validation = _encode("validation", validation_rows, section, base, found)
+    facts = None if train is None else _split_facts(train, section)
+    steps = _steps(recipe.training, train.kept) if train is not None and len(train.kept) else None
+    if train is not None:
+        found.notices += doubts(train, validation, section)
+    if facts is not None and facts.overlong.fate == "truncated" and (cut := facts.overlong.rows_losing_labels):
+        found.notices.append(f"{cut} of {facts.data.rows} training rows are cut in their answer, and teach half of it")
+    if steps is not None and (doubt := endless_warmup(recipe.training, steps.total)):
+        found.notices.append(doubt)
+    held_out = section.validation is not None or section.validation_fraction is not None
+    known = train is not None and (validation is not None or not held_out)
+    return Facts(
+        checked="recipe and data" if known else "recipe",
+        context_length=None if base is None else context_length(base.config),
+        train=facts,
+        validation=None if validation is None else _split_facts(validation, section),
+        steps=steps,
+        notices=tuple(dict.fromkeys(found.notices)),
+        problems=tuple(dict.fromkeys(found.problems)),
+        examples=() if train is None or base is None else first_examples(train.kept, base.tokenizer, examples),
+    )
+
+
+def _look_at_the_folder(output_dir: str, found: _Findings) -> None:
+    folder = RunFolder(Path(output_dir))
+    begun = folder.holds_a_run()
+    if begun:
+        found.notices.append(
+            f"output_dir: {folder.path} already holds a run: go on with it by --resume, or name another folder with "
+            "--output-dir"
+        )
+    found.attempt(lambda: folder.check(resume=begun))
+
+
+def _read_base(recipe: Recipe) -> _Base:
+    source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
+    return _Base(load_tokenizer(source), load_config(source))
+
+
+def _load_rows(recipe: Recipe, found: _Findings) -> tuple[Rows | None, Rows | None]:
+    """The rows of each split; one that fails does not keep the other from being looked at."""
+    section = recipe.dataset
+    train = found.attempt(lambda: load_training_rows(section), "the training rows were not read")
+    validation = found.attempt(lambda: load_validation_rows(section), "the validation rows were not read")
+    fraction = section.validation_fraction
+    if train is None or fraction is None:
+        return train, validation
+    parts = found.attempt(lambda: hold_out(train, fraction, recipe.training.seed))
+    return parts or (train, None)
+
+
+def _encode(
+    name: str, rows: Rows | None, section: DatasetSection, base: _Base | None, found: _Findings
+) -> Split | None:
+    """The encoded split, with all that is to be said against it; without a tokenizer, what can be said without."""
+    if rows is None:
+        return None
+    if base is None:
+        found.attempt(lambda: check_shape(rows, section))
+        return None
+    split = found.attempt(lambda: encode_split(name, rows, section, base.tokenizer))
+    if split is not None:
+        found.problems += split_refusals(split, section, base.config)
+    return split
+
+
+def _split_facts(split: Split, section: DatasetSection) -> SplitFacts:
+    whole, kept = split.whole, split.kept
+    return SplitFacts(
+        data=split.ready(),
+        unit=kept.unit,
+        lengths=_lengths(whole),
+        max_length=section.max_length,
+        overlong=_overlong(whole, kept, section),
+        without_labels=_some(whole, whole.learned == 0),
+        silent=_some(kept, kept.learned == 1),
+        end_of_turn=split.end,
+    )
+
+
+def _steps(section: TrainingSection, rows: EncodedRows) -> Steps:
+    plan = step_plan(section, rows, num_processes=1)
+    total = total_steps(section, plan)
+    return Steps(
+        total=total,
+        rows_per_step=section.per_device_train_batch_size * section.gradient_accumulation_steps,
+        epochs=total / plan.steps_per_epoch,
+        warmup=section.warmup_steps,
+    )
+
+
+def _lengths(rows: EncodedRows) -> Lengths:
+    at = np.quantile(rows.lengths, [0, 0.5, 0.9, 0.95, 0.99, 1], method="inverted_cdf")
+    return Lengths(*map(int, at))
+
+
+def _overlong(whole: EncodedRows, kept: EncodedRows, section: DatasetSection) -> Overlong:
+    over = int((whole.lengths > section.max_length).sum())
+    lost = whole.supervised_tokens - kept.supervised_tokens
+    match section.overlong:
+        case "error":
+            return Overlong(over, "refused", 0, 0)
+        case "drop":
+            return Overlong(over, "dropped", kept.dropped, lost)
+        case "truncate":
+            return Overlong(over, "truncated", int((kept.learned < whole.learned).sum()), lost)
+
+
+def _some(rows: EncodedRows, which: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> SomeRows:
+    numbers = rows.row_numbers[which]
+    return SomeRows(len(numbers), tuple(map(int, numbers[:_NAMED_ROWS])))
