@@ -97,6 +97,59 @@ def check(
 
 
 @app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The recipe to write.")] = Path("recipe.yaml"),
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", metavar="MODEL", help="Hub name or local folder of the base model.")
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option("--train", metavar="ROWS", help="Rows to learn: file, folder, glob or hub name.")
+    ] = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            "--validation", metavar="ROWS|SHARE", help="Held-out rows, or the share of the rows to hold out; 0: none."
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="FIELD=COLUMN,...",
+            help="What the columns mean, as in --columns prompt=question,completion=answer.",
+        ),
+    ] = None,
+    output_dir: Annotated[str | None, typer.Option("--output-dir", metavar="DIR", help="The run folder.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other value of the recipe, as in --set training.max_steps=20. May be given again.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Take every default; so it is without a terminal, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a recipe that is there.")] = False,
+) -> None:
+    """Write a first recipe, from at most five questions about the model and the data.
+
+    A flag answers its question. Paths are relative to the current folder; in the recipe, to the recipe.
+
+    Exit codes: 0 done; 2 the request was wrong, nothing was written; 130 interrupted, nothing was written.
+    """
+    from qlora_cli.commands.init import init as command
+
+    flags = {
+        "base_model": base_model,
+        "train": train,
+        "validation": validation,
+        "columns": columns,
+        "output_dir": output_dir,
+    }
+    raise typer.Exit(command(path, flags=flags, overrides=overrides or [], defaults=yes, force=force))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, from which editors complete and underline them.
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sys
 from pathlib import Path
 
+from qlora_cli.commands.invocation import invocation
 from qlora_cli.errors import Interrupted, QloraError
 from qlora_cli.recipe.load import load_recipe
 
@@ -50,16 +49,6 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
 
 
 def _resume_command(recipe: Path, overrides: list[str], output_dir: str | None) -> str:
-    words = [*_invocation(), "train", str(recipe), *(word for item in overrides for word in ("--set", item))]
+    words = [*invocation(), "train", str(recipe), *(word for item in overrides for word in ("--set", item))]
     words += [] if output_dir is None else ["--output-dir", output_dir]
     return shlex.join([*words, "--resume"])
-
-
-def _invocation() -> list[str]:
-    """How this command was started, so that what it tells to type can be typed."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        return ["accelerate", "launch", "--num_processes", str(processes), "-m", "qlora_cli"]
-    if Path(sys.argv[0]).name == "__main__.py":
-        return [sys.executable, "-m", "qlora_cli"]
-    return ["qlora"]

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
-from qlora_cli.data.files import Row, read_file, tabulate
+from qlora_cli.data.files import Row, read_file
+from qlora_cli.data.tables import tabulate
 from qlora_cli.errors import DataError, HubUnreachableError
 from qlora_cli.hub import is_hub_name, is_unreachable
 from qlora_cli.recipe.data_files import find_data_files, shown_path

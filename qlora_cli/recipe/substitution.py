@@ -37,7 +37,8 @@ def substitute(source: Source) -> list[Mistake]:
 
 def escape(text: str) -> str:
     """Text that `substitute` turns back into `text`."""
-    return text.replace("${", "$${")
+    # Only what would be read as a reference: elsewhere a second dollar would stay.
+    return _REFERENCE.sub(lambda found: f"${found[0]}", text)
 
 
 def _expand(text: str) -> tuple[str, list[str]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from qlora_cli.recipe.load import dump_recipe, load_recipe
+from qlora_cli.recipe.substitution import escape, substitute
+from qlora_cli.recipe.yaml_source import Source
 from tests.support.recipes import MINIMAL, load, refusal
 
 FIELDS = "extends, base_model, output_dir, dataset.train, dataset.validation"
@@ -86,3 +88,13 @@ def test_a_value_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a variable holds is not read as YAML, nor searched for further references."""
     monkeypatch.setenv("WORD", "{a: ${DATA}}")
     assert load(MINIMAL.replace("out\n", "${WORD}\n")).output_dir == "{a: ${DATA}}"
+
+
+@pytest.mark.parametrize(
+    "text", ["${A}", "$${A}", "$$${A}", "${A", "$${A", "${${A}", "${}", "a${b c}d}", "${A\n}", "$"]
+)
+def test_what_is_escaped_comes_back(text: str) -> None:
+    """To the letter, whatever stands where a reference might."""
+    source = Source({"output_dir": escape(text)}, {})
+    assert substitute(source) == []
+    assert source.data == {"output_dir": text}
