@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from qlora_cli.recipe.paths import looks_local
+from qlora_cli.recipe.paths import is_local
 
 _ENDPOINT = "https://huggingface.co"
 # The client's own words for "look into the cache only"; whatever they are set to, somebody has decided.
@@ -27,19 +27,13 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _PATIENCE = 3.0
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a base model or dataset is looked for on the hub, rather than here."""
-    # What is beside a recipe has become an absolute path on loading it; the rest is for who calls without a recipe.
-    return not (looks_local(name) or os.path.exists(name))  # noqa: PTH110 (a name too long to look up is no path)
-
-
 def go_offline_if_unreachable(names: Iterable[str]) -> None:
     """Put the hub's client into offline mode for this process if one of `names` is on the hub and that is out of reach.
 
     The client reads its environment once, when it is first imported: call this before. `HF_HUB_OFFLINE`, if it is set,
     stands: 0 keeps the client asking.
     """
-    if any(os.environ.get(name) for name in _OFFLINE) or not any(map(is_hub_name, names)):
+    if any(os.environ.get(name) for name in _OFFLINE) or all(map(is_local, names)):
         return
     if not is_reachable(os.environ.get("HF_ENDPOINT", _ENDPOINT)):
         os.environ["HF_HUB_OFFLINE"] = "1"

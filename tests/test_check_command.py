@@ -18,7 +18,7 @@ from qlora_cli.check_view import show_check
 from qlora_cli.cli import app
 from qlora_cli.commands import libraries
 from qlora_cli.data.end_of_turn import EndOfTurn
-from qlora_cli.recipe.load import dump_recipe
+from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.training.events import DataReady
 from qlora_cli.training.facts import Example, Facts, Lengths, Overlong, Piece, SomeRows, SplitFacts, Steps
 from tests.support.cli import offline_libraries, process, settings

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from qlora_cli import __version__
 from qlora_cli.cli import app
 from qlora_cli.commands import train as train_command
-from qlora_cli.recipe.load import dump_recipe
+from qlora_cli.recipe.dump import dump_recipe
 from tests.support.cli import ENVIRONMENT, offline_libraries, process, settings
 from tests.support.runs import read_metrics, tiny_recipe
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from qlora_cli.hub import go_offline_if_unreachable, is_hub_name, is_reachable, is_unreachable
+from qlora_cli.hub import go_offline_if_unreachable, is_reachable, is_unreachable
+from qlora_cli.recipe.paths import is_local
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -103,7 +104,7 @@ def test_what_is_a_hub_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
     names = ("org/model", "gpt2", "./gpt2", "/gpt2", "a/b/c", "rows.jsonl", "rows")
-    assert [name for name in names if is_hub_name(name)] == ["org/model", "gpt2"]
+    assert [name for name in names if not is_local(name)] == ["org/model", "gpt2"]
 
 
 def caused(*chain: Exception, hidden: bool = False) -> Exception:

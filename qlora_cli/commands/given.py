@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from qlora_cli.commands.replies import read_columns, understood
 from qlora_cli.recipe.data_files import shown_path
 from qlora_cli.recipe.load import load_recipe
-from qlora_cli.recipe.peek import is_local
+from qlora_cli.recipe.paths import is_local
 from qlora_cli.recipe.schema import Section
 from qlora_cli.recipe.yaml_source import Value
 

@@ -29,14 +29,13 @@ from qlora_cli.data.sample import (
     token_bound,
 )
 from qlora_cli.errors import DataError, RequestError
-from qlora_cli.recipe.paths import expand_home
+from qlora_cli.recipe.paths import expand_home, is_local
 from qlora_cli.recipe.peek import (
     as_recipe_path,
     guess_model,
     guess_run_folder,
     guess_train,
     guess_validation,
-    is_local,
 )
 from qlora_cli.recipe.schema import DatasetSection
 from qlora_cli.recipe.starter import (

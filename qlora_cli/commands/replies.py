@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,15 +11,11 @@ from typing import TypeVar
 from qlora_cli.data.formats import OPTIONAL, REQUIRED
 from qlora_cli.data.sample import Layout
 from qlora_cli.errors import DataError, ModelError, OutputError, RequestError
-from qlora_cli.recipe.data_files import near_name
-from qlora_cli.recipe.paths import expand_home
-from qlora_cli.recipe.peek import is_local
+from qlora_cli.recipe.paths import HUB_NAME, expand_home, is_local, model_problem
 from qlora_cli.recipe.yaml_source import parse_scalar, shorten
 from qlora_cli.training.run_folder import RunFolder
 
 T = TypeVar("T")
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def understood(owner: str, read: Callable[[str], T], text: str) -> T:
@@ -40,20 +35,14 @@ def read_model(text: str) -> str:
     """A base model: a folder that has one, or a hub name. Raises ModelError."""
     if not is_local(text):
         check_hub_name(text, "a folder", ModelError)
-        return text
-    path = Path(expand_home(text))
-    if path.is_file():
-        raise ModelError(f"{text} is a file; expected a model folder, or a hub name such as org/name.")
-    if not path.is_dir():
-        raise ModelError(f"{text}: there is no such folder{near_name(path)}")
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{text} holds no config.json, so it is not a model folder.")
+    elif problem := model_problem(Path(expand_home(text)), text):
+        raise ModelError(problem)
     return text
 
 
 def check_hub_name(text: str, instead: str, error: type[RequestError] = DataError) -> None:
     """Refuse what is no name that a hub could have."""
-    if not _HUB_NAME.fullmatch(text):
+    if not HUB_NAME.fullmatch(text):
         raise error(f"expected {instead} that is here, or a hub name such as org/name, got {shorten(repr(text))}.")
 
 

@@ -9,26 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qlora_cli.data.files import describe
 from qlora_cli.errors import DataError
-from qlora_cli.recipe.schema import DatasetSection
+from qlora_cli.recipe.rules import column_problems
+from qlora_cli.recipe.schema import FORMAT_COLUMNS, DatasetSection
 
 Format = Literal["messages", "alpaca", "prompt_completion", "text"]
 
-REQUIRED: dict[Format, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "alpaca": ("instruction", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-OPTIONAL: dict[Format, tuple[str, ...]] = {
-    "messages": (),
-    "alpaca": ("input",),
-    "prompt_completion": (),
-    "text": (),
-}
+REQUIRED: dict[Format, tuple[str, ...]] = {name: FORMAT_COLUMNS[name].required for name in get_args(Format)}
+OPTIONAL: dict[Format, tuple[str, ...]] = {name: FORMAT_COLUMNS[name].optional for name in get_args(Format)}
 ROLES = ("system", "user", "assistant", "tool")
 
 # Wording of Stanford Alpaca's prompts, so that models without a chat template see what they would there.
@@ -129,14 +120,8 @@ def _fits(section: DatasetSection, format: Format, column_names: Sequence[str]) 
 
 
 def _check_fields(section: DatasetSection) -> None:
-    formats: Sequence[Format] = list(REQUIRED) if section.format == "auto" else [section.format]
-    known = [field for format in formats for field in (*REQUIRED[format], *OPTIONAL[format])]
-    owner = "no format has a" if section.format == "auto" else f"the format {section.format} has no"
-    for field in section.columns:
-        if field not in known:
-            raise DataError(
-                f"dataset.columns: {owner} field {field!r}{_suggestion(field, known)} The fields are {_listed(known)}."
-            )
+    for problem, _ in column_problems(section.format, section.columns).values():
+        raise DataError(f"dataset.columns: {problem}")
 
 
 def _check_needed(section: DatasetSection, format: Format, column_names: Sequence[str], source: str) -> None:

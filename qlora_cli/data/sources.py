@@ -22,8 +22,9 @@ import pyarrow.parquet
 from qlora_cli.data.files import Row, read_file
 from qlora_cli.data.tables import tabulate
 from qlora_cli.errors import DataError, HubUnreachableError
-from qlora_cli.hub import is_hub_name, is_unreachable
+from qlora_cli.hub import is_unreachable
 from qlora_cli.recipe.data_files import find_data_files, shown_path
+from qlora_cli.recipe.paths import is_local
 from qlora_cli.recipe.schema import DatasetSection
 
 _SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
@@ -115,7 +116,7 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 def _load(field: str, name: str, section: DatasetSection, split: str) -> Rows:
     """The rows that a field of the recipe names."""
-    rows = _load_hub(name, section.hub_config, split) if is_hub_name(name) else _load_files(name, _find(field, name))
+    rows = _load_files(name, _find(field, name)) if is_local(name) else _load_hub(name, section.hub_config, split)
     if len(rows) == 0:
         raise DataError(f"{rows.source}: there are no rows.")
     return rows

@@ -28,6 +28,7 @@ from qlora_cli.model.quantization import (
     compute_dtype,
     keep_layout,
 )
+from qlora_cli.recipe.paths import model_problem
 from qlora_cli.recipe.schema import QuantizationSection
 
 # What the hub's client and the readers below it raise for an absent, unreachable or damaged file.
@@ -188,10 +189,8 @@ def _check_folder(base: ModelSource) -> None:
     path = Path(base.name)
     if not path.is_absolute():
         return
-    if not path.is_dir():
-        raise ModelError(f"base_model: {path}: no such folder. Expected a model folder, or a hub name such as org/name")
-    if not (path / "config.json").is_file():
-        raise ModelError(f"base_model: {path} holds no config.json, so it is not a model folder")
+    if problem := model_problem(path, str(path)):
+        raise ModelError(f"base_model: {problem}")
     if list(path.glob("*.bin")) and not list(path.glob("model*.safetensors")):
         raise ModelError(f"base_model: {path} {_ONLY_PICKLE}")
 

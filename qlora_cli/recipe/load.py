@@ -1,4 +1,4 @@
-"""From a recipe file and `--set` overrides to a checked `Recipe`, and back to YAML.
+"""From a recipe file and `--set` overrides to a checked `Recipe`.
 
 Precedence: the schema's defaults < the recipe that is extended < the recipe < `--set`, the last of which wins.
 Relative paths in a recipe are relative to that recipe; those in an override, to the folder the command is run in.
@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from qlora_cli.errors import Mistake, Position, RecipeError
 from qlora_cli.recipe import yaml_source
-from qlora_cli.recipe.fields import all_fields, takes_environment
 from qlora_cli.recipe.layers import Stack, lay_file, lay_override
 from qlora_cli.recipe.paths import absent_paths, misplaced_paths
 from qlora_cli.recipe.rules import contradictions
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.recipe.substitution import escape
 from qlora_cli.recipe.values import describe_errors, position_of
 
 
@@ -86,32 +83,3 @@ def _in_reading_order(mistakes: Sequence[Mistake], path: Path) -> list[Mistake]:
     rank = {file: number for number, file in enumerate(files)}
     unique = dict.fromkeys(mistakes)
     return sorted(unique, key=lambda m: (rank.get(m.position.file, len(files)), m.position.line, m.position.column))
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Write a recipe with every default spelled out, so that `load_recipe` gives back an equal one."""
-    data = recipe.model_dump()
-    # Of fields that exclude each other, only those in force: the grammar refuses both at once.
-    if recipe.training.max_steps is not None:
-        del data["training"]["num_train_epochs"]
-    if recipe.quantization.bits == 16:
-        del data["quantization"]["quant_type"], data["quantization"]["double_quant"]
-    for path, _ in all_fields():
-        section = data[path[0]] if len(path) > 1 else data
-        name = path[-1]
-        if takes_environment(path) and isinstance(section.get(name), str):
-            section[name] = escape(section[name])
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what PyYAML leaves bare but we read as a number, such as the commit `12345e6`, and escapes what is no
-    letter: PyYAML loses some of the rarer line breaks."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = None if yaml_source.parse_scalar(text) == text and text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)

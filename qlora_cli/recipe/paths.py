@@ -18,7 +18,7 @@ from qlora_cli.recipe.yaml_source import Value
 _MODEL: yaml_source.Path = ("base_model",)
 _PATH_FIELDS: tuple[yaml_source.Path, ...] = (_MODEL, ("dataset", "train"), ("dataset", "validation"))
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def resolve_paths(data: dict[str, Value], base: Path) -> None:
@@ -48,15 +48,15 @@ def absent_paths(data: dict[str, Value]) -> dict[yaml_source.Path, str]:
     problems = {}
     for keys, _, value in _path_values(data):
         if os.path.isabs(value):  # noqa: PTH117
-            problem = _model_problem(Path(value)) if keys == _MODEL else _data_problem(value)
+            problem = model_problem(Path(value), shown_path(Path(value))) if keys == _MODEL else _data_problem(value)
         else:
-            problem = None if _HUB_NAME.fullmatch(value) else _NO_NAME.format(yaml_source.shorten(repr(value)))
+            problem = None if HUB_NAME.fullmatch(value) else _NO_NAME.format(yaml_source.shorten(repr(value)))
         if problem and value:
             problems[keys] = problem
     return problems
 
 
-_NO_NAME = "{} is no path that is there, and no hub name such as org/name"
+_NO_NAME = "{} is no path that is there, and no hub name such as org/name."
 
 
 def looks_local(value: str) -> bool:
@@ -69,6 +69,12 @@ def looks_local(value: str) -> bool:
     )
 
 
+def is_local(name: str) -> bool:
+    """Whether this names a file, a folder or a glob, rather than something on the hub."""
+    # Of a recipe, what is beside it has become an absolute path on loading it.
+    return looks_local(name) or (bool(name) and os.path.exists(name))  # noqa: PTH110 (too long a name is no path)
+
+
 def expand_home(value: str) -> str:
     """`~` and `~user` at the start as the home folder; as it is if there is no such user."""
     with contextlib.suppress(RuntimeError):
@@ -76,12 +82,14 @@ def expand_home(value: str) -> str:
     return value
 
 
-def _model_problem(path: Path) -> str | None:
+def model_problem(path: Path, shown: str) -> str | None:
+    """Why this folder, called `shown`, is no base model; None if it may be one."""
+    if path.is_file():
+        return f"{shown} is a file; expected a model folder, or a hub name such as org/name."
     if not path.is_dir():
-        what = "is a file, not a model folder" if path.is_file() else f"there is no such folder{near_name(path)}"
-        return f"{shown_path(path)}: {what}"
+        return f"{shown}: there is no such folder{near_name(path)}"
     if not (path / "config.json").is_file():
-        return f"{shown_path(path)} holds no config.json, so it is not a model folder"
+        return f"{shown} holds no config.json, so it is not a model folder."
     return None
 
 

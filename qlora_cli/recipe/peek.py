@@ -67,11 +67,6 @@ def guess_run_folder(train: str, base_model: str) -> str:
     return next((f"runs/{free}" for free in names if not _exists(Path("runs", free))), f"runs/{name}")
 
 
-def is_local(name: str) -> bool:
-    """Whether this names a file, a folder or a glob, rather than something on the hub."""
-    return looks_local(name) or (bool(name) and _exists(Path(name)))
-
-
 def as_recipe_path(name: str, folder: Path) -> str:
     """A local name, relative to the current folder, as a recipe in `folder` has it; an absolute one stays so."""
     if os.path.isabs(expand_home(name)):  # noqa: PTH117

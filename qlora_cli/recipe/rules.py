@@ -130,14 +130,19 @@ def _columns(facts: _Facts) -> list[Mistake]:
     columns, form = facts.get(path), facts.get(("dataset", "format"))
     if not isinstance(columns, dict):
         return []
-    formats = [form] if isinstance(form, str) and form in FORMAT_COLUMNS else list(FORMAT_COLUMNS)
+    problems = column_problems(form, columns)
+    return [facts.key_mistake((*path, name), text, near) for name, (text, near) in problems.items()]
+
+
+def column_problems(format: object, columns: Mapping[str, object]) -> dict[str, tuple[str, str | None]]:
+    """The keys of `dataset.columns` that are no fields of the format: what is wrong, and which was probably meant."""
+    formats = [format] if isinstance(format, str) and format in FORMAT_COLUMNS else list(FORMAT_COLUMNS)
     known = [field for name in formats for field in FORMAT_COLUMNS[name].fields]
-    lack = f"the format {form} has no" if formats == [form] else "no format has a"
-    mistakes = []
+    lack = f"the format {format} has no" if formats == [format] else "no format has a"
+    problems = {}
     for name in columns:
         if name not in known:
             near = nearest(name, known)
             hint = f"did you mean `{near}`?" if near else f"expected {', '.join(known)}"
-            text = f"{lack} field {shorten(repr(name))}; {hint}"
-            mistakes.append(facts.key_mistake((*path, name), text, near))
-    return mistakes
+            problems[name] = f"{lack} field {shorten(repr(name))}; {hint}", near
+    return problems

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import yaml
 from pydantic import BaseModel
 
-from qlora_cli.recipe import yaml_source
+from qlora_cli.recipe.dump import RecipeDumper
+from qlora_cli.recipe.fields import sections
 from qlora_cli.recipe.schema import ENVIRONMENT, Recipe
 from qlora_cli.recipe.substitution import escape
 from qlora_cli.recipe.yaml_source import Value
@@ -106,7 +107,7 @@ def _in_order(data: Mapping[str, Value], model: type[BaseModel]) -> dict[str, Va
     result: dict[str, Value] = {}
     for name, known in model.model_fields.items():
         value = data.get(name)
-        section = _section_model(name) if model is Recipe else None
+        section = sections().get(name) if model is Recipe else None
         if section is not None and isinstance(value, dict):
             value = _in_order(value, section) or None
         if value is not None or (section is None and name in data and known.get_default() is not None):
@@ -114,14 +115,9 @@ def _in_order(data: Mapping[str, Value], model: type[BaseModel]) -> dict[str, Va
     return result
 
 
-def _section_model(name: str) -> type[BaseModel] | None:
-    annotation = Recipe.model_fields[name].annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
 def _section(name: str, settings: Mapping[str, Value], notes: Mapping[str, str]) -> list[str]:
     """A section's lines: what is set, then, commented out, what people change first."""
-    model = _section_model(name)
+    model = sections().get(name)
     values = settings.get(name)
     if model is None:
         return []
@@ -161,18 +157,6 @@ def _one_line(comment: str) -> str:
 def _flow(value: Value) -> str:
     """A value on one line, such that reading it gives it back."""
     text = yaml.dump(
-        [value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=sys.maxsize, allow_unicode=True
+        [value], Dumper=RecipeDumper, default_flow_style=True, sort_keys=False, width=sys.maxsize, allow_unicode=True
     )
     return text.strip()[1:-1]
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what PyYAML leaves bare but we read as a number, and escapes what is no letter, as a run's recipe has."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = None if yaml_source.parse_scalar(text) == text and text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)

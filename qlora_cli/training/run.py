@@ -24,7 +24,7 @@ from qlora_cli.model.base import (
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_parameters
 from qlora_cli.model.quantization import compute_dtype, describe_storage, measure_storage
-from qlora_cli.recipe.load import dump_recipe
+from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.devices import make_accelerator

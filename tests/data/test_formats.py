@@ -72,14 +72,12 @@ def test_auto_recognises_the_format(names: list[str], mapping: dict[str, str], f
         (
             ["question", "answer"],
             {"format": "prompt_completion", "columns": {"promt": "question"}},
-            "dataset.columns: the format prompt_completion has no field 'promt'; did you mean 'prompt'? "
-            "The fields are prompt, completion.",
+            "dataset.columns: the format prompt_completion has no field 'promt'; did you mean `prompt`?",
         ),
         (
             ["question", "answer"],
             {"columns": {"promt": "question"}},
-            "dataset.columns: no format has a field 'promt'; did you mean 'prompt'? "
-            "The fields are messages, instruction, output, input, prompt, completion, text.",
+            "dataset.columns: no format has a field 'promt'; did you mean `prompt`?",
         ),
         (
             ["q"],

@@ -97,13 +97,13 @@ def test_a_missing_folder_is_not_taken_for_a_hub_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_config(ModelSource(str(tmp_path / "nothing")))
     assert str(caught.value) == (
-        f"base_model: {tmp_path / 'nothing'}: no such folder. Expected a model folder, or a hub name such as org/name"
+        f"base_model: {tmp_path / 'nothing'}: there is no such folder."
     )
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     """The message says what is missing."""
-    with pytest.raises(ModelError, match=r"holds no config\.json, so it is not a model folder$"):
+    with pytest.raises(ModelError, match=r"holds no config\.json, so it is not a model folder\.$"):
         load_base(ModelSource(str(tmp_path)), QuantizationSection(), CPU)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.recipe.load import dump_recipe
+from qlora_cli.recipe.dump import dump_recipe
 from tests.support.recipes import load, refusal
 
 BASE = (

@@ -13,8 +13,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 
+from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.json_schema import recipe_schema, recipe_schema_text
-from qlora_cli.recipe.load import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 
 SCHEMA = recipe_schema()

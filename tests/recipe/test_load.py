@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qlora_cli.errors import RecipeError
-from qlora_cli.recipe.load import dump_recipe, load_recipe
+from qlora_cli.recipe.dump import dump_recipe
+from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
 from tests.support.recipes import MINIMAL, load, refusal
 

@@ -158,11 +158,12 @@ def test_what_is_there_is_accepted(here: Path) -> None:
         ("../models/m", "../mdels", "1:13: base_model: mdels: there is no such folder; did you mean models?"),
         ("../models/m", "../modles/m",
          "1:13: base_model: modles/m: there is no such folder; the folder modles is not there."),
-        ("../models/m", "../models", "1:13: base_model: models holds no config.json, so it is not a model folder"),
+        ("../models/m", "../models", "1:13: base_model: models holds no config.json, so it is not a model folder."),
         ("../models/m", "./data/train.jsonl",
-         "1:13: base_model: recipes/data/train.jsonl: is a file, not a model folder"),
+         "1:13: base_model: recipes/data/train.jsonl is a file; expected a model folder, or a hub name such as "
+            "org/name."),
         ("../models/m", "my model!",
-         "1:13: base_model: 'my model!' is no path that is there, and no hub name such as org/name"),
+         "1:13: base_model: 'my model!' is no path that is there, and no hub name such as org/name."),
         ("data/train.jsonl", "data/trian.jsonl",
          "3:10: dataset.train: recipes/data/trian.jsonl: there is no such file or folder; did you mean train.jsonl?"),
         ("data/train.jsonl", "dta/train.jsonl",
@@ -176,7 +177,7 @@ def test_what_is_there_is_accepted(here: Path) -> None:
         ("data/test.jsonl", "data/none.jsonl",
          "4:15: dataset.validation: recipes/data/none.jsonl: there is no such file or folder."),
         ("data/test.jsonl", "two words",
-         "4:15: dataset.validation: 'two words' is no path that is there, and no hub name such as org/name"),
+         "4:15: dataset.validation: 'two words' is no path that is there, and no hub name such as org/name."),
     ],
 )  # fmt: skip
 def test_a_path_that_is_not_there(old: str, new: str, message: str, here: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.recipe.peek import as_recipe_path, guess_model, guess_run_folder, guess_train, guess_validation, is_local
+from qlora_cli.recipe.paths import is_local
+from qlora_cli.recipe.peek import as_recipe_path, guess_model, guess_run_folder, guess_train, guess_validation
 
 
 @pytest.fixture(autouse=True)

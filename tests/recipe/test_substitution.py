@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.recipe.load import dump_recipe, load_recipe
+from qlora_cli.recipe.dump import dump_recipe
+from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.substitution import escape, substitute
 from qlora_cli.recipe.yaml_source import Source
 from tests.support.recipes import MINIMAL, load, refusal

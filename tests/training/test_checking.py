@@ -263,7 +263,7 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, SHORT, {"prompt": "red", "completion": None})
     facts = check_data(recipe.model_copy(update={"base_model": str(tmp_path / "none")}))
     assert facts.problems == (
-        f"base_model: {tmp_path / 'none'}: no such folder. Expected a model folder, or a hub name such as org/name",
+        f"base_model: {tmp_path / 'none'}: there is no such folder.",
         f"{recipe.dataset.train}, line 2: completion: expected text, got null.",
     )
     assert (facts.checked, facts.train, facts.steps) == ("recipe", None, None)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qlora_cli.recipe.load import dump_recipe
+from qlora_cli.recipe.dump import dump_recipe
 from tests.support.runs import read_metrics, tiny_recipe
 
 
