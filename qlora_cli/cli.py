@@ -18,6 +18,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML recipe.", show_default=False)]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one value of the recipe, as in --set training.max_steps=20. May be given again.",
+    ),
+]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -36,15 +46,8 @@ def main(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override one value of the recipe, as in --set training.max_steps=20. May be given again.",
-        ),
-    ] = None,
+    recipe: _RecipePath,
+    overrides: _Overrides = None,
     output_dir: Annotated[
         str | None, typer.Option("--output-dir", metavar="DIR", help="The run folder, in place of the recipe's.")
     ] = None,
@@ -63,15 +66,8 @@ def train(
 
 @app.command()
 def check(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override one value of the recipe, as in --set training.max_steps=20. May be given again.",
-        ),
-    ] = None,
+    recipe: _RecipePath,
+    overrides: _Overrides = None,
     show: Annotated[
         int | None,
         typer.Option(

@@ -32,6 +32,19 @@ def test_five_questions_at_most() -> None:
     assert answers.columns == {"prompt": "sentence", "completion": "label"}
 
 
+def test_rows_among_several_files_are_not_guessed() -> None:
+    """Whoever has data here does not mean a dataset on the hub: asked without a default, or refused."""
+    rows("a.jsonl", "question", "answer")
+    rows("b.jsonl", "question", "answer")
+    missing = "which rows to learn is not plain from what is here: a.jsonl, b.jsonl. Name them."
+    person = Person({"Rows": ["", "b.jsonl"]})
+    assert ask(person).train == "b.jsonl"
+    assert person.asked[1] == ("Rows to learn (file, folder, glob or hub name)", None)
+    assert person.told[0] == missing
+    assert init("--yes", code=2).stderr == f"error: --train: {missing}\n"
+    assert not Path("recipe.yaml").exists()
+
+
 def test_four_questions_where_the_columns_tell() -> None:
     rows("train.jsonl", "question", "answer")
     person = Person()

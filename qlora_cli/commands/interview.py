@@ -36,6 +36,7 @@ from qlora_cli.recipe.peek import (
     guess_run_folder,
     guess_train,
     guess_validation,
+    possible_rows,
 )
 from qlora_cli.recipe.schema import DatasetSection
 from qlora_cli.recipe.starter import (
@@ -108,12 +109,15 @@ class _Interview:
 
     def answers(self, folder: Path) -> Answers:
         given, here = self._given, Path()
-        default = guess_model(here) or DEFAULT_MODEL
+        default: str | None = guess_model(here) or DEFAULT_MODEL
         question = _Question("--base-model", "Base model (hub name or folder)", default)
         base_model = self._settle(given.base_model, question, read_model)
 
-        default = guess_train(here) or DEFAULT_ROWS
-        question = _Question("--train", "Rows to learn (file, folder, glob or hub name)", default)
+        candidates = possible_rows(here)
+        # Among several files nobody means a dataset on the hub.
+        default = guess_train(here) or (None if candidates else DEFAULT_ROWS)
+        missing = f"which rows to learn is not plain from what is here: {', '.join(candidates[:5])}. Name them."
+        question = _Question("--train", "Rows to learn (file, folder, glob or hub name)", default, missing)
         rows = self._settle(given.train, question, self._read_rows)
         if given.columns:
             rows = understood("--columns", lambda _: self._laid_out(rows, given.columns), "")

@@ -53,9 +53,12 @@ def shown_path(path: Path) -> str:
 
 def near_name(path: Path) -> str:
     """The end of a message: a name in the same folder that may have been meant, or the folder that is not there."""
-    if not path.parent.is_dir():
-        return f"; the folder {shown_path(path.parent)} is not there."
-    names = {p.stem: p.name for p in sorted(path.parent.iterdir())}
+    try:
+        if not path.parent.is_dir():
+            return f"; the folder {shown_path(path.parent)} is not there."
+        names = {p.stem: p.name for p in sorted(path.parent.iterdir())}
+    except OSError:  # a folder that may not be looked into
+        return "."
     close = nearest(path.stem, names)  # without the suffix, which makes all of a folder alike
     return f"; did you mean {names[close]}?" if close else "."
 

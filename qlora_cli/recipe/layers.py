@@ -19,9 +19,10 @@ from qlora_cli.recipe.paths import expand_home, resolve_paths
 from qlora_cli.recipe.rules import displaced_by
 from qlora_cli.recipe.substitution import substitute
 from qlora_cli.recipe.values import position_of
-from qlora_cli.recipe.yaml_source import Place, Source, Value
+from qlora_cli.recipe.yaml_source import Place, Source, Value, shorten
 
 _EXTENDS: yaml_source.Path = ("extends",)
+_MAX_CHAIN = 20
 _SECTIONS_DEEP = 1  # levels of mappings that files are laid over each other in
 
 
@@ -99,12 +100,15 @@ def _lay_extended(stack: Stack, source: Source, path: Path, chain: tuple[Path, .
     """Lay the file that a source extends, and take `extends` out of the source; the problems with it."""
     value = source.data.pop("extends")
     if not isinstance(value, str):
-        return [Mistake(_place(source), "extends", f"expected the path of a recipe, got {value!r}")]
+        return [Mistake(_place(source), "extends", f"expected the path of a recipe, got {shorten(repr(value))}")]
     # Alone, since it is needed before anything else of the file.
     alone = Source({"extends": value}, source.places)
     if mistakes := substitute(alone):
         return mistakes
-    problem = _lay_parent(stack, path.parent / expand_home(str(alone.data["extends"])), chain)
+    try:
+        problem = _lay_parent(stack, path.parent / expand_home(str(alone.data["extends"])), chain)
+    except (OSError, ValueError) as error:  # a name that no file can have
+        problem = f"{shorten(repr(value))}: cannot be looked up: {error}"
     return [Mistake(_place(source), "extends", problem)] if problem else []
 
 
@@ -130,16 +134,13 @@ def _lay_parent(stack: Stack, parent: Path, chain: tuple[Path, ...]) -> str | No
     return None
 
 
-_MAX_CHAIN = 20
-
-
 def lay_override(stack: Stack, override: str) -> None:
     """Lay one `key.path=value` over the stack; its place is the argument itself."""
     name, equals, text = override.partition("=")
     keys = tuple(name.strip().split("."))
-    argument = Position(f"--set {override}")
+    argument = Position(f"--set {shorten(override)}")
     problem = None
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > yaml_source.MAX_DEPTH:
         problem = "expected KEY=VALUE, as in --set training.max_steps=20"
     elif not text.strip():
         problem = 'there is no value; write null to unset one, or "" for an empty text'

@@ -12,13 +12,13 @@ from pathlib import Path
 from qlora_cli.errors import DataError
 from qlora_cli.recipe import yaml_source
 from qlora_cli.recipe.data_files import DATA_SUFFIXES, find_data_files, near_name, shown_path
-from qlora_cli.recipe.yaml_source import Value
+from qlora_cli.recipe.yaml_source import Value, shorten
 
 # Fields that name a local file or folder, or else something on the hub.
 _MODEL: yaml_source.Path = ("base_model",)
 _PATH_FIELDS: tuple[yaml_source.Path, ...] = (_MODEL, ("dataset", "train"), ("dataset", "validation"))
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+HUB_NAME = re.compile(r"(?=.{1,96}$)[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def resolve_paths(data: dict[str, Value], base: Path) -> None:
@@ -47,13 +47,23 @@ def absent_paths(data: dict[str, Value]) -> dict[yaml_source.Path, str]:
     """Resolved values that name nothing that is there and can be used, nor anything a hub could have."""
     problems = {}
     for keys, _, value in _path_values(data):
-        if os.path.isabs(value):  # noqa: PTH117
-            problem = model_problem(Path(value), shown_path(Path(value))) if keys == _MODEL else _data_problem(value)
-        else:
-            problem = None if HUB_NAME.fullmatch(value) else _NO_NAME.format(yaml_source.shorten(repr(value)))
-        if problem and value:
+        if value and (problem := _absent(keys, value)):
             problems[keys] = problem
     return problems
+
+
+def _absent(keys: yaml_source.Path, value: str) -> str | None:
+    if not os.path.isabs(value):  # noqa: PTH117
+        return None if HUB_NAME.fullmatch(value) else _NO_NAME.format(shorten(repr(value)))
+    try:
+        if keys == _MODEL:
+            return model_problem(Path(value), shown_path(Path(value)))
+        find_data_files(value)
+    except DataError as error:
+        return str(error)
+    except (OSError, ValueError) as error:  # not ours to read, or a name that no file can have
+        return f"{shorten(repr(value))}: cannot be looked up: {error}"
+    return None
 
 
 _NO_NAME = "{} is no path that is there, and no hub name such as org/name."
@@ -93,16 +103,6 @@ def model_problem(path: Path, shown: str) -> str | None:
     return None
 
 
-def _data_problem(name: str) -> str | None:
-    try:
-        find_data_files(name)
-    except DataError as error:
-        return str(error)
-    except OSError as error:
-        return f"{name}: cannot be read: {error.strerror}"
-    return None
-
-
 def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dict[str, Value], str]]:
     """Every path-valued field that holds text: its keys, the section it is in, and the text."""
     for keys in _PATH_FIELDS:
@@ -121,6 +121,8 @@ def _resolve(value: str, base: Path) -> str:
     if looks_local(value) or (value and os.path.exists(path)):  # noqa: PTH110
         full = Path.cwd() / path
         tidy = os.path.normpath(full)
-        # Behind a symbolic link, `..` is not the folder that the name says.
-        return tidy if os.path.realpath(tidy) == os.path.realpath(full) else str(full)
+        with contextlib.suppress(OSError, ValueError):  # not ours to read, or a name that no file can have
+            # Behind a symbolic link, `..` is not the folder that the name says.
+            return tidy if os.path.realpath(tidy) == os.path.realpath(full) else str(full)
+        return tidy
     return value

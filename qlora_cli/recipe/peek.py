@@ -40,6 +40,12 @@ def guess_train(folder: Path) -> str | None:
     return None
 
 
+def possible_rows(folder: Path) -> list[str]:
+    """Every data file in `folder` or in its `data` that may hold rows to learn; relative to `folder`."""
+    files = [path for place in (folder, folder / "data") for path in _data_files(place)]
+    return [_name(path, folder) for path in files if _may_be_rows(path, path.suffix.lower())]
+
+
 def guess_validation(train: str) -> list[str]:
     """Files or folders of held-out rows beside local training rows, by their names; the likeliest first.
 

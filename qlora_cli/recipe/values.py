@@ -77,6 +77,8 @@ def _words(detail: ErrorDetails, field: FieldInfo) -> str:
     match detail["type"]:
         case "finite_number":
             return f"{expected(field)}, and finite"
+        case "string_unicode":
+            return f"{expected(field)} in whole characters (this is half of one)"
         case "string_too_short":
             return f"{expected(field)} that is not empty"
         case "too_short":

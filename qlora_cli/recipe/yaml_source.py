@@ -194,8 +194,9 @@ def _too_large(position: Position) -> RecipeError:
 
 
 def shorten(text: str, limit: int = 100) -> str:
-    """`text`, cut to about `limit` characters."""
-    return text if len(text) <= limit else text[:limit] + "…"
+    """`text`, cut to about `limit` characters, with what would steer a terminal written out."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
+    return shown if len(text) <= limit else shown + "…"
 
 
 def _kind(value: Value) -> str:

@@ -96,9 +96,7 @@ def test_a_missing_folder_is_not_taken_for_a_hub_name(tmp_path: Path) -> None:
     """An absolute path that is not there is told without asking the hub."""
     with pytest.raises(ModelError) as caught:
         load_config(ModelSource(str(tmp_path / "nothing")))
-    assert str(caught.value) == (
-        f"base_model: {tmp_path / 'nothing'}: there is no such folder."
-    )
+    assert str(caught.value) == (f"base_model: {tmp_path / 'nothing'}: there is no such folder.")
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:

@@ -202,3 +202,35 @@ def test_a_path_in_an_override_that_is_not_there(here: Path) -> None:
     assert refusal(LOCAL, "dataset.train=no.jsonl", must_exist=True) == (
         "--set dataset.train=no.jsonl: dataset.train: no.jsonl: there is no such file or folder."
     )
+
+
+@pytest.mark.parametrize("field", ["base_model", "dataset.train", "dataset.validation", "output_dir", "extends"])
+@pytest.mark.parametrize(
+    "name",
+    ["a\\0b", "/a\\0b", "x" * 5000, "/" + "x" * 5000, "/" + "x/" * 3000, "\\ud800", "./\\ud800", "~", ".", "*",
+     "./[", "\\n", " ", "http://x/y", "C:\\\\x", "/dev/null", "~nobody/y"],
+    ids=ascii,
+)  # fmt: skip
+def test_names_that_no_model_or_data_has(field: str, name: str, here: Path) -> None:
+    """Whatever stands where a path is expected is refused with a message, or is a name; nothing falls over."""
+    data = {"base_model": "org/m", "dataset.train": "org/t", "output_dir": "out", field: name}
+    lines = [f'{key}: "{value}"' for key, value in data.items() if "." not in key]
+    rows = ", ".join(f'{key.split(".")[1]}: "{value}"' for key, value in data.items() if "." in key)
+    text = "\n".join([*lines, f"dataset: {{{rows}}}"])
+    if field == "output_dir" and "ud800" not in name:
+        assert load(text, must_exist=True).base_model == "org/m"
+    else:
+        assert f" {field}: " in refusal(text, must_exist=True).splitlines()[0]
+
+
+def test_an_override_of_endless_depth() -> None:
+    assert refusal(MINIMAL, "dataset.columns" + ".a" * 5000 + "=1").endswith(
+        "…: expected KEY=VALUE, as in --set training.max_steps=20"
+    )
+
+
+def test_what_would_steer_a_terminal_is_written_out() -> None:
+    """A recipe from elsewhere does not get to colour, clear or rename the window of whoever checks it."""
+    told = refusal(MINIMAL + '"\\e[31mk": 1\nrevision: "${\\e]0;x\\a}"\n"a\\rb": 2\n')
+    assert not any(letter in told for letter in "\x1b\x07\r")
+    assert told.splitlines()[0] == "r.yaml:5:1: \\x1b[31mk: unknown key"
