@@ -28,7 +28,18 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def start(*arguments: str, spy: bool = False, **streams: int) -> subprocess.Popen[bytes]:
     program = ["-c", SPY] if spy else ["-m", "qlora_cli"]
     command = [sys.executable, *program, "init", *arguments]
-    return subprocess.Popen(command, env=ENVIRONMENT | {"TERM": "xterm"}, start_new_session=True, **streams)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        command,
+        env=ENVIRONMENT | {"TERM": "xterm"},
+        start_new_session=True,
+        preexec_fn=_hear_interrupts,
+        **streams,
+    )
+
+
+def _hear_interrupts() -> None:
+    # Tests that run in the background of a shell ignore SIGINT, and so would what they start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("silent", ["nothing", "a pipe that stays open", "closed"])

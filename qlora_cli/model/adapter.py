@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qlora_cli.errors import ModelError
-from qlora_cli.model.base import ModelSource
 from qlora_cli.model.lora import LoRALinear, lora_layers
+from qlora_cli.model.source import ModelSource
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -1,57 +1,15 @@
-"""The frozen base model and its tokenizer, from a folder or the hub, through transformers."""
+"""The frozen base model, from a folder or the hub, through transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import torch
-from huggingface_hub import is_offline_mode, try_to_load_from_cache
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from qlora_cli.errors import DeviceError, HubUnreachableError, ModelError
-from qlora_cli.hub import is_unreachable
-from qlora_cli.model.quantization import (
-    bitsandbytes_config,
-    check_stored_quantization,
-    compute_dtype,
-    keep_layout,
-)
-from qlora_cli.recipe.paths import model_problem
+from qlora_cli.errors import DeviceError, ModelError
+from qlora_cli.model.quantization import bitsandbytes_config, compute_dtype, keep_layout
+from qlora_cli.model.source import ModelSource, load_config, reading
+from qlora_cli.model.storage import check_stored_quantization
 from qlora_cli.recipe.schema import QuantizationSection
-
-# What the hub's client and the readers below it raise for an absent, unreachable or damaged file.
-_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-
-_CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Which model: a hub name or a local folder, a revision, and whether its own code may run."""
-
-    name: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    def arguments(self) -> dict[str, Any]:
-        """As every `from_pretrained` takes them."""
-        return {
-            "pretrained_model_name_or_path": self.name,
-            "revision": self.revision or "main",
-            "trust_remote_code": self.trust_remote_code,
-        }
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -71,22 +29,6 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda")  # of several, each process is given its own by Accelerate
 
 
-def load_tokenizer(base: ModelSource) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token.
-
-    Raises:
-        ModelError: if it cannot be found or read.
-        HubUnreachableError: if it is on the hub and that gives no answer.
-    """
-    tokenizer: PreTrainedTokenizerBase
-    with _reading("tokenizer", base):
-        tokenizer = AutoTokenizer.from_pretrained(**base.arguments())
-    if tokenizer.pad_token_id is None:
-        # Padding is masked by position, never by token, so any token serves; eos is in every vocabulary.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
-
-
 def load_base(base: ModelSource, quantization: QuantizationSection, device: torch.device) -> PreTrainedModel:
     """The base model on `device`: linear layers in 4 bits, the rest in the compute dtype, all of it frozen.
 
@@ -103,7 +45,7 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
     # What is stored speaks for itself; and an explicit None would hide it from transformers.
     quantize = {} if stored or config is None else {"quantization_config": config}
     model: PreTrainedModel
-    with _reading("model", base, device):
+    with reading("model", base, lambda: _memory_left(device)):
         model, found = AutoModelForCausalLM.from_pretrained(
             **base.arguments(),
             dtype=compute_dtype(quantization),
@@ -138,82 +80,9 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def load_config(base: ModelSource) -> PreTrainedConfig:
-    """The model's configuration, without its weights: what it can read is known before it is loaded.
-
-    Raises:
-        ModelError: if it cannot be found or read.
-        HubUnreachableError: if it is on the hub and that gives no answer.
-    """
-    config: PreTrainedConfig
-    with _reading("configuration", base):
-        config = AutoConfig.from_pretrained(**base.arguments())
-    return config
-
-
-def context_length(config: PreTrainedConfig) -> int | None:
-    """Positions the model was built for, where its configuration says."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
-
-
-def embedding_rows(config: PreTrainedConfig) -> int:
-    """Rows of the input embedding: one more than the largest token id it can look up."""
-    return int(config.get_text_config().vocab_size)
-
-
-@contextmanager
-def _reading(part: str, base: ModelSource, device: torch.device = _CPU) -> Iterator[None]:
-    """Turn whatever keeps `part` of the base from being read onto `device` into an error of ours."""
-    _check_folder(base)
-    try:
-        yield
-    except _LOAD_ERRORS as error:
-        kind = HubUnreachableError if _no_answer(part, base, error) else ModelError
-        raise kind(_cannot_load(part, base, error) + _memory_left(device)) from None
-
-
-def _no_answer(part: str, base: ModelSource, error: Exception) -> bool:
-    """Whether this is the hub's silence, and nothing against the model."""
-    if Path(base.name).is_absolute():
-        return False
-    if part == "tokenizer" and is_offline_mode():
-        # transformers takes one that is not in the cache for one that is broken.
-        with suppress(ValueError):  # not a name that a hub would have
-            return try_to_load_from_cache(base.name, "tokenizer.json", revision=base.revision) is None
-    return is_unreachable(error)
-
-
-def _check_folder(base: ModelSource) -> None:
-    """Tell a mistyped path from a hub name before the hub is asked."""
-    path = Path(base.name)
-    if not path.is_absolute():
-        return
-    if problem := model_problem(path, str(path)):
-        raise ModelError(f"base_model: {problem}")
-    if list(path.glob("*.bin")) and not list(path.glob("model*.safetensors")):
-        raise ModelError(f"base_model: {path} {_ONLY_PICKLE}")
-
-
 def _memory_left(device: torch.device) -> str:
     """Running out of memory while weights are quantised comes out of transformers as a conversion error."""
     if device.type != "cuda":
         return ""
     free, total = torch.cuda.mem_get_info(device)
     return f" (memory free on the GPU: {free / 1e9:.1f} of {total / 1e9:.1f} GB; does the model fit?)"
-
-
-_ONLY_PICKLE = "has its weights only as pickle (.bin), which can run code when read. Convert it to safetensors first"
-
-
-def _cannot_load(part: str, base: ModelSource, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    if "use_safetensors=True" in reason:  # transformers' advice there is to allow pickle
-        return f"base_model: {base.name} {_ONLY_PICKLE}"
-    if Path(base.name).is_absolute():
-        return f"base_model: the {part} in {base.name} cannot be read: {reason}"
-    return (
-        f"base_model: the {part} of {base.name} (revision {base.revision or 'main'}) cannot be had from the hub, and "
-        f"there is no such folder here. Check the name and the network (a private or gated model needs `hf auth "
-        f"login`), or give a local folder. The hub client said: {reason[:400]}"
-    )

@@ -14,8 +14,8 @@ from qlora_cli.data.encode import check_shape
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import Rows, hold_out, load_training_rows, load_validation_rows
 from qlora_cli.errors import HubUnreachableError, RequestError
-from qlora_cli.model.base import ModelSource, context_length, load_config, load_tokenizer
-from qlora_cli.model.quantization import check_stored_quantization
+from qlora_cli.model.source import ModelSource, context_length, load_config, load_tokenizer
+from qlora_cli.model.storage import check_stored_quantization
 from qlora_cli.recipe.schema import DatasetSection, Recipe, TrainingSection
 from qlora_cli.training.examples import first_examples
 from qlora_cli.training.facts import Facts, Lengths, Overlong, SomeRows, SplitFacts, Steps

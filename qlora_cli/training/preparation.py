@@ -14,7 +14,7 @@ from qlora_cli.data.end_of_turn import EndOfTurn, doubts_about_the_end, find_end
 from qlora_cli.data.fitting import cut_rows, listed, refusals
 from qlora_cli.data.sources import Rows
 from qlora_cli.errors import DataError
-from qlora_cli.model.base import context_length, embedding_rows
+from qlora_cli.model.source import context_length, embedding_rows
 from qlora_cli.recipe.schema import DatasetSection
 from qlora_cli.training.events import DataReady
 

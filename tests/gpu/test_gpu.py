@@ -19,9 +19,10 @@ from accelerate.state import AcceleratorState
 
 from qlora_cli.errors import Interrupted
 from qlora_cli.model.adapter import save_adapter
-from qlora_cli.model.base import ModelSource, choose_device, load_base
+from qlora_cli.model.base import choose_device, load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import LoRALinear, lora_layers
+from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import LoraSection, QuantizationSection, Recipe, TrainingSection
 from qlora_cli.training import run as run_module
 from qlora_cli.training.events import Event, StepDone

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from qlora_cli.errors import ModelError
 from qlora_cli.model.adapter import load_adapter, save_adapter
-from qlora_cli.model.base import ModelSource, load_base
+from qlora_cli.model.base import load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_layers
 from qlora_cli.model.quantization import compute_dtype
+from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import LoraSection, QuantizationSection
 from tests.support.models import FAMILIES, save_tiny_model
 

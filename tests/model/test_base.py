@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from qlora_cli.errors import DeviceError, HubUnreachableError, ModelError
-from qlora_cli.model.base import ModelSource, choose_device, load_base, load_config, load_tokenizer
+from qlora_cli.model.base import choose_device, load_base
 from qlora_cli.model.quantization import frozen_weight, measure_storage
+from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
 from qlora_cli.recipe.schema import QuantizationSection
 from tests.support.models import save_tiny_model, tiny_model
 from tests.support.tokenizers import tiny_tokenizer

@@ -16,7 +16,8 @@ from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
 from qlora_cli.model.adapter import load_adapter
-from qlora_cli.model.base import ModelSource, load_base, load_tokenizer
+from qlora_cli.model.base import load_base
+from qlora_cli.model.source import ModelSource, load_tokenizer
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.training.run import train

@@ -14,7 +14,7 @@ from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
 from qlora_cli.errors import DataError
-from qlora_cli.model.base import ModelSource, load_tokenizer
+from qlora_cli.model.source import ModelSource, load_tokenizer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.checking import check_data
 from qlora_cli.training.events import DataReady, Event, Notice

@@ -16,10 +16,11 @@ from qlora_cli.data.batches import StepPlan, collate
 from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
-from qlora_cli.model.base import ModelSource, load_base, load_tokenizer
+from qlora_cli.model.base import load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_layers, lora_parameters
 from qlora_cli.model.quantization import compute_dtype
+from qlora_cli.model.source import ModelSource, load_tokenizer
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.training.checkpoint import Progress
 from qlora_cli.training.events import Emitter, Event, StepDone

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from qlora_cli.errors import DataError, Interrupted, ModelError, NonFiniteError, OutputError
-from qlora_cli.model.base import ModelSource, load_base
+from qlora_cli.model.base import load_base
+from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training import evaluation as evaluation_module
