@@ -49,7 +49,12 @@ class Mistake:
     allowed: str = ""
 
     def __str__(self) -> str:
-        return f"{self.position}: {self.key + ': ' if self.key else ''}{self.message}"
+        return printable(f"{self.position}: {self.key + ': ' if self.key else ''}{self.message}")
+
+
+def printable(text: str) -> str:
+    """The text with what would steer a terminal, or begin another line, written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class QloraError(Exception):

@@ -37,19 +37,23 @@ values of another type or out of range, fields that exclude each other, files th
 `qlora check` says it without training, and looks at the data as well.
 
 **Precedence**: defaults < the recipe that is extended < the recipe < `--set section.key=value`, the last of which wins.
-A field takes the place of one that it excludes: `--set training.max_steps=20` shortens any recipe, also one that gives
-`num_train_epochs`. In `--set`, the value is YAML: `[q_proj, v_proj]` is a list, `null` unsets.
+In `--set`, the value is YAML: `[q_proj, v_proj]` is a list, `null` unsets what may be null, and a whole section, as in
+`--set lora={{rank: 4}}`, takes the place of the recipe's. What a later one says ends what it excludes: `--set
+training.max_steps=20` shortens any recipe, also one that gives `num_train_epochs`; `quantization.bits=16` ends
+`quant_type` and `double_quant`, another `base_model` the `revision`, and local rows the split of a hub dataset.
 
 **`extends: other.yaml`** builds on another recipe. Sections are laid over its sections key by key; any other value, a
 list or `columns` too, replaces the other's.
 
 **Paths** in a recipe are relative to that recipe; in `--set`, to the folder the command is run in. A name that is no
-path, and that nothing here has, is a hub name. `${{NAME}}` is replaced by the environment variable in {_ENVIRONMENT},
-and nowhere else; `$${{` writes the characters.
+path, and that nothing here has, is a hub name.
 
-**YAML** is read by the 1.2 core rules, with `_` between digits: `2e-4` and `1_000` are numbers; `no`, `on` and
-`2024-01-01` are text. Anchors and aliases are read; tags, merge keys (`<<`), keys given twice and files beyond 1 MB are
-refused.
+**`${{NAME}}`** is replaced by the environment variable in {_ENVIRONMENT},
+and nowhere else; there, `$$` writes a dollar.
+
+**YAML** is read by the 1.2 core rules, with `_` between digits and without `0x` and `0o`: `2e-4` and `1_000` are
+numbers; `no`, `on` and `2024-01-01` are text. Anchors and aliases are read; tags, merge keys (`<<`), keys given twice
+and files beyond 1 MB are refused.
 """
 
 

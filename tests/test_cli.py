@@ -117,7 +117,7 @@ def test_a_wrong_recipe(recipe: str) -> None:
     assert refused("r.yaml", "--set", "training.seed=x") == (
         "r.yaml:2:8: lora.rnk: unknown key; did you mean `rank`?\n"
         "    `lora` takes rank, alpha, dropout, target_modules\n"
-        "--set training.seed=x: training.seed: expected a whole number from 0 to 4294967295, got 'x'\n"
+        "--set training.seed=x: training.seed: expected a whole number from 0 to 4,294,967,295, got 'x'\n"
         "r.yaml:3:18: dataset.train: a.csv: there is no such file or folder."
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from qlora_cli.commands.invocation import invocation
 from qlora_cli.errors import Interrupted, QloraError
 from qlora_cli.recipe.load import load_recipe
+from qlora_cli.recipe.substitution import escape
 
 
 def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool) -> int:
@@ -18,7 +19,7 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
 
     console = make_console()
     # In quotes, so that YAML reads any name as the text it is.
-    folder = [] if output_dir is None else [f"output_dir={json.dumps(output_dir, ensure_ascii=False)}"]
+    folder = [] if output_dir is None else [f"output_dir={json.dumps(escape(output_dir), ensure_ascii=False)}"]
     again = _resume_command(recipe, overrides, output_dir)
     loaded = None
     try:

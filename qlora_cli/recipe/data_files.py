@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 from pathlib import Path
 
 from qlora_cli.errors import DataError
-from qlora_cli.recipe.words import nearest
+from qlora_cli.recipe.words import distance, nearest
+
+_MANY_NAMES = 2000  # names to look for a misspelt one among
 
 # Kinds of data files that are read.
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -56,11 +59,13 @@ def near_name(path: Path) -> str:
     try:
         if not path.parent.is_dir():
             return f"; the folder {shown_path(path.parent)} is not there."
-        names = {p.stem: p.name for p in sorted(path.parent.iterdir())}
+        names = sorted(p.name for p in itertools.islice(path.parent.iterdir(), _MANY_NAMES))
     except OSError:  # a folder that may not be looked into
         return "."
-    close = nearest(path.stem, names)  # without the suffix, which makes all of a folder alike
-    return f"; did you mean {names[close]}?" if close else "."
+    # Without the suffix first, which makes all of a folder alike.
+    stem = nearest(path.stem, {Path(name).stem for name in names})
+    close = min((distance(name, path.name), name) for name in names if Path(name).stem == stem) if stem else None
+    return f"; did you mean {close[1]}?" if close else "."
 
 
 def _alternatives() -> str:

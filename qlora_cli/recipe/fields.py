@@ -94,7 +94,12 @@ def _bounds(metadata: list[Any], *, whole: bool) -> str:
     found = {name: value for name in ("gt", "ge", "lt", "le") if (value := _limit(metadata, name)) is not None}
     if whole and "lt" in found:
         found["le"] = found.pop("lt") - 1
+    if whole and "gt" in found and "le" in found:
+        found["ge"] = found.pop("gt") + 1
+    found = {name: f"{limit:,}" if whole else limit for name, limit in found.items()}
     match found:
+        case {"gt": low, "le": high}:
+            return f" above {low}, at most {high}"
         case {"gt": low, "lt": high}:
             return f" between {low} and {high}"
         case {"ge": low, "lt": high}:

@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from qlora_cli.errors import Mistake
 from qlora_cli.recipe.fields import all_fields, section_fields, sections
 from qlora_cli.recipe.foreign import explain, foreign_name
-from qlora_cli.recipe.words import is_slip, nearest, plain
-from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, shorten
+from qlora_cli.recipe.schema import FORMAT_COLUMNS
+from qlora_cli.recipe.words import alike, is_slip, misspelt, plain
+from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, shorten, value_at
+
+_MANY_KEYS = 50  # unknown ones in one section: more is no recipe, or one of another tool
+_DATASET: Path = ("dataset",)
+# What people call rows, where it is plain that rows are meant.
+_ROWS = dict.fromkeys(("file", "files", "name", "path", "train_file", "train_data"), "train") | dict.fromkeys(
+    ("test", "val", "valid", "dev", "eval", "evaluation", "validation_file", "test_file", "held_out"), "validation"
+)
 
 
 @dataclass(frozen=True)
@@ -26,28 +34,32 @@ class _Reading:
 
 def repair_keys(source: Source) -> list[Mistake]:
     """Every unknown key as a mistake; in `source` each is moved to the field that was meant, or taken out."""
-    mistakes = _repair_section(source, ())
-    for name in sections():
-        if isinstance(source.data.get(name), dict):
-            mistakes += _repair_section(source, (name,))
+    mistakes: list[Mistake] = []
+    places: list[Path] = [(), *((name,) for name in sections())]
+    # What is moved into a section that was looked at before may be wrong itself.
+    while found := [mistake for place in places for mistake in _repair_section(source, place)]:
+        mistakes += found
     return mistakes
 
 
 def _repair_section(source: Source, section: Path) -> list[Mistake]:
     known = section_fields(section)
-    data = _section(source.data, section)
+    data = value_at(source.data, section)
+    unknown = [key for key in data if key not in known] if isinstance(data, dict) else []
+    if not isinstance(data, dict) or not unknown:
+        return []
+    where = f"`{section[0]}`" if section else "the top level"
+    allowed = f"{where} takes {', '.join(known)}"
     mistakes = []
-    for key in [key for key in data if key not in known]:
-        reading = _read_key(key, section)
-        path = (*section, key)
-        where = f"`{section[0]}`" if section else "the top level"
+    for key in unknown[:_MANY_KEYS]:
+        reading, path = _read_key(key, section), (*section, key)
         mistakes.append(
             Mistake(
                 source.places[path].key,
                 dotted(path),
                 reading.message,
                 suggestion=dotted(reading.meant) if reading.meant else None,
-                allowed=f"{where} takes {', '.join(known)}" if reading.message.startswith("unknown") else "",
+                allowed=allowed if reading.message.startswith("unknown") else "",
             )
         )
         value = data.pop(key)
@@ -55,6 +67,12 @@ def _repair_section(source: Source, section: Path) -> list[Mistake]:
             _put(source, path, reading.meant, value)
         elif reading.meant:
             source.hinted.add(reading.meant)
+    if rest := unknown[_MANY_KEYS:]:
+        first = source.places[(*section, rest[0])].key
+        told = f"{len(rest):,} more unknown keys, from here on"
+        mistakes.append(Mistake(first, dotted(section), told, allowed=allowed))
+        for key in rest:
+            del data[key]
     return mistakes
 
 
@@ -62,8 +80,9 @@ def _read_key(key: str, section: Path) -> _Reading:
     word = plain(key)
     return (
         _slip(key, word, section)
+        or _dotted_name(key, section)
         or _misplaced(key, word, section)
-        or _other_tools(key)
+        or _other_tools(key, section)
         or _alike(word, section)
         or _Reading("unknown key")
     )
@@ -82,46 +101,57 @@ def _slip(key: str, word: str, section: Path) -> _Reading | None:
     return _did_you_mean((*section, name), f"`{name}`") if name else None
 
 
+def _dotted_name(key: str, section: Path) -> _Reading | None:
+    """A key with its section before it, as `--set` has it."""
+    head, dot, rest = key.partition(".")
+    if not dot or section or head not in sections() or not rest:
+        return None
+    path = (head, rest) if rest in section_fields((head,)) else _read_key(rest, (head,)).meant
+    if path is None:
+        return _Reading(f"unknown key; write keys of `{head}` on lines of their own, indented under it")
+    return _Reading(f"write `{path[-1]}` on a line of its own, indented under `{path[0]}`", path)
+
+
 def _misplaced(key: str, word: str, section: Path) -> _Reading | None:
-    """A key of another section."""
-    elsewhere = {dotted(path): path for path, _ in all_fields() if path[:-1] != section}
-    if "." in key and key in elsewhere:
-        path = elsewhere[key]
-        return _Reading(f"write `{path[-1]}` on a line of its own, indented under `{path[0]}`", path)
-    if homes := [path for path in elsewhere.values() if path[-1] == word]:
+    """A key of another section, or one of `dataset.columns`."""
+    homes = [path for path, _ in all_fields() if path[:-1] != section and path[-1] == word]
+    if homes:
         place = f"under `{homes[0][0]}`" if len(homes[0]) > 1 else "at the top level"
         return _Reading(f"`{shorten(key)}` belongs {place}", homes[0])
     if section and word in section_fields(()):
         return _Reading(f"`{shorten(key)}` belongs at the top level", (word,))
+    if section in ((), _DATASET) and any(word in columns.fields for columns in FORMAT_COLUMNS.values()):
+        return _Reading(f"`{shorten(key)}` belongs under `dataset.columns`", (*_DATASET, "columns"), movable=False)
     return None
 
 
-def _other_tools(key: str) -> _Reading | None:
+def _other_tools(key: str, section: Path) -> _Reading | None:
+    if section == _DATASET and (name := _ROWS.get(plain(key))):
+        return _did_you_mean((*_DATASET, name), f"`{name}`")
     foreign = foreign_name(key)
-    if foreign is None:
+    if foreign is None or (section and foreign.here == section[0]):
         return None
     meant = tuple(foreign.here.split(".")) if foreign.here else None
     return _Reading(explain(key, foreign), meant, foreign.same_value)
 
 
 def _alike(word: str, section: Path) -> _Reading | None:
-    """A key that is much like one of this section, or else of another."""
-    if near := nearest(word, section_fields(section)):
+    """A key that is like one of this section, or else of another. Only what is likely to be a slip is acted upon."""
+    here = section_fields(section)
+    if near := misspelt(word, here):
         return _did_you_mean((*section, near), f"`{near}`")
-    paths = [path for path, _ in all_fields() if path[:-1] != section]
-    if near := nearest(word, [path[-1] for path in paths]):
-        path = next(path for path in paths if path[-1] == near)
-        return _did_you_mean(path, f"`{dotted(path)}`")
+    elsewhere = {path[-1]: path for path, _ in all_fields() if path[:-1] != section}
+    if near := misspelt(word, elsewhere):
+        return _did_you_mean(elsewhere[near], f"`{dotted(elsewhere[near])}`")
+    if near := alike(word, here):
+        return _did_you_mean((*section, near), f"`{near}`", movable=False)
+    if near := alike(word, elsewhere, cutoff=0.75):
+        return _did_you_mean(elsewhere[near], f"`{dotted(elsewhere[near])}`", movable=False)
     return None
 
 
-def _did_you_mean(path: Path, name: str) -> _Reading:
-    return _Reading(f"unknown key; did you mean {name}?", path)
-
-
-def _section(data: dict[str, Value], section: Path) -> dict[str, Value]:
-    inner = data[str(section[0])] if section else data
-    return inner if isinstance(inner, dict) else {}
+def _did_you_mean(path: Path, name: str, *, movable: bool = True) -> _Reading:
+    return _Reading(f"unknown key; did you mean {name}?", path, movable)
 
 
 def _put(source: Source, path: Path, meant: Path, value: Value) -> None:

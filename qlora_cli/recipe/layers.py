@@ -15,11 +15,11 @@ from qlora_cli.errors import Mistake, Position, RecipeError
 from qlora_cli.recipe import yaml_source
 from qlora_cli.recipe.data_files import near_name
 from qlora_cli.recipe.keys import repair_keys
-from qlora_cli.recipe.paths import expand_home, resolve_paths
-from qlora_cli.recipe.rules import displaced_by
+from qlora_cli.recipe.paths import LONGEST_PATH, expand_home, resolve_paths
+from qlora_cli.recipe.rules import displaced
 from qlora_cli.recipe.substitution import substitute
 from qlora_cli.recipe.values import position_of
-from qlora_cli.recipe.yaml_source import Place, Source, Value, shorten
+from qlora_cli.recipe.yaml_source import Place, Source, Value, shorten, value_at
 
 _EXTENDS: yaml_source.Path = ("extends",)
 _MAX_CHAIN = 20
@@ -35,18 +35,36 @@ class Stack:
     mistakes: list[Mistake] = field(default_factory=list)
     whole: bool = True
     hinted: set[yaml_source.Path] = field(default_factory=set)
+    _set_by: dict[yaml_source.Path, int] = field(default_factory=dict)
+    _layers: int = 0
+    _first_override: int | None = None
 
     def lay(self, source: Source, folder: Path, *, depth: int = _SECTIONS_DEEP) -> None:
         """Lay a source, whose paths are relative to `folder`, over what there is."""
         self.mistakes += substitute(source)
         resolve_paths(source.data, folder)
+        self._layers += 1
         for path, value in _settings(source.data):
-            for other in displaced_by(path, value):
-                self._remove(other)
+            if value_at(self.data, path) != value:  # said again, it is no change
+                self._set_by[path] = self._layers
+            self._set_by.setdefault(path, self._layers)
         self._lay(self.data, source.data, (), depth)
         self.places.update(source.places)
         self.whole = self.whole and source.whole
         self.hinted |= source.hinted
+
+    def begin_overrides(self) -> None:
+        """What is laid from here on are arguments."""
+        self._first_override = self._layers + 1
+
+    def settle(self) -> None:
+        """Take out what no longer holds under a later layer."""
+        first = self._first_override or self._layers + 1
+        for path in displaced(self.data, self._set_by, first):
+            section = value_at(self.data, path[:-1])
+            if isinstance(section, dict):
+                section.pop(str(path[-1]), None)
+                self._forget(path)
 
     def _lay(self, below: dict[str, Value], above: dict[str, Value], path: yaml_source.Path, depth: int) -> None:
         for key, value in above.items():
@@ -56,19 +74,6 @@ class Stack:
             else:
                 self._forget((*path, key))
                 below[key] = value
-
-    def get(self, path: yaml_source.Path) -> Value:
-        """The value at `path`, or None."""
-        value: Value = self.data
-        for part in path:
-            value = value.get(str(part)) if isinstance(value, dict) else None
-        return value
-
-    def _remove(self, path: yaml_source.Path) -> None:
-        section = self.get(path[:-1])
-        if isinstance(section, dict):
-            section.pop(str(path[-1]), None)
-            self._forget(path)
 
     def _forget(self, path: yaml_source.Path) -> None:
         for known in [known for known in self.places if known[: len(path)] == path]:
@@ -105,6 +110,8 @@ def _lay_extended(stack: Stack, source: Source, path: Path, chain: tuple[Path, .
     alone = Source({"extends": value}, source.places)
     if mistakes := substitute(alone):
         return mistakes
+    if len(str(alone.data["extends"])) > LONGEST_PATH:
+        return [Mistake(_place(source), "extends", f"{shorten(repr(value))}: longer than any path")]
     try:
         problem = _lay_parent(stack, path.parent / expand_home(str(alone.data["extends"])), chain)
     except (OSError, ValueError) as error:  # a name that no file can have
@@ -124,7 +131,7 @@ def _lay_parent(stack: Stack, parent: Path, chain: tuple[Path, ...]) -> str | No
         return f"builds on itself: {' -> '.join(map(str, [*chain, parent]))}"
     if len(chain) > _MAX_CHAIN:
         return f"more than {_MAX_CHAIN} recipes build on each other"
-    if not parent.exists():
+    if not parent.is_file():
         return f"{parent}: there is no such file{near_name(parent)}"
     try:
         _lay_file(stack, parent, (*chain, parent))
@@ -137,7 +144,7 @@ def _lay_parent(stack: Stack, parent: Path, chain: tuple[Path, ...]) -> str | No
 def lay_override(stack: Stack, override: str) -> None:
     """Lay one `key.path=value` over the stack; its place is the argument itself."""
     name, equals, text = override.partition("=")
-    keys = tuple(name.strip().split("."))
+    keys = tuple(part.strip() for part in name.split("."))
     argument = Position(f"--set {shorten(override)}")
     problem = None
     if not equals or not all(keys) or len(keys) > yaml_source.MAX_DEPTH:
@@ -157,6 +164,11 @@ def lay_override(stack: Stack, override: str) -> None:
     stack.mistakes += source.mistakes
     if not source.whole:
         return
+    place = source.places.get(keys)
+    cut = place is None or (place.text is not None and place.text != text.strip())
+    if cut and "#" in text:
+        stack.mistakes.append(Mistake(argument, "", "`#` begins a comment; put the value in quotes"))
+        return
     for key in reversed(keys):
         value = {key: value}
     source.data = value if isinstance(value, dict) else {}
@@ -165,7 +177,7 @@ def lay_override(stack: Stack, override: str) -> None:
     stack.mistakes += repair_keys(source)
     for length in range(len(keys)):
         # A section that the recipe has stands there still.
-        if isinstance(stack.get(keys[:length]), dict):
+        if isinstance(value_at(stack.data, keys[:length]), dict):
             source.places.pop(keys[:length], None)
     stack.lay(source, Path.cwd(), depth=len(keys) - 1)
 

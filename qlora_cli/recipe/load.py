@@ -34,8 +34,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, must_exist: bool =
     """
     stack = Stack()
     lay_file(stack, path)
+    stack.begin_overrides()
     for override in overrides:
         lay_override(stack, override)
+    stack.settle()
     top = Position(str(path))
     stack.places.setdefault((), yaml_source.Place(top, top))
     recipe, mistakes = _validate(stack)
@@ -56,9 +58,7 @@ def _validate(stack: Stack) -> tuple[Recipe | None, list[Mistake]]:
     except ValidationError as error:
         details = [detail for detail in error.errors(include_url=False) if not _is_hidden(detail, stack)]
         mistakes = describe_errors(details, stack.places)
-    if stack.whole:
-        mistakes += contradictions(stack.data, stack.places, stack.hinted)
-    return recipe, mistakes
+    return recipe, mistakes + contradictions(stack.data, stack.places, stack.hinted, whole=stack.whole)
 
 
 def _is_hidden(detail: ErrorDetails, stack: Stack) -> bool:

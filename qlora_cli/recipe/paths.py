@@ -12,12 +12,13 @@ from pathlib import Path
 from qlora_cli.errors import DataError
 from qlora_cli.recipe import yaml_source
 from qlora_cli.recipe.data_files import DATA_SUFFIXES, find_data_files, near_name, shown_path
-from qlora_cli.recipe.yaml_source import Value, shorten
+from qlora_cli.recipe.yaml_source import Value, shorten, value_at
 
 # Fields that name a local file or folder, or else something on the hub.
 _MODEL: yaml_source.Path = ("base_model",)
 _PATH_FIELDS: tuple[yaml_source.Path, ...] = (_MODEL, ("dataset", "train"), ("dataset", "validation"))
 
+LONGEST_PATH = 4096  # characters of a path that a file system takes
 HUB_NAME = re.compile(r"(?=.{1,96}$)[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -53,6 +54,8 @@ def absent_paths(data: dict[str, Value]) -> dict[yaml_source.Path, str]:
 
 
 def _absent(keys: yaml_source.Path, value: str) -> str | None:
+    if "://" in value:
+        return f"{shorten(value)} is a URL; expected a path, or a hub name such as org/name."
     if not os.path.isabs(value):  # noqa: PTH117
         return None if HUB_NAME.fullmatch(value) else _NO_NAME.format(shorten(repr(value)))
     try:
@@ -106,9 +109,7 @@ def model_problem(path: Path, shown: str) -> str | None:
 def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dict[str, Value], str]]:
     """Every path-valued field that holds text: its keys, the section it is in, and the text."""
     for keys in _PATH_FIELDS:
-        section: Value = data
-        for key in keys[:-1]:
-            section = section.get(str(key)) if isinstance(section, dict) else None
+        section = value_at(data, keys[:-1])
         value = section.get(str(keys[-1])) if isinstance(section, dict) else None
         if isinstance(section, dict) and isinstance(value, str):
             yield keys, section, value
@@ -116,7 +117,10 @@ def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dic
 
 def _resolve(value: str, base: Path) -> str:
     """An absolute path for what is a path by its look or because it exists; a hub name stays as it is."""
-    path = base / expand_home(value)
+    if "://" in value or len(value) > LONGEST_PATH:
+        return value
+    # Where it stands is no pattern.
+    path = (Path(glob.escape(str(base))) if glob.has_magic(value) else base) / expand_home(value)
     # Nothing at all is not the folder itself; and what cannot be looked at (too long, say) is no path.
     if looks_local(value) or (value and os.path.exists(path)):  # noqa: PTH110
         full = Path.cwd() / path

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from qlora_cli.errors import Mistake
+from qlora_cli.recipe.fields import field_at
 from qlora_cli.recipe.foreign import foreign_value
 from qlora_cli.recipe.schema import FORMAT_COLUMNS
 from qlora_cli.recipe.values import position_of
 from qlora_cli.recipe.words import distance, nearest
-from qlora_cli.recipe.yaml_source import Path, Place, Value, dotted, shorten
+from qlora_cli.recipe.yaml_source import Path, Place, Value, dotted, shorten, value_at
 
 _PAIRS: tuple[tuple[Path, Path], ...] = (
     (("training", "max_steps"), ("training", "num_train_epochs")),
@@ -19,30 +21,43 @@ _PAIRS: tuple[tuple[Path, Path], ...] = (
 )
 _OF_FOUR_BITS: tuple[Path, ...] = (("quantization", "quant_type"), ("quantization", "double_quant"))
 _BITS: Path = ("quantization", "bits")
+_MODEL: Path = ("base_model",)
+_REVISION: Path = ("revision",)
+# What is asked of the hub, and for which rows.
+_OF_THE_HUB: dict[Path, tuple[Path, ...]] = {
+    ("dataset", "train_split"): (("dataset", "train"),),
+    ("dataset", "validation_split"): (("dataset", "validation"),),
+}
 
 
-def displaced_by(path: Path, value: Value) -> list[Path]:
-    """What lower layers said that no longer holds once a layer gives `path` this value.
+def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override: int) -> list[Path]:
+    """What a layer said that no longer holds under what a later one says.
 
-    So that `--set training.max_steps=20` shortens any recipe, also one that counts in epochs.
+    So that `--set training.max_steps=20` shortens any recipe, also one that counts in epochs. `set_by` has the number
+    of the layer that each field comes from; those from `first_override` on are arguments.
     """
-    if value is None:
-        return []
-    others = [b if path == a else a for a, b in _PAIRS if path in (a, b)]
-    if path == _BITS and value == 16:
-        others += _OF_FOUR_BITS
-    if path == ("base_model",):
-        others.append(("revision",))
-    return others
+    given = {path for path in set_by if value_at(data, path) is not None}
+    over = [pair for a, b in _PAIRS for pair in ((a, b), (b, a))]
+    over += [(path, _BITS) for path in _OF_FOUR_BITS if value_at(data, _BITS) == 16]
+    over += [(path, owner) for path, owners in _OF_THE_HUB.items() for owner in owners]
+    gone = [path for path, owner in over if {path, owner} <= given and set_by[path] < set_by[owner]]
+    # Of arguments, the order is no matter: a revision given with a model is of that model.
+    if {_REVISION, _MODEL} <= given and set_by[_REVISION] < min(set_by[_MODEL], first_override):
+        gone.append(_REVISION)
+    return gone
 
 
-def contradictions(data: dict[str, Value], places: Mapping[Path, Place], hinted: set[Path]) -> list[Mistake]:
+def contradictions(
+    data: dict[str, Value], places: Mapping[Path, Place], hinted: set[Path], *, whole: bool
+) -> list[Mistake]:
     """Every pair of fields that cannot both hold, or need each other, and names that fit nothing.
 
-    `hinted` are fields that were meant, with a value that is not known.
+    `hinted` are fields that were meant, with a value that is not known. `whole` is off if some fields could not be
+    read, so that what is missing may be there.
     """
     facts = _Facts(data, places, hinted)
-    return [*_excluding(facts), *_meaningless(facts), *_without_validation(facts), *_names(facts)]
+    needs = _without_validation(facts) if whole else []
+    return [*_excluding(facts), *_meaningless(facts), *needs, *_names(facts)]
 
 
 class _Facts:
@@ -51,15 +66,17 @@ class _Facts:
     def __init__(self, data: dict[str, Value], places: Mapping[Path, Place], hinted: set[Path]) -> None:
         self._data, self._places, self._hinted = data, places, hinted
 
+    def get(self, path: Path) -> Any:
+        return value_at(self._data, path)
+
     def given(self, path: Path) -> bool:
         """Whether there is a value, or at least one was meant."""
         return self.get(path) is not None or path in self._hinted
 
-    def get(self, path: Path) -> Any:
-        value: Value = self._data
-        for part in path:
-            value = value.get(str(part)) if isinstance(value, dict) else None
-        return value
+    def is_local(self, path: Path) -> bool:
+        """Whether there is a path, which has become an absolute one, and not a hub name."""
+        value = self.get(path)
+        return isinstance(value, str) and os.path.isabs(value)  # noqa: PTH117
 
     def mistake(self, path: Path, message: str, suggestion: str | None = None) -> Mistake:
         return Mistake(position_of(path, self._places), dotted(path), message, suggestion)
@@ -96,10 +113,16 @@ def _meaningless(facts: _Facts) -> list[Mistake]:
             if facts.get(path) is not None:
                 text = f"has no meaning with `bits: 16`{facts.line(_BITS)}, which quantises nothing: leave one out"
                 mistakes.append(facts.key_mistake(path, text))
-    model = facts.get(("base_model",))
-    if facts.get(("revision",)) is not None and isinstance(model, str) and os.path.isabs(model):  # noqa: PTH117
+    if facts.get(_REVISION) is not None and facts.is_local(_MODEL):
         text = "is for models of the hub, and `base_model` is a local folder: leave it out"
-        mistakes.append(facts.key_mistake(("revision",), text))
+        mistakes.append(facts.key_mistake(_REVISION, text))
+    for path, owners in _OF_THE_HUB.items():
+        field = field_at(path)
+        usual = facts.get(path) is None or (field is not None and facts.get(path) == field.default)
+        local = [owner for owner in owners if facts.is_local(owner)]
+        if local and not usual:
+            text = f"is for datasets of the hub, and `{local[0][-1]}` is a local path: leave it out"
+            mistakes.append(facts.key_mistake(path, text))
     return mistakes
 
 
@@ -114,15 +137,34 @@ def _without_validation(facts: _Facts) -> list[Mistake]:
 
 def _names(facts: _Facts) -> list[Mistake]:
     """Names that are no choice of the grammar's own, but that can be seen to fit nothing."""
-    mistakes = []
     path: Path = ("lora", "target_modules")
     targets = facts.get(path)
-    if isinstance(targets, str) and targets != "all-linear":
-        # Any text is a regular expression, and one like these matches no module.
-        meant = foreign_value(dotted(path), targets)
-        if meant == "all-linear" or distance(targets.lower(), "all-linear") <= 2:
-            mistakes.append(facts.mistake(path, f"got {targets!r}; did you mean `all-linear`?", "all-linear"))
+    mistakes = []
+    if isinstance(targets, str) and (problem := _target_problem(targets)):
+        mistakes.append(facts.mistake(path, *problem))
+    for number, target in enumerate(targets if isinstance(targets, list) else []):
+        if isinstance(target, str) and (not target or _is_all_linear(target)):
+            text = "`all-linear` is written without a list" if target else "expected the name of a module, got ''"
+            mistakes.append(facts.mistake((*path, number), text, "all-linear" if target else None))
     return [*mistakes, *_columns(facts)]
+
+
+def _target_problem(targets: str) -> tuple[str, str] | None:
+    """Why this text, a regular expression of whole paths, can match none; and what was probably meant."""
+    shown = shorten(repr(targets))
+    if targets == "all-linear" or not targets:
+        return None
+    if _is_all_linear(targets):
+        return f"got {shown}; did you mean `all-linear`?", "all-linear"
+    if re.fullmatch(r"[\w\s,-]+", targets):
+        names = f"[{', '.join(re.findall(r'[^, ]+', targets))}]"
+        return f"got {shown}, an expression that matches no whole path of a module; write {shorten(names)}", names
+    return None
+
+
+def _is_all_linear(target: str) -> bool:
+    meant = foreign_value("lora.target_modules", target)
+    return meant == "all-linear" or (len(target) < 20 and distance(target.lower(), "all-linear") <= 2)
 
 
 def _columns(facts: _Facts) -> list[Mistake]:

@@ -6,11 +6,14 @@ Names are the QLoRA paper's for quantisation and LoRA, Hugging Face's for traini
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+_LONGEST_EXPRESSION = 10_000  # characters; a longer one takes seconds to compile
 
 # Marks the fields in which `${NAME}` stands for an environment variable.
 ENVIRONMENT: dict[str, Any] = {"x-environment": True}
@@ -36,7 +39,7 @@ class QuantizationSection(Section):
 class LoraSection(Section):
     """The trained low-rank update (LoRA, section 4.1): h = W0 x + (alpha / rank) B A x."""
 
-    rank: PositiveInt = Field(16, description="rank r of B A")
+    rank: Annotated[int, Field(gt=0, le=65_536)] = Field(16, description="rank r of B A")
     alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="the update is scaled by alpha / rank")
     dropout: Fraction = Field(0.0, description="dropout on the input of A")
     target_modules: str | list[str] = Field(
@@ -50,10 +53,13 @@ class LoraSection(Section):
     @classmethod
     def _is_an_expression(cls, value: str | list[str]) -> str | list[str]:
         if isinstance(value, str):
+            if len(value) > _LONGEST_EXPRESSION:
+                raise ValueError(f"a regular expression of {len(value):,} characters; give a list of names")
             try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+                with warnings.catch_warnings(action="ignore"):  # of what a later Python may read otherwise
+                    re.compile(value)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{value[:100]!r} is not a regular expression: {error}") from None
         return value
 
 
@@ -78,6 +84,9 @@ FORMAT_COLUMNS: dict[str, Columns] = {
 }
 
 
+_ALL_COLUMNS = sorted({field for columns in FORMAT_COLUMNS.values() for field in columns.fields})
+
+
 class DatasetSection(Section):
     """What is learned, and how a row becomes text."""
 
@@ -99,7 +108,9 @@ class DatasetSection(Section):
         "auto", description="shape of a row; auto recognises it by its columns"
     )
     columns: dict[str, str] = Field(
-        default_factory=dict, description="the format's field: your column, as in {prompt: question}"
+        default_factory=dict,
+        description="the format's field: your column, as in {prompt: question}",
+        json_schema_extra={"propertyNames": {"enum": [*_ALL_COLUMNS]}},
     )
     max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row, in tokens")
     overlong: Literal["error", "drop", "truncate"] = Field("error", description="what to do with longer rows")
@@ -118,14 +129,14 @@ OptimizerName = Literal[
 class TrainingSection(Section):
     """The training loop."""
 
-    num_train_epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over the training rows")
+    num_train_epochs: Annotated[float, Field(gt=0, le=10_000)] = Field(1.0, description="passes over the training rows")
     max_steps: PositiveInt | None = Field(None, description="optimizer steps, in place of num_train_epochs")
     per_device_train_batch_size: PositiveInt = Field(8, description="rows in one forward pass on one device")
     per_device_eval_batch_size: PositiveInt | None = Field(
         None, description="rows in one evaluation pass; by default as in training"
     )
     gradient_accumulation_steps: PositiveInt = Field(1, description="forward passes per optimizer step")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="peak learning rate")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-4, description="peak learning rate")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
         "cosine", description="shape of the learning rate after warmup"
     )

@@ -1,4 +1,4 @@
-"""`${NAME}` for an environment variable, in the fields that take one; `$${` writes the characters themselves."""
+"""`${NAME}` for an environment variable, in the fields that take one; there, `$$` writes a dollar."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from qlora_cli.errors import Mistake
 from qlora_cli.recipe.fields import all_fields, field_at, takes, takes_environment
 from qlora_cli.recipe.values import position_of
 from qlora_cli.recipe.words import nearest
-from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, shorten
+from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, shorten, value_at
 
-_REFERENCE = re.compile(r"\$(\$?)\{([^}]*)\}")
+# `$$`, `${NAME}` or what is meant for it, `$NAME`.
+_DOLLAR = re.compile(r"\$\$|\$\{(?:(?P<name>[^{}$]{0,200})\})?|\$(?P<bare>[A-Za-z_][A-Za-z0-9_]*)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_BARE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
 def substitute(source: Source) -> list[Mistake]:
     """Replace references by what the environment has; what cannot be replaced, or may not be there, is a mistake."""
     mistakes = []
     for path, _ in all_fields():
-        section: Value = source.data
-        for part in path[:-1]:
-            section = section.get(str(part)) if isinstance(section, dict) else None
+        section = value_at(source.data, path[:-1])
         if not isinstance(section, dict) or str(path[-1]) not in section:
             continue
         value = section[str(path[-1])]
@@ -37,29 +35,28 @@ def substitute(source: Source) -> list[Mistake]:
 
 def escape(text: str) -> str:
     """Text that `substitute` turns back into `text`."""
-    # Only what would be read as a reference: elsewhere a second dollar would stay.
-    return _REFERENCE.sub(lambda found: f"${found[0]}", text)
+    return text.replace("$", "$$")
 
 
 def _expand(text: str) -> tuple[str, list[str]]:
-    problems = []
+    problems: dict[str, None] = {}  # each once
 
     def replacement(found: re.Match[str]) -> str:
-        escaped, name = found.groups()
-        if escaped:
-            return found[0][1:]
-        if not _NAME.fullmatch(name):
-            problems.append(f"`{shorten(found[0])}` names no environment variable; write `$${{` for the characters")
+        name, bare = found["name"], found["bare"]
+        if found[0] == "$$":
+            return "$"
+        if bare is not None:
+            if bare in os.environ:
+                problems.setdefault(f"`${bare}` is not replaced; write `${{{bare}}}` for the environment variable")
+        elif name is None or not _NAME.fullmatch(name):
+            problems.setdefault(f"`{shorten(found[0])}` names no environment variable; write `$$` for a dollar")
         elif name not in os.environ:
             near = nearest(name, os.environ)
             hint = f"; did you mean `${{{near}}}`?" if near else ""
-            problems.append(f"the environment variable {shorten(name)} is not set{hint}")
-        return os.environ.get(name, found[0])
+            problems.setdefault(f"the environment variable {shorten(name)} is not set{hint}")
+        return os.environ.get(name or "", found[0])
 
-    for bare in _BARE.finditer(text):
-        if bare[1] in os.environ:
-            problems.append(f"`{bare[0]}` is not replaced; write `${{{bare[1]}}}` for the environment variable")
-    return _REFERENCE.sub(replacement, text), problems
+    return _DOLLAR.sub(replacement, text), list(problems)
 
 
 def _elsewhere(path: Path, value: Value, source: Source) -> list[Mistake]:
@@ -72,7 +69,7 @@ def _elsewhere(path: Path, value: Value, source: Source) -> list[Mistake]:
         return [mistake for part, item in inner for mistake in _elsewhere((*path, part), item, source)]
     if not isinstance(value, str) or (field is not None and not takes(field, str)):
         return []
-    if not any(_NAME.fullmatch(found[2]) for found in _REFERENCE.finditer(value)):
+    if "${" not in value:
         return []
     fields = ", ".join(dotted(known) for known, _ in all_fields() if takes_environment(known))
     text = f"environment variables are not read in this field, only in {fields}; got {shorten(repr(value))}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -14,6 +16,7 @@ from qlora_cli.recipe.foreign import foreign_value
 from qlora_cli.recipe.words import nearest
 from qlora_cli.recipe.yaml_source import Path, Place, dotted, parse_scalar, shorten
 
+_NO_SPACE = re.compile(r"([\w-]+):\S")
 _TRUE, _FALSE = {"yes", "on", "y"}, {"no", "off", "n"}
 
 
@@ -56,14 +59,14 @@ def _mistake(path: Path, detail: ErrorDetails, places: Mapping[Path, Place]) -> 
     position = position_of(path, places)
     if got is None and place:
         position = place.key
+    if detail["type"] == "extra_forbidden":
+        return Mistake(place.key if place else position, dotted(path), "unknown key")
     if len(path) == 1 and path[0] in sections():
         allowed = f"`{path[0]}` takes {', '.join(section_fields(path))}"
-        return Mistake(
-            position,
-            dotted(path),
-            f"expected a section of `key: value` lines, got {_show(got, place)}",
-            allowed=allowed,
-        )
+        message = f"expected a section of `key: value` lines, got {_show(got, place)}"
+        if isinstance(got, str) and (found := _NO_SPACE.match(got)):
+            message += f"; a space is missing after `{found[1]}:`"
+        return Mistake(position, dotted(path), message, allowed=allowed)
     field = field_at(path)
     if field is None:  # an item of a list, a value of `columns`
         hint = _text_hint(got, place)
@@ -76,9 +79,9 @@ def _mistake(path: Path, detail: ErrorDetails, places: Mapping[Path, Place]) -> 
 def _words(detail: ErrorDetails, field: FieldInfo) -> str:
     match detail["type"]:
         case "finite_number":
-            return f"{expected(field)}, and finite"
+            return f"{expected(field)}; one that is finite"
         case "string_unicode":
-            return f"{expected(field)} in whole characters (this is half of one)"
+            return f"{expected(field)} (this holds half a character)"
         case "string_too_short":
             return f"{expected(field)} that is not empty"
         case "too_short":
@@ -90,6 +93,8 @@ def _hint(got: Any, path: Path, field: FieldInfo, place: Place | None) -> tuple[
     """What to write instead, to be put after the message, and the word alone."""
     if got is None:
         return _unset(field), None
+    if isinstance(got, str) and "${" in got and not takes_environment(path):
+        return "; environment variables are not read in this field", None
     if known := choices(field):
         meant = _choice(got, path, known)
         return (f"; did you mean `{meant}`?", meant) if meant else ("", None)
@@ -106,7 +111,7 @@ def _unset(field: FieldInfo) -> str:
     if field.is_required():
         return ""
     default = field.get_default(call_default_factory=True)
-    return f"; leave the line out to have {_show(default, None)}"
+    return f"; its default is {_show(default, None)}"
 
 
 def _choice(got: Any, path: Path, known: tuple[Any, ...]) -> str | None:
@@ -120,8 +125,6 @@ def _choice(got: Any, path: Path, known: tuple[Any, ...]) -> str | None:
 
 
 def _from_text(got: str, path: Path, field: FieldInfo) -> tuple[str, str | None]:
-    if "${" in got and not takes_environment(path):
-        return "; environment variables are not read in this field", None
     if takes(field, bool):
         word = got.strip().lower()
         for words, meant in ((_TRUE, "true"), (_FALSE, "false")):
@@ -149,7 +152,7 @@ def _show(got: Any, place: Place | None) -> str:
         case str():
             return shorten(repr(got))
         case _:
-            return shorten(str(got))
+            return shorten(yaml.safe_dump(got, default_flow_style=True, allow_unicode=True, width=200).strip())
 
 
 def _written(got: Any, place: Place | None) -> str:

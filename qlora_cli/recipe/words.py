@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+_LONGEST = 64  # letters of what may be a misspelt word: no field has half as many
+
 
 def plain(word: str) -> str:
     """A key as we would write it: `perDevice-Batch_Size` is `per_device_batch_size`."""
@@ -14,18 +16,30 @@ def plain(word: str) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that `word` is a slip away from, or that is much alike; None if there is none."""
+    """The choice that `word` is a slip or two away from, or that is much alike; None if there is none."""
     known = list(choices)
-    by_distance = sorted((distance(word.lower(), choice.lower()), choice) for choice in known)
-    if by_distance and by_distance[0][0] <= _slips_allowed(len(word)):
-        return by_distance[0][1]
-    alike = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
-    return alike[0] if alike else None
+    return misspelt(word, known) or alike(word, known)
+
+
+def misspelt(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that a few slips, for the word's length, make of `word`."""
+    allowed = _slips_allowed(len(word))
+    near = [choice for choice in choices if abs(len(choice) - len(word)) <= allowed] if len(word) <= _LONGEST else []
+    found = min(((distance(word.lower(), choice.lower()), choice) for choice in near), default=(allowed + 1, ""))
+    return found[1] if found[0] <= allowed else None
+
+
+def alike(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice that has most in common with `word`, by difflib's ratio."""
+    if len(word) > _LONGEST:
+        return None
+    found = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=cutoff)
+    return found[0] if found else None
 
 
 def _slips_allowed(length: int) -> int:
     # One letter may stand for any other, and so says nothing.
-    return min(3, max(length // 3, int(length > 2)))
+    return min(2, max(length // 4, int(length > 2)))
 
 
 def is_slip(word: str, choice: str) -> bool:

@@ -277,7 +277,7 @@ def test_it_agrees_with_pydantic() -> None:
     "data",
     [
         recipe(training={"max_steps": 10.0}),
-        recipe(training={"learning_rate": math.inf}),
+        recipe(training={"weight_decay": math.inf}),
         recipe(lora={"target_modules": "("}),
     ],
     ids=["whole number with a point", "infinity", "no regular expression"],

@@ -60,7 +60,7 @@ def test_a_whole_section_replaces_the_recipes() -> None:
     recipe = load(MINIMAL + "lora: {rank: 4, alpha: 8}\n", "lora={dropout: 0.1}")
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout) == (16, 32, 0.1)
     assert refusal(MINIMAL + "lora: {rank: 4}\n", "lora={rank: x}") == (
-        "--set lora={rank: x}: lora.rank: expected a whole number above 0, got 'x'"
+        "--set lora={rank: x}: lora.rank: expected a whole number from 1 to 65,536, got 'x'"
     )
 
 
@@ -126,7 +126,7 @@ TOP_LEVEL = (
         ("lora.rank=", 'there is no value; write null to unset one, or "" for an empty text'),
         ("training.max_steps=  ", 'there is no value; write null to unset one, or "" for an empty text'),
         ("extends=other.yaml", "a recipe can extend another only in its file"),
-        ("lora.rank=null", "lora.rank: expected a whole number above 0, got nothing; leave the line out to have 16"),
+        ("lora.rank=null", "lora.rank: expected a whole number from 1 to 65,536, got nothing; its default is 16"),
         ("lora=3", "lora: expected a section of `key: value` lines, got 3\n"
          "    `lora` takes rank, alpha, dropout, target_modules"),
         ("lora.rank=[1", "not valid YAML: this bracket is never closed: `]` is missing"),
@@ -148,8 +148,8 @@ def test_all_wrong_overrides_are_told() -> None:
     assert refusal(MINIMAL, "lora.rank", "=1", "lora.rank=[", "lora.rank=0").splitlines() == [
         "--set lora.rank: expected KEY=VALUE, as in --set training.max_steps=20",
         "--set =1: expected KEY=VALUE, as in --set training.max_steps=20",
-        "--set lora.rank=[: not valid YAML: a bracket is never closed",
-        "--set lora.rank=0: lora.rank: expected a whole number above 0, got 0",
+        "--set lora.rank=[: not valid YAML: this bracket is never closed",
+        "--set lora.rank=0: lora.rank: expected a whole number from 1 to 65,536, got 0",
     ]
 
 
@@ -168,10 +168,34 @@ def test_a_contradiction_between_recipe_and_override() -> None:
 
 
 def test_another_model_is_not_read_at_the_old_revision() -> None:
+    """But the same model said again is, and a revision given beside a model is that model's, in either order."""
     text = MINIMAL + "revision: abc\n"
-    assert load(text).revision == "abc"
+    assert load(text).revision == load(text, "base_model=org/model").revision == "abc"
     assert load(text, "base_model=org/other").revision is None
     assert load(text, "base_model=org/other", "revision=def").revision == "def"
+    assert load(text, "revision=def", "base_model=org/other").revision == "def"
+
+
+def test_what_is_taken_back_takes_no_place() -> None:
+    """An override that a later one unsets leaves what the recipe said."""
+    training = load(MINIMAL + "training: {num_train_epochs: 3}\n", "training.max_steps=20", "training.max_steps=null")
+    assert (training.training.max_steps, training.training.num_train_epochs) == (None, 3)
+    text = MINIMAL + "quantization: {quant_type: fp4}\n"
+    assert load(text, "quantization.bits=16", "quantization.bits=4").quantization.quant_type == "fp4"
+
+
+def test_a_local_file_in_place_of_hub_rows_leaves_the_split_behind() -> None:
+    text = MINIMAL.replace("org/rows", "org/rows\n  train_split: part")
+    assert load(text).dataset.train_split == "part"
+    assert load(text, "dataset.train=rows.csv").dataset.train_split == "train"
+
+
+@pytest.mark.parametrize("override", ["output_dir=runs/a #1", "revision=#x", "dataset.validation=#v.jsonl"])
+def test_a_comment_in_an_override(override: str) -> None:
+    """A shell's argument has no comments; YAML would cut the value, or leave none."""
+    assert refusal(MINIMAL, override) == f"--set {override}: `#` begins a comment; put the value in quotes"
+    assert load(MINIMAL, "output_dir='runs/a #1'").output_dir == "runs/a #1"
+    assert load(MINIMAL, "output_dir=runs/a#1").output_dir == "runs/a#1"
 
 
 def test_sections_are_frozen() -> None:
@@ -247,13 +271,13 @@ SECTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "double_quant": st.booleans(),
     },
     "lora": {
-        "rank": POSITIVE,
+        "rank": st.integers(1, 65_536),
         "alpha": st.floats(1e-300, 1e300) | POSITIVE,
         "dropout": st.floats(0, 1, exclude_max=True),
-        "target_modules": WORDS.map(re.escape) | st.lists(WORDS, min_size=1, max_size=3),
+        "target_modules": WORDS.map(lambda word: ".*" + re.escape(word)) | st.lists(WORDS, min_size=1, max_size=3),
     },
     "training": {
-        "num_train_epochs": st.floats(1e-9, 1e9),
+        "num_train_epochs": st.floats(1e-9, 1e4),
         "max_steps": st.none() | POSITIVE,
         "learning_rate": st.floats(5e-324, 1),
         "max_grad_norm": st.none() | st.floats(1e-3, 10),

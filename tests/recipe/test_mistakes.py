@@ -37,6 +37,8 @@ QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute
         ("lora: {revision: x}", "5:8: lora.revision: `revision` belongs at the top level"),
         ("lora: {quantization: {bits: 4}}", "5:8: lora.quantization: `quantization` belongs at the top level"),
         ("lora.rank: 4", "5:1: lora.rank: write `rank` on a line of its own, indented under `lora`"),
+        ("lora.rnk: 4", "5:1: lora.rnk: write `rank` on a line of its own, indented under `lora`"),
+        ("prompt: question", "5:1: prompt: `prompt` belongs under `dataset.columns`"),
         # Another tool's
         ("lora_r: 8", "5:1: lora_r: `lora_r` is PEFT's name; here it is `lora.rank`"),
         ("lora: {r: 8}", "5:8: lora.r: `r` is PEFT's name; here it is `lora.rank`"),
@@ -59,17 +61,17 @@ QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute
         ("lora: {target_modules: all}", "5:24: lora.target_modules: got 'all'; did you mean `all-linear`?"),
         # Of the wrong type
         ("lora: {rank: '4'}",
-         "5:14: lora.rank: expected a whole number above 0, got '4'; without quotes it is a number: 4"),
-        ("lora: {rank: four}", "5:14: lora.rank: expected a whole number above 0, got 'four'"),
-        ("lora: {rank: 4.5}", "5:14: lora.rank: expected a whole number above 0, got 4.5"),
+         "5:14: lora.rank: expected a whole number from 1 to 65,536, got '4'; without quotes it is a number: 4"),
+        ("lora: {rank: four}", "5:14: lora.rank: expected a whole number from 1 to 65,536, got 'four'"),
+        ("lora: {rank: 4.5}", "5:14: lora.rank: expected a whole number from 1 to 65,536, got 4.5"),
         ("training: {max_steps: 1e3}",
          "5:23: training.max_steps: expected a whole number above 0, or null, got 1e3; write 1000"),
-        ("lora: {rank: true}", "5:14: lora.rank: expected a whole number above 0, got true"),
+        ("lora: {rank: true}", "5:14: lora.rank: expected a whole number from 1 to 65,536, got true"),
         ("lora: {alpha: True}", "5:15: lora.alpha: expected a number above 0, got True"),
         ("lora: {rank:}",
-         "5:8: lora.rank: expected a whole number above 0, got nothing; leave the line out to have 16"),
-        ("lora: {rank: [4]}", "5:14: lora.rank: expected a whole number above 0, got [4]"),
-        ("lora: {rank: {a: 4}}", "5:14: lora.rank: expected a whole number above 0, got a section"),
+         "5:8: lora.rank: expected a whole number from 1 to 65,536, got nothing; its default is 16"),
+        ("lora: {rank: [4]}", "5:14: lora.rank: expected a whole number from 1 to 65,536, got [4]"),
+        ("lora: {rank: {a: 4}}", "5:14: lora.rank: expected a whole number from 1 to 65,536, got a section"),
         ("lora: {rank: 1,000}", f"5:16: lora.000: unknown key\n{LORA}"),
         ("revision: 5", "5:11: revision: expected text, or null, got 5; in quotes it is text: '5'"),
         ("revision: 12345e6", "5:11: revision: expected text, or null, got 12345e6; in quotes it is text: '12345e6'"),
@@ -86,19 +88,19 @@ QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute
          "5:24: lora.target_modules: expected text or a list of text, with at least one item, got []"),
         ("lora:", "5:1: lora: expected a section of `key: value` lines, got nothing\n" + LORA),
         ("lora: fast", "5:7: lora: expected a section of `key: value` lines, got 'fast'\n" + LORA),
-        ("lora: [a]", "5:7: lora: expected a section of `key: value` lines, got ['a']\n" + LORA),
-        ("lora:\n- rank: 4", "6:1: lora: expected a section of `key: value` lines, got [{'rank': 4}]\n" + LORA),
+        ("lora: [a]", "5:7: lora: expected a section of `key: value` lines, got [a]\n" + LORA),
+        ("lora:\n- rank: 4", "6:1: lora: expected a section of `key: value` lines, got [{rank: 4}]\n" + LORA),
         # Out of range
-        ("lora: {rank: 0}", "5:14: lora.rank: expected a whole number above 0, got 0"),
+        ("lora: {rank: 0}", "5:14: lora.rank: expected a whole number from 1 to 65,536, got 0"),
         ("lora: {dropout: 1}", "5:17: lora.dropout: expected a number from 0 to below 1, got 1"),
         ("training: {max_steps: -1}", "5:23: training.max_steps: expected a whole number above 0, or null, got -1"),
         ("training: {warmup_steps: -1}", "5:26: training.warmup_steps: expected a whole number of at least 0, got -1"),
         ("training: {learning_rate: .nan}",
-         "5:27: training.learning_rate: expected a number above 0, and finite, got .nan"),
+         "5:27: training.learning_rate: expected a number above 0, at most 1; one that is finite, got .nan"),
         ("training: {max_grad_norm: .inf}",
-         "5:27: training.max_grad_norm: expected a number above 0, or null, and finite, got .inf"),
+         "5:27: training.max_grad_norm: expected a number above 0, or null; one that is finite, got .inf"),
         ("training: {seed: 4294967296}",
-         "5:18: training.seed: expected a whole number from 0 to 4294967295, got 4294967296"),
+         "5:18: training.seed: expected a whole number from 0 to 4,294,967,295, got 4294967296"),
         # Not among the choices
         ("quantization: {bits: 5}", "5:22: quantization.bits: expected 4 or 16, got 5"),
         ("quantization: {bits: '4'}", "5:22: quantization.bits: expected 4 or 16, got '4'; did you mean `4`?"),
@@ -106,7 +108,7 @@ QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute
          "5:28: quantization.quant_type: expected nf4 or fp4, got 'NF4'; did you mean `nf4`?"),
         ("quantization: {quant_type: int8}", "5:28: quantization.quant_type: expected nf4 or fp4, got 'int8'"),
         ("quantization: {quant_type: null}",
-         "5:16: quantization.quant_type: expected nf4 or fp4, got nothing; leave the line out to have 'nf4'"),
+         "5:16: quantization.quant_type: expected nf4 or fp4, got nothing; its default is 'nf4'"),
         ("training: {lr_scheduler_type: cosin}",
          "5:31: training.lr_scheduler_type: expected linear, cosine or constant, got 'cosin'; did you mean `cosine`?"),
         ("lora: {target_modules: all_linear}",
@@ -128,9 +130,28 @@ QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute
         ("training:\n  eval_steps: 5",
          "6:3: training.eval_steps: needs rows to evaluate on: give dataset.validation or "
          "dataset.validation_fraction"),
+        # A name that can match nothing
+        ("lora: {target_modules: q_proj}",
+         "5:24: lora.target_modules: got 'q_proj', an expression that matches no whole path of a module; write "
+         "[q_proj]"),
+        ("lora: {target_modules: 'q_proj, v_proj'}",
+         "5:24: lora.target_modules: got 'q_proj, v_proj', an expression that matches no whole path of a module; write "
+         "[q_proj, v_proj]"),
+        ("lora: {target_modules: [all-linear]}",
+         "5:25: lora.target_modules.0: `all-linear` is written without a list"),
+        ("lora: {target_modules: [q_proj, '']}",
+         "5:33: lora.target_modules.1: expected the name of a module, got ''"),
+        ("lora: {target_modules: 'a{99999999999999999999}'}",
+         "5:24: lora.target_modules: 'a{99999999999999999999}' is not a regular expression: the repetition number is "
+         "too large"),
+        ("training:\n  learning_rate:2e-4\n  seed: 3",
+         "6:3: not valid YAML: a space is missing after `learning_rate:`"),
+        ("lora:\n  rank:4",
+         "6:3: lora: expected a section of `key: value` lines, got 'rank:4'; a space is missing after "
+         "`rank:`\n" + LORA),
         # Given twice, or not YAML
         ("lora: {rank: 1}\nlora: {alpha: 2}", "6:1: lora: `lora` is given twice (first on line 5); leave one out"),
-        ("lora:\n\trank: 4", "6:1: not valid YAML: a tab; indent with spaces"),
+        ("lora:\n\trank: 4", "6:1: not valid YAML: a tab; YAML takes spaces only"),
         ("lora: {rank: !!int 4}", "5:14: the tag !!int is not allowed in a recipe"),
     ],
 )  # fmt: skip
@@ -150,7 +171,7 @@ def test_a_mistake_is_told_with_its_place(lines: str, message: str) -> None:
         ("  max_length: 1", "4:15: dataset.max_length: expected a whole number of at least 2, got 1"),
         ("  overlong: cut", "4:13: dataset.overlong: expected error, drop or truncate, got 'cut'"),
         ("  columns: [prompt]",
-         "4:12: dataset.columns: expected a mapping such as {prompt: question}, got ['prompt']"),
+         "4:12: dataset.columns: expected a mapping such as {prompt: question}, got [prompt]"),
         ("  columns: {prompt: 3}", "4:21: dataset.columns.prompt: expected text, got 3; in quotes it is text: '3'"),
         ("  columns: {promt: q}", "4:13: dataset.columns.promt: no format has a field 'promt'; did you mean `prompt`?"),
         ("  format: text\n  columns: {prompt: q}",
@@ -191,13 +212,13 @@ def test_what_is_wrong_below_a_wrong_key_is_told_as_well() -> None:
     text = MINIMAL + "learning_rate: fast\nlora_r: 0\ntrainng:\n  max_step: 1\n  num_train_epochs: 1\n  seed: -1\n"
     assert [line for line in refusal(text).splitlines() if not line.startswith(" ")] == [
         "r.yaml:5:1: learning_rate: `learning_rate` belongs under `training`",
-        "r.yaml:5:16: training.learning_rate: expected a number above 0, got 'fast'",
+        "r.yaml:5:16: training.learning_rate: expected a number above 0, at most 1, got 'fast'",
         "r.yaml:6:1: lora_r: `lora_r` is PEFT's name; here it is `lora.rank`",
-        "r.yaml:6:9: lora.rank: expected a whole number above 0, got 0",
+        "r.yaml:6:9: lora.rank: expected a whole number from 1 to 65,536, got 0",
         "r.yaml:7:1: trainng: unknown key; did you mean `training`?",
         "r.yaml:8:3: training.max_step: unknown key; did you mean `max_steps`?",
         "r.yaml:9:3: training.num_train_epochs: excludes `max_steps` (line 8): give one of the two",
-        "r.yaml:10:9: training.seed: expected a whole number from 0 to 4294967295, got -1",
+        "r.yaml:10:9: training.seed: expected a whole number from 0 to 4,294,967,295, got -1",
     ]
 
 
@@ -261,16 +282,16 @@ def test_faults_of_yaml_do_not_hide_the_rest() -> None:
     """What can be read beside a fault is checked; what may be in the unreadable part is not missing."""
     text = "base_model: org/model\ndataset:\n\ttrain: org/rows\nlora: {rnk: 4}\ntraining: {seed: x, eval_steps: 5}\n"
     assert refusal(text).splitlines() == [
-        "r.yaml:3:1: not valid YAML: a tab; indent with spaces",
+        "r.yaml:3:1: not valid YAML: a tab; YAML takes spaces only",
         "r.yaml:4:8: lora.rnk: unknown key; did you mean `rank`?",
         LORA,
-        "r.yaml:5:18: training.seed: expected a whole number from 0 to 4294967295, got 'x'",
+        "r.yaml:5:18: training.seed: expected a whole number from 0 to 4,294,967,295, got 'x'",
     ]
 
 
 def test_a_long_value_is_cut_in_the_message() -> None:
     told = refusal(f"{MINIMAL}lora: {{rank: {'x' * 5000}}}\n")
-    assert told == f"r.yaml:5:14: lora.rank: expected a whole number above 0, got '{'x' * 99}…"
+    assert told == f"r.yaml:5:14: lora.rank: expected a whole number from 1 to 65,536, got '{'x' * 99}…"
     assert len(refusal(f"{MINIMAL}{'k' * 900}: 1\n").splitlines()[0]) < 200
 
 
@@ -294,3 +315,94 @@ def test_what_a_mistake_is_made_of() -> None:
                 f"expected {optimizers}, got 'lion_8bits'; did you mean `lion_8bit`?", "lion_8bit"),
         Mistake(at[3], "seed", "`seed` belongs under `training`", "training.seed"),
     )  # fmt: skip
+
+
+def messages(told: str) -> list[str]:
+    """The lines that tell of mistakes, without the lists of what is allowed."""
+    return [line.removeprefix("r.yaml:") for line in told.splitlines() if not line.startswith(" ")]
+
+
+def test_what_is_moved_is_looked_at_again() -> None:
+    """Sections inside others, with their own keys wrong: told as what they are."""
+    text = MINIMAL + "training: {lora: {rnk: 8}, dataset: {trian: x}}\n"
+    assert messages(refusal(text)) == [
+        "5:12: training.lora: `lora` belongs at the top level",
+        "5:19: lora.rnk: unknown key; did you mean `rank`?",
+        "5:28: training.dataset: `dataset` belongs at the top level",
+        "5:38: dataset.trian: unknown key; did you mean `train`?",
+    ]
+
+
+def test_a_guess_is_not_acted_upon() -> None:
+    """What is only alike is suggested, and no further mistakes are made up from it."""
+    assert messages(refusal(MINIMAL + "training: {total_steps: x}\n")) == [
+        "5:12: training.total_steps: unknown key; did you mean `eval_steps`?"
+    ]
+    assert messages(refusal(MINIMAL + "version: 5\n")) == ["5:1: version: unknown key; did you mean `revision`?"]
+
+
+def test_rows_by_other_names() -> None:
+    assert messages(refusal("base_model: a/b\noutput_dir: o\ndataset: {path: t.csv, test: v.csv}\n")) == [
+        "3:11: dataset.path: unknown key; did you mean `train`?",
+        "3:24: dataset.test: unknown key; did you mean `validation`?",
+    ]
+
+
+def test_what_stands_in_a_section_given_twice_is_looked_at() -> None:
+    """Also if another fault keeps the file from being read as a whole."""
+    text = MINIMAL + "lora: {rank: 1}\nlora: {rnk: x}\n"
+    told = ["6:1: lora: `lora` is given twice (first on line 5); leave one out"]
+    assert messages(refusal(text)) == [*told, "6:8: lora.rnk: unknown key; did you mean `rank`?"]
+    assert messages(refusal(text + "training:\n\tseed: 4\n")) == [
+        *told,
+        "8:1: not valid YAML: a tab; YAML takes spaces only",
+    ]
+
+
+def test_pairs_are_told_beside_a_fault() -> None:
+    """Only what is missing may be hidden by a fault; what is there twice is there."""
+    text = MINIMAL + "training: {max_steps: 5, num_train_epochs: 2, eval_steps: 5}\nlora:\n\trank: 8\n"
+    assert messages(refusal(text)) == [
+        "5:26: training.num_train_epochs: excludes `max_steps` (line 5): give one of the two",
+        "7:1: not valid YAML: a tab; YAML takes spaces only",
+    ]
+
+
+def test_a_value_behind_an_anchor_is_told_where_it_is_used() -> None:
+    assert messages(refusal(MINIMAL + "lora: {rank: &r 0}\ntraining:\n  max_steps: *r\n")) == [
+        "5:14: lora.rank: expected a whole number from 1 to 65,536, got 0",
+        "7:14: training.max_steps: expected a whole number above 0, or null, got 0",
+    ]
+
+
+@pytest.mark.parametrize("field", ["train_split: nope", "validation_split: test"])
+def test_a_split_of_a_local_file(field: str) -> None:
+    """It would be passed over."""
+    text = f"base_model: a/b\noutput_dir: o\ndataset:\n  train: /d/t.csv\n  validation: /d/v.csv\n  {field}\n"
+    name = field.partition("_")[0]
+    assert messages(refusal(text)) == [
+        f"6:3: dataset.{name}_split: is for datasets of the hub, and `{name}` is a local path: leave it out"
+    ]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "? " + "x" * 900_000 + "\n: 1\n",
+        "".join(f"key_{number}: 1\n" for number in range(4900)),
+        '{"prompt": "a", "completion": "b"}\n' * 8000,
+        "line of prose\n" * 3000 + "a: b: c\n",
+        f"training: {{optimizer: {'x' * 900_000}}}\n",
+        f"lora: {{target_modules: {'x' * 900_000}}}\n",
+        f"revision: '{'${' * 200_000}'\n",
+        f"output_dir: '{'${' * 200_000}'\n",
+        f"extends: {'x/' * 400_000}\n",
+        f"base_model: {'/x' * 400_000}\n",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_could_take_long_does_not(text: str) -> None:
+    """Long words, many keys, many faults, long paths and references: refused, each in a second or so. (The timeout is a
+    net for what took minutes, not a measurement.)"""
+    assert len(refusal(text, must_exist=True).splitlines()) < 200

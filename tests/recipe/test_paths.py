@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_cli.errors import RecipeError
+from qlora_cli.recipe.data_files import find_data_files
 from qlora_cli.recipe.load import load_recipe
 from tests.support.recipes import MINIMAL, load, refusal
 
@@ -234,3 +235,33 @@ def test_what_would_steer_a_terminal_is_written_out() -> None:
     told = refusal(MINIMAL + '"\\e[31mk": 1\nrevision: "${\\e]0;x\\a}"\n"a\\rb": 2\n')
     assert not any(letter in told for letter in "\x1b\x07\r")
     assert told.splitlines()[0] == "r.yaml:5:1: \\x1b[31mk: unknown key"
+
+
+@pytest.mark.parametrize("name", ["https://huggingface.co/org/name", "s3://bucket/rows.jsonl"])
+def test_a_url_is_no_path(name: str) -> None:
+    assert refusal(MINIMAL.replace("org/rows", name), must_exist=True) == (
+        f"r.yaml:3:10: dataset.train: {name} is a URL; expected a path, or a hub name such as org/name."
+    )
+
+
+def test_a_recipe_in_a_folder_with_brackets(tmp_path: Path) -> None:
+    """Its glob is one; the folder's name is not."""
+    folder = tmp_path / "x[1]"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    (folder / "r.yaml").write_text(MINIMAL.replace("org/rows", "'*.jsonl'"))
+    recipe = load_recipe(folder / "r.yaml")
+    assert [path.name for path in find_data_files(recipe.dataset.train)] == ["a.jsonl"]
+
+
+def test_the_likeliest_of_several_names(tmp_path: Path) -> None:
+    """Data, and not another file of the same stem."""
+    for name in ("train.yaml", "train.jsonl", "train.txt"):
+        (tmp_path / "recipes" / name).touch()
+    told = refusal(MINIMAL.replace("org/rows", "./train.json"), must_exist=True)
+    assert told.endswith("did you mean train.jsonl?")
+
+
+def test_names_do_not_steer_a_terminal() -> None:
+    told = refusal(MINIMAL.replace("org/rows", '"./a\\e]0;x\\a\\n.jsonl"'), must_exist=True)
+    assert told == "r.yaml:3:10: dataset.train: recipes/a\\x1b]0;x\\x07\\n.jsonl: there is no such file or folder."

@@ -44,9 +44,9 @@ def test_a_doubled_dollar_is_the_character(tmp_path: Path) -> None:
     [
         ("${NO_SUCH_WORD}", "the environment variable NO_SUCH_WORD is not set"),
         ("${WROD}", "the environment variable WROD is not set; did you mean `${WORD}`?"),
-        ("${}", "`${}` names no environment variable; write `$${` for the characters"),
-        ("${A B}", "`${A B}` names no environment variable; write `$${` for the characters"),
-        ("${DATA:-x}", "`${DATA:-x}` names no environment variable; write `$${` for the characters"),
+        ("${}", "`${}` names no environment variable; write `$$` for a dollar"),
+        ("${A B}", "`${A B}` names no environment variable; write `$$` for a dollar"),
+        ("${DATA:-x}", "`${DATA:-x}` names no environment variable; write `$$` for a dollar"),
         ("$WORD/x", "`$WORD` is not replaced; write `${WORD}` for the environment variable"),
     ],
 )
@@ -80,7 +80,7 @@ def test_elsewhere_in_columns() -> None:
 
 def test_in_a_number_it_is_told_as_well() -> None:
     assert refusal(MINIMAL + "lora: {rank: '${WORD}'}\n") == (
-        "r.yaml:5:14: lora.rank: expected a whole number above 0, got '${WORD}'; "
+        "r.yaml:5:14: lora.rank: expected a whole number from 1 to 65,536, got '${WORD}'; "
         "environment variables are not read in this field"
     )
 
