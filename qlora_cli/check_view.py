@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from qlora_cli.console import describe_rows, plural, show_error, show_line
+from qlora_cli.console import describe_rows, plural, show_error, show_line, visible
 from qlora_cli.errors import Mistake, RecipeError, RequestError
 from qlora_cli.training.facts import Example, Facts, Overlong, SomeRows, SplitFacts, Steps
 
@@ -159,19 +158,10 @@ def _show_example(console: Console, example: Example, unit: str) -> None:
     text = Text()
     for piece in example.pieces:
         if piece.supervised:
-            text.append(_OPEN + _visible(piece.text) + _CLOSE, "green")
+            text.append(_OPEN + visible(piece.text) + _CLOSE, "green")
         else:
-            text.append(_visible(piece.text), "dim")
+            text.append(visible(piece.text), "dim")
     console.print(text)
-
-
-def _visible(text: str) -> str:
-    """The text with control characters written out, but for line breaks and tabs: rows are not to steer a terminal."""
-    return "".join(_written_out(c) if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
-
-
-def _written_out(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def _result(facts: Facts) -> Text:
@@ -180,5 +170,5 @@ def _result(facts: Facts) -> Text:
     if facts.checked == "recipe":
         return Text("the recipe is right; not all of what is on the hub could be looked at", "yellow")
     if facts.notices:
-        return Text(f"nothing would stop training; see {plural(len(facts.notices), 'note')} above", "yellow")
+        return Text(f"no mistake was found; see {plural(len(facts.notices), 'note')} above", "yellow")
     return Text("nothing found that would stop or spoil training", "green")

@@ -85,7 +85,9 @@ def check(
 ) -> None:
     """Check a recipe and its data: every mistake, and what training would make of the rows. Loads no weights.
 
-    Exit codes: 0 nothing would stop training; 2 something would, or would make it meaningless.
+    What is on a hub that cannot be reached is noted, and not looked at.
+
+    Exit codes: 0 no mistake was found; 2 training would be refused, or meaningless; 130 interrupted.
     """
     from qlora_cli.commands.check import check as command
 

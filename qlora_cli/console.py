@@ -6,7 +6,10 @@ On a terminal a live bar; elsewhere (a file, CI, a log collector) plain lines, e
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import sys
+import unicodedata
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -28,6 +31,9 @@ from qlora_cli.training.events import (
     TrainRecord,
 )
 
+# Control characters, halves of surrogate pairs, and what turns the direction of writing round.
+_STEERING = ("Cc", "Cs")
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 # How much of the present speed the shown speed takes over at each step.
 _SMOOTHING = 0.2
 # Seconds of steps that the time left is judged by: a step may take a minute, and Rich's own 30 would hold none.
@@ -49,6 +55,9 @@ def make_console(*, stderr: bool = False) -> Console:
 
     Of several processes of one run, only the first has something to show; all of them may tell errors.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is written out, and ends no run
+            stream.reconfigure(errors="backslashreplace")
     quiet = not stderr and int(os.environ.get("RANK", "0")) > 0
     return _PatientConsole(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
 
@@ -57,13 +66,26 @@ def show_error(error: QloraError) -> None:
     """Print a failure the way every command does: what is wrong, no traceback."""
     console = make_console(stderr=True)
     console.print("[bold red]error:[/] ", end="")
-    console.print(str(error), markup=False)
+    console.print(visible(str(error)), markup=False)
 
 
 def show_line(console: Console, label: str, text: str | Text, style: str = "") -> None:
     """Print one line of facts under a label of at most eight letters; an empty one goes on with what is above."""
     # Not as markup: brackets are part of file names.
-    console.print(Text.assemble((f"{label:<8}", "bold"), " ", (text, style) if isinstance(text, str) else text))
+    shown = (visible(text), style) if isinstance(text, str) else text
+    console.print(Text.assemble((f"{label:<8}", "bold"), " ", shown))
+
+
+def visible(text: str) -> str:
+    """The text with what steers a terminal, or the direction of writing, written out; line breaks and tabs stay.
+
+    Names and rows come from elsewhere.
+    """
+    return "".join(c.encode("unicode_escape").decode() if _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    return character in _TURNING or (unicodedata.category(character) in _STEERING and character not in "\n\t")
 
 
 def describe_rows(event: DataReady) -> str:

@@ -44,11 +44,11 @@ def is_reachable(endpoint: str, patience: float = _PATIENCE) -> bool:
 
     Through a proxy that cannot be seen from here, so it is taken for granted.
     """
-    url = urlsplit(endpoint)
-    proxies = getproxies()
-    if not url.hostname or (not proxy_bypass(url.hostname) and (url.scheme in proxies or "all" in proxies)):
-        return True
     try:
+        url = urlsplit(endpoint)
+        proxies = getproxies()
+        if not url.hostname or (not proxy_bypass(url.hostname) and (url.scheme in proxies or "all" in proxies)):
+            return True
         port = url.port or (80 if url.scheme == "http" else 443)
         addresses = socket.getaddrinfo(url.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, ValueError):  # no such name, no resolver; no such port

@@ -120,7 +120,7 @@ def test_a_note_is_no_problem(recipe: str) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines()[-2:] == [
         "note     warmup_steps is 8 and the run ends after 8",
-        "result   nothing would stop training; see 1 note above",
+        "result   no mistake was found; see 1 note above",
     ]
 
 

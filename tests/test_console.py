@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qlora_cli.console import TrainView, make_console, show_error
+from qlora_cli.console import TrainView, make_console, show_error, visible
 from qlora_cli.errors import DataError
 from qlora_cli.training.events import (
     CheckpointSaved,
@@ -285,3 +285,9 @@ def test_errors_go_to_stderr_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     message = f"[red]rows[0].jsonl, line 2: :smile: {'x' * 300}"
     show_error(DataError(message))
     assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_what_comes_from_elsewhere_does_not_steer_the_terminal() -> None:
+    """Colours, titles, and writing from right to left are written out; line breaks, emoji and their joiners stay."""
+    family = "👩\u200d👩"
+    assert visible(f"a\x1b[31mb\x9bc\u202ed\n\te {family}") == f"a\\x1b[31mb\\x9bc\\u202ed\n\te {family}"

@@ -54,11 +54,11 @@ def test_defaults_from_what_is_here() -> None:
     assert recipe.dataset.train == str(Path.cwd() / "data/maths-train.jsonl")
     assert recipe.dataset.validation == str(Path.cwd() / "data/maths-test.jsonl")
     assert recipe.dataset.columns == {"prompt": "question", "completion": "answer"}
-    assert (recipe.dataset.format, recipe.dataset.max_length, recipe.output_dir) == ("auto", 512, "runs/maths")
+    assert (recipe.dataset.format, recipe.dataset.max_length, recipe.output_dir) == ("auto", 2048, "runs/maths")
     assert "data     data/maths-train.jsonl: 100 rows in the format prompt_completion\n" in result.stdout
     text = RECIPE.read_text(encoding="utf-8")
     assert "  train: data/maths-train.jsonl  " in text
-    assert "max_length: 512 " in text
+    assert "  # max_length: 2048 " in text
 
 
 def test_columns_that_need_no_word() -> None:
@@ -99,8 +99,7 @@ def test_held_out_rows_that_do_not_fit_are_not_the_default() -> None:
 @pytest.mark.parametrize(
     ("words", "complete", "length"),
     [
-        (10, True, 512),
-        (200, True, 1024),
+        (10, True, 2048),
         (500, True, 2048),
         (5000, True, 16384),
         (10, False, 2048),
@@ -108,7 +107,7 @@ def test_held_out_rows_that_do_not_fit_are_not_the_default() -> None:
     ],
 )
 def test_a_length_that_is_enough(words: int, complete: bool, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer where it must be; shorter only if every row was seen. Held-out rows count, too."""
+    """Longer where it must be, and never shorter, which would save nothing. Held-out rows count, too."""
     rows("train.jsonl", "prompt", "completion", count=5)
     Path("test.jsonl").write_text(json.dumps({"prompt": "word " * words, "completion": "x"}) + "\n")
     if not complete:

@@ -161,3 +161,22 @@ def test_a_stop() -> None:
     assert terminal.end() == 130, terminal.shown
     assert "error: stopped; nothing was written\n" in terminal.shown
     assert os.listdir() == []  # noqa: PTH208
+
+
+def test_yes_asks_nothing_at_a_terminal_either() -> None:
+    terminal = Terminal("--yes")
+    assert terminal.end() == 0, terminal.shown
+    assert "Enter takes" not in terminal.shown
+    assert written().dataset.train == "openai/gsm8k"
+
+
+@pytest.mark.parametrize("kept", ["stdin", "stdout"])
+def test_half_a_terminal_is_none(kept: str) -> None:
+    """With only questions or only answers on a terminal nobody can be asked."""
+    master, slave = pty.openpty()
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL} | {kept: slave}
+    with start(**streams) as running:
+        os.close(slave)
+        running.communicate(timeout=30)
+    os.close(master)
+    assert running.returncode == 0

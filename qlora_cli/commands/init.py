@@ -15,7 +15,7 @@ from qlora_cli.commands.invocation import invocation
 from qlora_cli.console import make_console, show_error
 from qlora_cli.errors import Interrupted, OutputError, QloraError, RequestError
 from qlora_cli.recipe.starter import Answers
-from qlora_cli.recipe.starter_file import write_starter
+from qlora_cli.recipe.starter_file import SCHEMA_FILE, write_starter
 
 
 def init(path: Path, *, flags: dict[str, str | None], overrides: list[str], defaults: bool, force: bool) -> int:
@@ -73,6 +73,10 @@ def _at_a_terminal() -> bool:
 
 def _check_target(path: Path, *, force: bool) -> None:
     try:
+        if path.name == SCHEMA_FILE:
+            raise OutputError(f"{path} is the name of the schema that is written beside a recipe; take another")
+        if path.is_symlink() and not path.exists():
+            raise OutputError(f"{path} is a symbolic link to nothing; take another name")
         if path.is_dir():
             example = path / "recipe.yaml"
             raise OutputError(f"{path} is a folder; expected the name of a recipe to write, such as {example}")

@@ -258,7 +258,7 @@ def _answers(given: Given, folder: Path, base_model: str, rows: _Rows, held_out:
 
 
 def _length(sources: list[_Rows], layout: Layout | None) -> tuple[int | None, str]:
-    """A `max_length` where the default is too short, or where a shorter one is known to be enough; and why."""
+    """A `max_length` where the default is too short; and why."""
     bound = max(source.check(layout) for source in sources)
     if not bound:
         return None, ""
@@ -266,7 +266,8 @@ def _length(sources: list[_Rows], layout: Layout | None) -> tuple[int | None, st
     default = DatasetSection.model_fields["max_length"].default
     known = all(source.sample is not None and source.sample.complete for source in sources)
     note = f"no row {'here' if known else 'of the first ones'} should have more than {bound:,}"
-    return enough if enough > default or (enough < default and known) else None, note
+    # A shorter one would save nothing: a batch is as long as its longest row.
+    return enough if enough > default else None, note
 
 
 def _as_in_recipe(name: str, folder: Path) -> str:

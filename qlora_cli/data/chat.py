@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
 from qlora_cli.data.formats import Conversation, Passage
 from qlora_cli.errors import DataError
 
@@ -74,7 +72,7 @@ def _apply(
         text: str = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program, and may fail in any way
         shape = ", ".join(message["role"] for message in messages) or "no message before the assistant's"
         raise DataError(f"{where}: the chat template refuses this conversation ({shape}): {error}") from error
     return text

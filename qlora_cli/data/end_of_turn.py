@@ -23,7 +23,7 @@ class EndOfTurn:
     """How an answer ends.
 
     `token` is the id of the token that ends it and `text` what that token reads; `rows` counts the rows, as training
-    sees them, whose last supervised token it is, and `turns` how often it is supervised in all of them. Without such
+    sees them, whose last supervised token it is, and `turns` all answers in them that end in it. Without such
     a token, `token` is None and `text` is what the chat template writes after an answer in plain words: empty if it
     writes nothing, None if it cannot be told.
     """
@@ -45,9 +45,9 @@ def find_end_of_turn(whole: EncodedRows, kept: EncodedRows, tokenizer: Any) -> E
     if token is None:
         # A token that was added to the vocabulary without being special is one too, if nothing else ends a turn.
         token = _most_common(ends)
-        if token not in tokenizer.get_added_vocab().values() or (ends != token).any():
+        if token not in tokenizer.get_added_vocab().values() or np.mean(ends == token) <= 0.5:
             return EndOfTurn(None, _words_after_an_answer(tokenizer))
-    rows, turns = _last_learned(kept) == token, kept.ids[kept.supervised] == token
+    rows, turns = _last_learned(kept) == token, kept.ids[_turn_ends(kept)] == token
     return EndOfTurn(token, tokenizer.convert_ids_to_tokens(token), int(rows.sum()), int(turns.sum()))
 
 
@@ -73,6 +73,11 @@ def doubts_about_the_end(end: EndOfTurn, kept: EncodedRows, max_length: int) -> 
         yield (
             f"the chat template ends an answer with the words {end.text!r}, which are no token of their own: the "
             f"model learns them, but whatever generates with it has to be told to stop there"
+        )
+    if end.token is not None and end.turns and end.rows < len(kept) and not kept.truncated:
+        yield (
+            f"the end of turn ({end.text}) is learned at the end of {end.rows:,} of {len(kept):,} rows: after the "
+            f"others the model does not learn to stop"
         )
     if end.token is not None and not end.turns and len(kept) and kept.format == "text":
         yield (

@@ -37,6 +37,8 @@ def read_file(path: Path, shown: str) -> Iterator[tuple[int, Row]]:
                 yield from _read_separated(path, shown, "\t")
     except UnicodeDecodeError as error:
         raise _not_utf8(path, shown) from error
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read: {error.strerror or error}.") from error
 
 
 def describe(value: object) -> str:
@@ -82,7 +84,7 @@ def _read_json_lines(path: Path, shown: str) -> Iterator[tuple[int, Row]]:
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # malformed, a number of thousands of digits, too deep
                 raise DataError(
                     f"{shown}, line {number}: expected one JSON object, got {shorten(line.strip())} ({_reason(error)})."
                 ) from error
@@ -95,7 +97,7 @@ def _read_json(path: Path, shown: str) -> Iterator[tuple[int, Row]]:
     text = path.read_text(encoding="utf-8-sig")
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text.lstrip().startswith("{"):
             # One whole object and then more: JSON Lines under the name .json, which is common.
             yield from _read_json_lines(path, shown)

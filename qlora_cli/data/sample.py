@@ -68,7 +68,6 @@ _NO_WORDS = re.compile(rb"\S{30,}")
 _TEMPLATE = 64
 _TURN = 16
 _ANY = "rows"  # a section needs a source, where only its columns are looked at
-_LEAST = 512  # a max_length below it saves nothing, and the next row may be longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +160,7 @@ def token_bound(sample: Sample, layout: Layout) -> int:
 
 def enough_tokens(bound: int) -> int:
     """A `max_length` for rows of at most `bound` tokens: a power of two, as people write it."""
-    return max(_LEAST, 1 << (bound - 1).bit_length())
+    return 1 << (bound - 1).bit_length()
 
 
 def _wanted(format: Format | Literal["auto"]) -> tuple[Format, ...]:
@@ -211,8 +210,8 @@ def _likely_columns(sample: Sample, format: Format, known: dict[str, str]) -> li
     if format == "prompt_completion":
         return [{"prompt": texts[p], "completion": texts[c]} for p, c in pairs]
     passages = [texts[name] for name in _PASSAGES if name in texts]
-    if not passages and len(known) == 1:
-        passages = list(texts.values())
+    if not passages and len(known) == 1:  # a word, and not the first row of a file that has no header
+        passages = [column for name, column in texts.items() if re.fullmatch(r"\w{1,30}", name)]
     return [{"text": passages[0]}] if len(passages) == 1 else []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from qlora_cli.data.files import Row
+from qlora_cli.errors import DataError
 
 _CHUNK_ROWS = 8192
 
@@ -53,5 +54,7 @@ def tabulate(rows: Iterable[Row]) -> tuple[pa.Table, frozenset[str]]:
         for name, column in columns.items():
             column.append([row.get(name) for row in chunk])
         total += len(chunk)
+    if any("\ud800" <= letter <= "\udfff" for name in columns for letter in name):
+        raise DataError("the name of a column holds half of a surrogate pair, which is no text.")
     table = pa.table({name: pa.chunked_array(column.chunks, pa.string()) for name, column in columns.items()})
     return table, frozenset(name for name, column in columns.items() if not column.is_text)

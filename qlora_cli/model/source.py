@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ from qlora_cli.hub import is_unreachable
 from qlora_cli.recipe.paths import model_problem
 
 # What the hub's client and the readers below it raise for an absent, unreachable or damaged file.
-_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ def context_length(config: PreTrainedConfig) -> int | None:
 
 def embedding_rows(config: PreTrainedConfig) -> int:
     """Rows of the input embedding: one more than the largest token id it can look up."""
-    return int(config.get_text_config().vocab_size)
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(size, int):
+        raise ModelError(f"base_model: a {config.model_type} model has no vocabulary, so it is no language model")
+    return size
 
 
 @contextmanager
@@ -98,7 +102,8 @@ def _no_answer(part: str, base: ModelSource, error: Exception) -> bool:
     if part == "tokenizer" and is_offline_mode():
         # transformers takes one that is not in the cache for one that is broken.
         with suppress(ValueError):  # not a name that a hub would have
-            return try_to_load_from_cache(base.name, "tokenizer.json", revision=base.revision) is None
+            if try_to_load_from_cache(base.name, "tokenizer.json", revision=base.revision) is None:
+                return True
     return is_unreachable(error)
 
 
@@ -118,9 +123,11 @@ _ONLY_PICKLE = "has its weights only as pickle (.bin), which can run code when r
 
 def _cannot_load(part: str, base: ModelSource, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    if "use_safetensors=True" in reason:  # transformers' advice there is to allow pickle
+    local = Path(base.name).is_absolute()
+    # transformers' advice is to allow pickle then; offline it says so, too, of weights that are not in the cache.
+    if "use_safetensors=True" in reason and (local or not is_offline_mode()):
         return f"base_model: {base.name} {_ONLY_PICKLE}"
-    if Path(base.name).is_absolute():
+    if local:
         return f"base_model: the {part} in {base.name} cannot be read: {reason}"
     return (
         f"base_model: the {part} of {base.name} (revision {base.revision or 'main'}) cannot be had from the hub, and "

@@ -88,15 +88,18 @@ def as_recipe_path(name: str, folder: Path) -> str:
 
 
 def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file() and any((path / name).is_file() for name in _TOKENIZERS)
+    # Not by Path, which raises for a folder that may not be entered.
+    names = ("config.json", *_TOKENIZERS)
+    there = [os.path.isfile(path / name) for name in names]  # noqa: PTH113
+    return there[0] and any(there[1:])
 
 
 def _folders(path: Path) -> list[Path]:
-    return [p for p in _entries(path) if not p.name.startswith(".") and p.is_dir()]
+    return [p for p in _entries(path) if not p.name.startswith(".") and os.path.isdir(p)]  # noqa: PTH112
 
 
 def _data_files(path: Path) -> list[Path]:
-    return [p for p in _entries(path) if p.suffix.lower() in DATA_SUFFIXES and p.is_file()]
+    return [p for p in _entries(path) if p.suffix.lower() in DATA_SUFFIXES and os.path.isfile(p)]  # noqa: PTH113
 
 
 def _may_be_rows(path: Path, kind: str) -> bool:

@@ -181,10 +181,13 @@ def column_problems(format: object, columns: Mapping[str, object]) -> dict[str, 
     formats = [format] if isinstance(format, str) and format in FORMAT_COLUMNS else list(FORMAT_COLUMNS)
     known = [field for name in formats for field in FORMAT_COLUMNS[name].fields]
     lack = f"the format {format} has no" if formats == [format] else "no format has a"
-    problems = {}
-    for name in columns:
+    problems: dict[str, tuple[str, str | None]] = {}
+    owners: dict[str, str] = {}
+    for name, column in columns.items():
         if name not in known:
             near = nearest(name, known)
             hint = f"did you mean `{near}`?" if near else f"expected {', '.join(known)}"
             problems[name] = f"{lack} field {shorten(repr(name))}; {hint}", near
+        elif isinstance(column, str) and (twin := owners.setdefault(column, name)) != name:
+            problems[name] = f"takes the same column as `{twin}`: {shorten(repr(column))}", None
     return problems

@@ -31,18 +31,17 @@ def write_starter(path: Path, answers: Answers, *, force: bool) -> list[Path]:
     try:
         with _draft(path, text) as draft:
             _check_meaning(draft, path, answers)
-            schema = write_schema(path.parent)
             if force and path.exists():
                 draft.chmod(stat.S_IMODE(path.stat().st_mode))
                 draft.replace(path)
             else:
                 with path.open("x", encoding="utf-8", newline="\n") as file:
                     file.write(text)
+        return [path, *write_schema(path.parent)]
     except FileExistsError:
         raise OutputError(f"{path} is already there; --force writes over it") from None
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    return [path, *schema]
 
 
 @contextmanager

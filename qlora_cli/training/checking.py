@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qlora_cli.data.encode import check_shape
@@ -60,10 +61,13 @@ def check_data(recipe: Recipe, *, examples: int = 0) -> Facts:
     """
     found = _Findings()
     _look_at_the_folder(recipe.output_dir, found)
+    found.notices += _not_here(recipe)
     base = found.attempt(lambda: _read_base(recipe), "tokens were not counted")
     if base is not None:
         stored = getattr(base.config, "quantization_config", None)
         found.attempt(lambda: check_stored_quantization(stored, recipe.quantization))
+        config = base.config
+        found.attempt(lambda: _check_targets(config, recipe))
     train_rows, validation_rows = _load_rows(recipe, found)
     section = recipe.dataset
     train = _encode("train", train_rows, section, base, found)
@@ -72,8 +76,6 @@ def check_data(recipe: Recipe, *, examples: int = 0) -> Facts:
     steps = _steps(recipe.training, train.kept) if train is not None and len(train.kept) else None
     if train is not None:
         found.notices += doubts(train, validation, section)
-    if facts is not None and facts.overlong.fate == "truncated" and (cut := facts.overlong.rows_losing_labels):
-        found.notices.append(f"{cut} of {facts.data.rows} training rows are cut in their answer, and teach half of it")
     if steps is not None and (doubt := endless_warmup(recipe.training, steps.total)):
         found.notices.append(doubt)
     held_out = section.validation is not None or section.validation_fraction is not None
@@ -99,6 +101,26 @@ def _look_at_the_folder(output_dir: str, found: _Findings) -> None:
             "--output-dir"
         )
     found.attempt(lambda: folder.check(resume=begun))
+
+
+def _not_here(recipe: Recipe) -> Iterator[str]:
+    """What training will need and a check does not; it may be there on another machine."""
+    if recipe.training.device == "cuda" and not torch.cuda.is_available():
+        yield "training.device is cuda, and there is no GPU here; training will need one"
+
+
+def _check_targets(config: PreTrainedConfig, recipe: Recipe) -> None:
+    """Whether `target_modules` names layers of this model, which is built without memory for its weights."""
+    if recipe.lora.target_modules == "all-linear":
+        return
+    # Here, since model classes and bitsandbytes take seconds to import.
+    from transformers import AutoModelForCausalLM
+
+    from qlora_cli.model.inject import find_targets
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.trust_remote_code)
+    find_targets(model, recipe.lora.target_modules)
 
 
 def _read_base(recipe: Recipe) -> _Base:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qlora_cli.data.encode import encode_whole
@@ -61,6 +62,7 @@ def split_refusals(split: Split, section: DatasetSection, config: PreTrainedConf
     yield from _beyond_the_model(split.kept, config)
     if split.name == "train":
         yield from missing_end(split.end, split.kept, section.max_length)
+        yield from _nothing_said(split)
 
 
 def prepare_split(
@@ -80,19 +82,35 @@ def prepare_split(
 
 def doubts(train: Split, validation: Split | None, section: DatasetSection) -> Iterator[str]:
     """What may be meant so, but is more often a mistake."""
-    # As they stand: a cut may leave one token of any answer.
-    silent = np.intersect1d(train.whole.silent_rows, train.kept.row_numbers)
+    kept = train.kept
+    silent = _silent_rows(train)
     if len(silent):
-        some = listed(silent)
-        yield f"{len(silent)} training rows have an empty answer and teach only to stop ({train.kept.unit} {some})"
-    yield from doubts_about_the_end(train.end, train.kept, section.max_length)
-    if validation is not None and _same_rows(train.kept, validation.kept):
+        rows, verb = ("row has", "teaches") if len(silent) == 1 else ("rows have", "teach")
+        yield f"{len(silent)} training {rows} an empty answer and {verb} only to stop ({kept.unit} {listed(silent)})"
+    if kept.dropped > len(kept):
+        yield f"dataset.overlong: drop leaves {len(kept):,} of {len(train.whole):,} training rows"
+    if kept.truncated and (cut := int((kept.learned < train.whole.learned).sum())):
+        yield f"{cut:,} of {len(kept):,} training rows lose part of their answer at dataset.max_length"
+    yield from doubts_about_the_end(train.end, kept, section.max_length)
+    if validation is not None and _same_rows(kept, validation.kept):
         yield "validation has the rows of train: its loss says nothing about rows the model has not seen"
 
 
+def _silent_rows(split: Split) -> npt.NDArray[np.int64]:
+    """Numbers of the rows whose answer is empty as it stands: a cut may leave one token of any answer."""
+    if split.whole.format == "text":
+        return split.whole.row_numbers[:0]
+    return np.intersect1d(split.whole.silent_rows, split.kept.row_numbers)
+
+
+def _nothing_said(split: Split) -> Iterator[str]:
+    if len(split.kept) and len(_silent_rows(split)) == len(split.kept):
+        yield f"{split.kept.source}: every answer is empty: there is nothing to learn but to stop."
+
+
 def _same_rows(train: EncodedRows, validation: EncodedRows) -> bool:
-    # Of one file cut in two by validation_fraction, both parts have the fingerprint.
-    return validation.fingerprint == train.fingerprint and np.array_equal(validation.row_numbers, train.row_numbers)
+    # By what is in them: a copy of a file has another name.
+    return np.array_equal(validation.offsets, train.offsets) and np.array_equal(validation.ids, train.ids)
 
 
 def _beyond_the_model(rows: EncodedRows, config: PreTrainedConfig) -> Iterator[str]:

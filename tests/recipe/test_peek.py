@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,19 @@ def test_a_recipe_behind_a_link(tmp_path: Path) -> None:
     written = as_recipe_path("data/x.csv", Path("conf"))
     assert Path("conf", written).samefile("data/x.csv")
     assert written == "../../../data/x.csv"
+
+
+def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `lost+found` on a disk of its own. Root may enter any, so the refusal is played."""
+    touch("closed/config.json", "open/config.json", "open/tokenizer.json")
+    allowed = os.path.isfile
+
+    def refuse(path: object) -> bool:
+        return "closed" not in str(path) and allowed(str(path))
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(str(path))
+
+    monkeypatch.setattr("os.path.isfile", refuse)
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert guess_model(Path()) == "open"

@@ -66,7 +66,7 @@ def test_a_check_says_what_training_says(tmp_path: Path) -> None:
     assert facts.validation is not None
     assert [facts.train.data, facts.validation.data] == [event for event in events if isinstance(event, DataReady)]
     assert facts.notices == (
-        "1 training rows have an empty answer and teach only to stop (line 2)",
+        "1 training row has an empty answer and teaches only to stop (line 2)",
         "validation has the rows of train: its loss says nothing about rows the model has not seen",
         "warmup_steps is 3 and the run ends after 1",
     )
@@ -123,11 +123,12 @@ def test_what_becomes_of_rows_that_are_too_long(overlong: str, tmp_path: Path) -
             assert facts.problems[0].startswith(f"{recipe.dataset.train}: 2 of 3 rows are longer than ")
         case "drop":
             assert facts.train.overlong == Overlong(2, "dropped", 2, lost)
-            assert (facts.train.data.rows, facts.problems, facts.notices) == (1, (), ())
+            assert (facts.train.data.rows, facts.problems) == (1, ())
+            assert facts.notices == ("dataset.overlong: drop leaves 1 of 3 training rows",)
         case "truncate":
             assert facts.train.overlong == Overlong(2, "truncated", 2, lost)
             assert facts.train.end_of_turn.rows == 1
-            assert facts.notices == ("2 of 3 training rows are cut in their answer, and teach half of it",)
+            assert facts.notices == ("2 of 3 training rows lose part of their answer at dataset.max_length",)
             assert facts.problems == ()
     assert facts.train.lengths == whole.lengths
 
@@ -307,3 +308,73 @@ def test_counts_are_plain_numbers(tmp_path: Path) -> None:
     numbers = [*vars(facts.train.lengths).values(), *vars(facts.train.overlong).values(), facts.train.data.rows]
     numbers += [facts.train.end_of_turn.rows, facts.examples[0].row, *facts.examples[0].labels]
     assert not any(isinstance(number, np.generic) for number in numbers)
+
+
+def test_empty_answers_alone_are_refused(tmp_path: Path) -> None:
+    """One is a doubt; if every one is, nothing but stopping is learned."""
+    recipe = recipe_of(tmp_path, SILENT, SILENT, weights=True)
+    facts = check_data(recipe)
+    assert facts.problems == (refusal_of_training(recipe),)
+    assert facts.problems[0] == f"{recipe.dataset.train}: every answer is empty: there is nothing to learn but to stop."
+
+
+def test_a_copy_of_the_rows_is_doubted_under_any_name(tmp_path: Path) -> None:
+    copy = tmp_path / "held-out.jsonl"
+    copy.write_text(json.dumps(SHORT) + "\n")
+    facts = check_data(recipe_of(tmp_path, SHORT, dataset={"validation": str(copy)}))
+    assert facts.notices == (
+        "validation has the rows of train: its loss says nothing about rows the model has not seen",
+    )
+
+
+def test_held_out_rows_are_those_of_training(tmp_path: Path) -> None:
+    """The same seed, the same rows."""
+    recipe = recipe_of(
+        tmp_path, weights=True, dataset={"validation_fraction": 0.25}, training={"seed": 7, "max_steps": 1}
+    )
+    facts = check_data(recipe)
+    events: list[Event] = []
+    train(recipe, listeners=[events.append])
+    assert facts.train is not None
+    assert facts.validation is not None
+    told = [event for event in events if isinstance(event, DataReady)]
+    assert [facts.train.data.tokens, facts.validation.data.tokens] == [event.tokens for event in told]
+    assert [facts.train.data, facts.validation.data] == told
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "qproj"], r".*\.nothing"])
+def test_targets_that_the_model_has_not(targets: object, tmp_path: Path) -> None:
+    """Known from the configuration alone, in training's words."""
+    recipe = recipe_of(tmp_path, lora={"target_modules": targets})
+    assert len(check_data(recipe).problems) == 1
+    assert check_data(recipe).problems[0].startswith("lora.target_modules: ")
+    right = recipe_of(tmp_path, lora={"target_modules": ["q_proj", "v_proj"]})
+    assert check_data(right).problems == ()
+
+
+def test_an_end_that_few_rows_have(tmp_path: Path) -> None:
+    """The template writes none, and one row of three brings its own: it is said of how many."""
+    tiny_tokenizer(PLAIN).save_pretrained(recipe_of(tmp_path).base_model)
+    rows = [{"prompt": "red", "completion": text} for text in ("apple", "apple", "apple<|im_end|>")]
+    assert check_data(recipe_of(tmp_path, *rows)).notices == (
+        "the end of turn (<|im_end|>) is learned at the end of 1 of 3 rows: after the others the model does not "
+        "learn to stop",
+    )
+
+
+def test_data_that_cannot_be_read(tmp_path: Path) -> None:
+    """A number of thousands of digits, a column that is no text: a message with the file, from check and training."""
+    for line, told in (
+        ('{"prompt": "a", "completion": "b", "n": ' + "9" * 5000 + "}", "line 1: expected one JSON object"),
+        ('{"prompt": "a", "completion": "b", "\\ud800": "c"}', "half of a surrogate pair"),
+    ):
+        recipe = recipe_of(tmp_path)
+        Path(recipe.dataset.train).write_text(line + "\n")
+        (problem,) = check_data(recipe).problems
+        assert told in problem
+
+
+def test_a_template_that_fails_in_its_own_way(tmp_path: Path) -> None:
+    tiny_tokenizer("{{ 1 / 0 }}").save_pretrained(recipe_of(tmp_path).base_model)
+    (problem,) = check_data(recipe_of(tmp_path, SHORT)).problems
+    assert "line 1: the chat template refuses this conversation (user, assistant): division by zero" in problem
