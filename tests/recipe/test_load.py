@@ -289,7 +289,9 @@ SECTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 DATASET: dict[str, st.SearchStrategy[Any]] = {
     "validation": st.none() | st.just("/data/held out/é.jsonl"),
     "hub_config": st.none() | WORDS,
-    "columns": st.dictionaries(st.sampled_from(["prompt", "completion", "text", "input"]), WORDS, max_size=3),
+    "columns": st.dictionaries(st.sampled_from(["prompt", "completion", "text", "input"]), WORDS, max_size=3).filter(
+        lambda columns: len({*columns.values()}) == len(columns)
+    ),
     "max_length": st.integers(2, 10**6),
 }
 

@@ -174,6 +174,8 @@ def test_a_mistake_is_told_with_its_place(lines: str, message: str) -> None:
          "4:12: dataset.columns: expected a mapping such as {prompt: question}, got [prompt]"),
         ("  columns: {prompt: 3}", "4:21: dataset.columns.prompt: expected text, got 3; in quotes it is text: '3'"),
         ("  columns: {promt: q}", "4:13: dataset.columns.promt: no format has a field 'promt'; did you mean `prompt`?"),
+        ("  columns: {prompt: q, completion: q}",
+         "4:24: dataset.columns.completion: takes the same column as `prompt`: 'q'"),
         ("  format: text\n  columns: {prompt: q}",
          "5:13: dataset.columns.prompt: the format text has no field 'prompt'; expected text"),
         ("  format: aplaca", "4:11: dataset.format: expected auto, messages, alpaca, prompt_completion or text, got "

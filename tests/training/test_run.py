@@ -296,7 +296,7 @@ def test_doubts_are_said(tmp_path: Path) -> None:
     events: list[Event] = []
     train(recipe, listeners=[events.append])
     notices = [event.text for event in events if isinstance(event, Notice)]
-    assert "1 training rows have an empty answer and teach only to stop (line 9)" in notices
+    assert "1 training row has an empty answer and teaches only to stop (line 9)" in notices
     assert "validation has the rows of train: its loss says nothing about rows the model has not seen" in notices
     assert "warmup_steps is 5 and the run ends after 2" in notices
 
