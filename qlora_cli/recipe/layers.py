@@ -143,17 +143,10 @@ def _lay_parent(stack: Stack, parent: Path, chain: tuple[Path, ...]) -> str | No
 
 def lay_override(stack: Stack, override: str) -> None:
     """Lay one `key.path=value` over the stack; its place is the argument itself."""
-    name, equals, text = override.partition("=")
+    name, _, text = override.partition("=")
     keys = tuple(part.strip() for part in name.split("."))
     argument = Position(f"--set {shorten(override)}")
-    problem = None
-    if not equals or not all(keys) or len(keys) > yaml_source.MAX_DEPTH:
-        problem = "expected KEY=VALUE, as in --set training.max_steps=20"
-    elif not text.strip():
-        problem = 'there is no value; write null to unset one, or "" for an empty text'
-    elif keys == _EXTENDS:
-        problem = "a recipe can extend another only in its file"
-    if problem:
+    if problem := _override_problem(override, keys, text):
         stack.mistakes.append(Mistake(argument, "", problem))
         return
     try:
@@ -164,9 +157,7 @@ def lay_override(stack: Stack, override: str) -> None:
     stack.mistakes += source.mistakes
     if not source.whole:
         return
-    place = source.places.get(keys)
-    cut = place is None or (place.text is not None and place.text != text.strip())
-    if cut and "#" in text:
+    if _is_cut_short(text, source.places.get(keys)):
         stack.mistakes.append(Mistake(argument, "", "`#` begins a comment; put the value in quotes"))
         return
     for key in reversed(keys):
@@ -180,6 +171,20 @@ def lay_override(stack: Stack, override: str) -> None:
         if isinstance(value_at(stack.data, keys[:length]), dict):
             source.places.pop(keys[:length], None)
     stack.lay(source, Path.cwd(), depth=len(keys) - 1)
+
+
+def _override_problem(override: str, keys: tuple[str, ...], text: str) -> str | None:
+    if "=" not in override or not all(keys) or len(keys) > yaml_source.MAX_DEPTH:
+        return "expected KEY=VALUE, as in --set training.max_steps=20"
+    if not text.strip():
+        return 'there is no value; write null to unset one, or "" for an empty text'
+    return "a recipe can extend another only in its file" if keys == _EXTENDS else None
+
+
+def _is_cut_short(text: str, place: Place | None) -> bool:
+    """Whether YAML took a part of the text, or all of it, for a comment, which a shell's argument has none of."""
+    whole = place is not None and place.text in (None, text.strip())
+    return "#" in text and not whole
 
 
 def _settings(data: dict[str, Value], path: yaml_source.Path = ()) -> Iterator[tuple[yaml_source.Path, Value]]:

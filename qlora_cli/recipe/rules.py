@@ -24,9 +24,9 @@ _BITS: Path = ("quantization", "bits")
 _MODEL: Path = ("base_model",)
 _REVISION: Path = ("revision",)
 # What is asked of the hub, and for which rows.
-_OF_THE_HUB: dict[Path, tuple[Path, ...]] = {
-    ("dataset", "train_split"): (("dataset", "train"),),
-    ("dataset", "validation_split"): (("dataset", "validation"),),
+_OF_THE_HUB: dict[Path, Path] = {
+    ("dataset", "train_split"): ("dataset", "train"),
+    ("dataset", "validation_split"): ("dataset", "validation"),
 }
 
 
@@ -39,7 +39,7 @@ def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override
     given = {path for path in set_by if value_at(data, path) is not None}
     over = [pair for a, b in _PAIRS for pair in ((a, b), (b, a))]
     over += [(path, _BITS) for path in _OF_FOUR_BITS if value_at(data, _BITS) == 16]
-    over += [(path, owner) for path, owners in _OF_THE_HUB.items() for owner in owners]
+    over += _OF_THE_HUB.items()
     gone = [path for path, owner in over if {path, owner} <= given and set_by[path] < set_by[owner]]
     # Of arguments, the order is no matter: a revision given with a model is of that model.
     if {_REVISION, _MODEL} <= given and set_by[_REVISION] < min(set_by[_MODEL], first_override):
@@ -116,12 +116,11 @@ def _meaningless(facts: _Facts) -> list[Mistake]:
     if facts.get(_REVISION) is not None and facts.is_local(_MODEL):
         text = "is for models of the hub, and `base_model` is a local folder: leave it out"
         mistakes.append(facts.key_mistake(_REVISION, text))
-    for path, owners in _OF_THE_HUB.items():
+    for path, rows in _OF_THE_HUB.items():
         field = field_at(path)
         usual = facts.get(path) is None or (field is not None and facts.get(path) == field.default)
-        local = [owner for owner in owners if facts.is_local(owner)]
-        if local and not usual:
-            text = f"is for datasets of the hub, and `{local[0][-1]}` is a local path: leave it out"
+        if facts.is_local(rows) and not usual:
+            text = f"is for datasets of the hub, and `{rows[-1]}` is a local path: leave it out"
             mistakes.append(facts.key_mistake(path, text))
     return mistakes
 
