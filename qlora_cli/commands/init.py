@@ -12,7 +12,7 @@ from rich.text import Text
 from qlora_cli.commands.given import what_is_given
 from qlora_cli.commands.interview import interview
 from qlora_cli.commands.invocation import invocation
-from qlora_cli.console import make_console, show_error
+from qlora_cli.console import make_console, show_error, show_line
 from qlora_cli.errors import Interrupted, OutputError, QloraError, RequestError
 from qlora_cli.recipe.starter import Answers
 from qlora_cli.recipe.starter_file import SCHEMA_FILE, write_starter
@@ -98,6 +98,6 @@ def _show(console: Console, answers: Answers, written: list[Path]) -> None:
         *(("wrote" if path is written[0] else "", str(path)) for path in written),
     ]
     for label, text in lines:
-        console.print(Text.assemble((f"{label:<8}", "bold"), " ", text))
+        show_line(console, label, text)
     commands = [shlex.join([*invocation(), word, str(written[0])]) for word in ("check", "train")]
     console.print("\nNext:\n  " + "\n  ".join(commands), markup=False)

@@ -17,6 +17,7 @@ from qlora_cli.commands.replies import (
     read_share,
     understood,
 )
+from qlora_cli.console import plural
 from qlora_cli.data.formats import Format
 from qlora_cli.data.sample import (
     Layout,
@@ -279,5 +280,5 @@ def _as_in_recipe(name: str, folder: Path) -> str:
 
 
 def _count(sample: Sample) -> str:
-    rows = f"{len(sample.rows):,} row{'' if len(sample.rows) == 1 else 's'}"
+    rows = plural(len(sample.rows), "row")
     return rows if sample.complete else f"more than {rows}"

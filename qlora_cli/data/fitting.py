@@ -12,7 +12,7 @@ from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import Rows
 from qlora_cli.recipe.schema import DatasetSection
 
-_NAMED_ROWS = 5
+NAMED_ROWS = 5  # that are told by number, of those that have something in common
 
 Numbers = npt.NDArray[np.int64]
 
@@ -67,7 +67,7 @@ def counted(numbers: Numbers, unit: str) -> str:
 
 def listed(numbers: Numbers) -> str:
     """The first few row numbers, and whether there are more."""
-    return ", ".join(map(str, numbers[:_NAMED_ROWS])) + (", …" if len(numbers) > _NAMED_ROWS else "")
+    return ", ".join(map(str, numbers[:NAMED_ROWS])) + (", …" if len(numbers) > NAMED_ROWS else "")
 
 
 def _outside_the_vocabulary(whole: EncodedRows, vocab_size: int, rows: Rows) -> Iterator[str]:

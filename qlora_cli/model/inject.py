@@ -13,9 +13,7 @@ from transformers import PreTrainedModel
 from qlora_cli.errors import ModelError
 from qlora_cli.model.lora import LoRALinear
 from qlora_cli.model.quantization import linear_shape
-from qlora_cli.recipe.schema import LoraSection
-
-ALL_LINEAR = "all-linear"
+from qlora_cli.recipe.schema import ALL_LINEAR, LoraSection
 
 
 def find_targets(model: PreTrainedModel, target_modules: str | Iterable[str]) -> list[str]:

@@ -27,14 +27,9 @@ _SECTIONS_DEEP = 1  # levels of mappings that files are laid over each other in
 
 
 @dataclass
-class Stack:
-    """The layers so far, as one: plain data, where each value comes from, and what is wrong with any of them."""
+class Stack(Source):
+    """The layers so far, as one source: what is wrong is so with any of them."""
 
-    data: dict[str, Value] = field(default_factory=dict)
-    places: dict[yaml_source.Path, Place] = field(default_factory=dict)
-    mistakes: list[Mistake] = field(default_factory=list)
-    whole: bool = True
-    hinted: set[yaml_source.Path] = field(default_factory=set)
     _set_by: dict[yaml_source.Path, int] = field(default_factory=dict)
     _layers: int = 0
     _first_override: int | None = None

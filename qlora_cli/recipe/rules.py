@@ -10,7 +10,7 @@ from typing import Any
 from qlora_cli.errors import Mistake
 from qlora_cli.recipe.fields import field_at
 from qlora_cli.recipe.foreign import foreign_value
-from qlora_cli.recipe.schema import FORMAT_COLUMNS
+from qlora_cli.recipe.schema import ALL_LINEAR, FORMAT_COLUMNS
 from qlora_cli.recipe.values import position_of
 from qlora_cli.recipe.words import distance, nearest
 from qlora_cli.recipe.yaml_source import Path, Place, Value, dotted, shorten, value_at
@@ -144,17 +144,17 @@ def _names(facts: _Facts) -> list[Mistake]:
     for number, target in enumerate(targets if isinstance(targets, list) else []):
         if isinstance(target, str) and (not target or _is_all_linear(target)):
             text = "`all-linear` is written without a list" if target else "expected the name of a module, got ''"
-            mistakes.append(facts.mistake((*path, number), text, "all-linear" if target else None))
+            mistakes.append(facts.mistake((*path, number), text, ALL_LINEAR if target else None))
     return [*mistakes, *_columns(facts)]
 
 
 def _target_problem(targets: str) -> tuple[str, str] | None:
     """Why this text, a regular expression of whole paths, can match none; and what was probably meant."""
     shown = shorten(repr(targets))
-    if targets == "all-linear" or not targets:
+    if targets == ALL_LINEAR or not targets:
         return None
     if _is_all_linear(targets):
-        return f"got {shown}; did you mean `all-linear`?", "all-linear"
+        return f"got {shown}; did you mean `all-linear`?", ALL_LINEAR
     if re.fullmatch(r"[\w\s,-]+", targets):
         names = f"[{', '.join(re.findall(r'[^, ]+', targets))}]"
         return f"got {shown}, an expression that matches no whole path of a module; write {shorten(names)}", names
@@ -163,7 +163,7 @@ def _target_problem(targets: str) -> tuple[str, str] | None:
 
 def _is_all_linear(target: str) -> bool:
     meant = foreign_value("lora.target_modules", target)
-    return meant == "all-linear" or (len(target) < 20 and distance(target.lower(), "all-linear") <= 2)
+    return meant == ALL_LINEAR or (len(target) < 20 and distance(target.lower(), ALL_LINEAR) <= 2)
 
 
 def _columns(facts: _Facts) -> list[Mistake]:

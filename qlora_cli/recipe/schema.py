@@ -15,6 +15,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 _LONGEST_EXPRESSION = 10_000  # characters; a longer one takes seconds to compile
 
+# The word for every linear layer but the output head.
+ALL_LINEAR = "all-linear"
+
 # Marks the fields in which `${NAME}` stands for an environment variable.
 ENVIRONMENT: dict[str, Any] = {"x-environment": True}
 
@@ -43,7 +46,7 @@ class LoraSection(Section):
     alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="the update is scaled by alpha / rank")
     dropout: Fraction = Field(0.0, description="dropout on the input of A")
     target_modules: str | list[str] = Field(
-        "all-linear",
+        ALL_LINEAR,
         min_length=1,
         description="all-linear (every linear layer but the output head), a list of module names, "
         "or a regular expression that matches whole module paths",

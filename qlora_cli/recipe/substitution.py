@@ -61,15 +61,12 @@ def _expand(text: str) -> tuple[str, list[str]]:
 
 def _elsewhere(path: Path, value: Value, source: Source) -> list[Mistake]:
     """References in text that takes none, which would be taken to the letter."""
+    if isinstance(value, dict):
+        return [mistake for key, item in value.items() for mistake in _elsewhere((*path, key), item, source)]
+    if isinstance(value, list):
+        return [mistake for number, item in enumerate(value) for mistake in _elsewhere((*path, number), item, source)]
     field = field_at(path)
-    inner = (
-        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    )
-    if inner:
-        return [mistake for part, item in inner for mistake in _elsewhere((*path, part), item, source)]
-    if not isinstance(value, str) or (field is not None and not takes(field, str)):
-        return []
-    if "${" not in value:
+    if not isinstance(value, str) or "${" not in value or (field is not None and not takes(field, str)):
         return []
     fields = ", ".join(dotted(known) for known, _ in all_fields() if takes_environment(known))
     text = f"environment variables are not read in this field, only in {fields}; got {shorten(repr(value))}"

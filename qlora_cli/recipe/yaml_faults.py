@@ -41,9 +41,8 @@ _INDENT = re.compile(r"\s|$|#|[\]})]|- ")
 
 
 def where_it_is(error: yaml.MarkedYAMLError) -> yaml.Mark | None:
-    """The place to point at: PyYAML notices a missing colon, quote or bracket only further down."""
-    missing = "could not find expected ':'", "found unexpected end of stream"
-    if error.problem in missing or (error.problem or "").endswith("but got '<stream end>'"):
+    """The place to point at: PyYAML notices a missing colon or quote only further down."""
+    if error.problem in ("could not find expected ':'", "found unexpected end of stream"):
         return error.context_mark or error.problem_mark
     return error.problem_mark or error.context_mark
 

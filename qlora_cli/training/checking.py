@@ -13,21 +13,19 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qlora_cli.data.encode import check_shape
 from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.fitting import NAMED_ROWS, Numbers
 from qlora_cli.data.sources import Rows, hold_out, load_training_rows, load_validation_rows
 from qlora_cli.errors import HubUnreachableError, RequestError
 from qlora_cli.model.source import ModelSource, context_length, load_config, load_tokenizer
 from qlora_cli.model.storage import check_stored_quantization
-from qlora_cli.recipe.schema import DatasetSection, Recipe, TrainingSection
+from qlora_cli.recipe.schema import ALL_LINEAR, DatasetSection, Recipe, TrainingSection
 from qlora_cli.training.examples import first_examples
 from qlora_cli.training.facts import Facts, Lengths, Overlong, SomeRows, SplitFacts, Steps
 from qlora_cli.training.preparation import Split, doubts, encode_split, split_refusals
 from qlora_cli.training.run_folder import RunFolder
-from qlora_cli.training.schedule import endless_warmup, step_plan, total_steps
+from qlora_cli.training.schedule import endless_warmup, rows_per_step, step_plan, total_steps
 
 T = TypeVar("T")
-
-# Rows that are named by number, of those that have something in common.
-_NAMED_ROWS = 5
 
 
 class _Base(NamedTuple):
@@ -111,7 +109,7 @@ def _not_here(recipe: Recipe) -> Iterator[str]:
 
 def _check_targets(config: PreTrainedConfig, recipe: Recipe) -> None:
     """Whether `target_modules` names layers of this model, which is built without memory for its weights."""
-    if recipe.lora.target_modules == "all-linear":
+    if recipe.lora.target_modules == ALL_LINEAR:
         return
     # Here, since model classes and bitsandbytes take seconds to import.
     from transformers import AutoModelForCausalLM
@@ -162,9 +160,9 @@ def _split_facts(split: Split, section: DatasetSection) -> SplitFacts:
         unit=kept.unit,
         lengths=_lengths(whole),
         max_length=section.max_length,
-        overlong=_overlong(whole, kept, section),
-        without_labels=_some(kept, kept.learned == 0),
-        silent=_some(whole, whole.learned == 1),
+        overlong=_overlong(split, section),
+        without_labels=_some(kept.row_numbers[kept.learned == 0]),
+        silent=_some(split.silent_rows),
         end_of_turn=split.end,
     )
 
@@ -174,7 +172,7 @@ def _steps(section: TrainingSection, rows: EncodedRows) -> Steps:
     total = total_steps(section, plan)
     return Steps(
         total=total,
-        rows_per_step=section.per_device_train_batch_size * section.gradient_accumulation_steps,
+        rows_per_step=rows_per_step(section, num_processes=1),
         epochs=total / plan.steps_per_epoch,
         warmup=section.warmup_steps,
     )
@@ -185,7 +183,8 @@ def _lengths(rows: EncodedRows) -> Lengths:
     return Lengths(*map(int, at))
 
 
-def _overlong(whole: EncodedRows, kept: EncodedRows, section: DatasetSection) -> Overlong:
+def _overlong(split: Split, section: DatasetSection) -> Overlong:
+    whole, kept = split.whole, split.kept
     over = int((whole.lengths > section.max_length).sum())
     lost = whole.supervised_tokens - kept.supervised_tokens
     match section.overlong:
@@ -194,9 +193,8 @@ def _overlong(whole: EncodedRows, kept: EncodedRows, section: DatasetSection) ->
         case "drop":
             return Overlong(over, "dropped", kept.dropped, lost)
         case "truncate":
-            return Overlong(over, "truncated", int((kept.learned < whole.learned).sum()), lost)
+            return Overlong(over, "truncated", split.rows_losing_labels, lost)
 
 
-def _some(rows: EncodedRows, which: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> SomeRows:
-    numbers = rows.row_numbers[which]
-    return SomeRows(len(numbers), tuple(map(int, numbers[:_NAMED_ROWS])))
+def _some(numbers: Numbers) -> SomeRows:
+    return SomeRows(len(numbers), tuple(map(int, numbers[:NAMED_ROWS])))

@@ -33,6 +33,18 @@ class Split:
     kept: EncodedRows
     end: EndOfTurn
 
+    @property
+    def silent_rows(self) -> npt.NDArray[np.int64]:
+        """Numbers of the rows whose answer is empty as it stands: a cut may leave one token of any answer."""
+        if self.whole.format == "text":
+            return self.whole.row_numbers[:0]
+        return np.intersect1d(self.whole.silent_rows, self.kept.row_numbers)
+
+    @property
+    def rows_losing_labels(self) -> int:
+        """How many rows are cut in their answer."""
+        return int((self.kept.learned < self.whole.learned).sum()) if self.kept.truncated else 0
+
     def ready(self) -> DataReady:
         """What is told of these rows once they are encoded."""
         return DataReady(
@@ -83,28 +95,21 @@ def prepare_split(
 def doubts(train: Split, validation: Split | None, section: DatasetSection) -> Iterator[str]:
     """What may be meant so, but is more often a mistake."""
     kept = train.kept
-    silent = _silent_rows(train)
+    silent = train.silent_rows
     if len(silent):
         rows, verb = ("row has", "teaches") if len(silent) == 1 else ("rows have", "teach")
         yield f"{len(silent)} training {rows} an empty answer and {verb} only to stop ({kept.unit} {listed(silent)})"
     if kept.dropped > len(kept):
         yield f"dataset.overlong: drop leaves {len(kept):,} of {len(train.whole):,} training rows"
-    if kept.truncated and (cut := int((kept.learned < train.whole.learned).sum())):
+    if cut := train.rows_losing_labels:
         yield f"{cut:,} of {len(kept):,} training rows lose part of their answer at dataset.max_length"
     yield from doubts_about_the_end(train.end, kept, section.max_length)
     if validation is not None and _same_rows(kept, validation.kept):
         yield "validation has the rows of train: its loss says nothing about rows the model has not seen"
 
 
-def _silent_rows(split: Split) -> npt.NDArray[np.int64]:
-    """Numbers of the rows whose answer is empty as it stands: a cut may leave one token of any answer."""
-    if split.whole.format == "text":
-        return split.whole.row_numbers[:0]
-    return np.intersect1d(split.whole.silent_rows, split.kept.row_numbers)
-
-
 def _nothing_said(split: Split) -> Iterator[str]:
-    if len(split.kept) and len(_silent_rows(split)) == len(split.kept):
+    if len(split.kept) and len(split.silent_rows) == len(split.kept):
         yield f"{split.kept.source}: every answer is empty: there is nothing to learn but to stop."
 
 

@@ -27,6 +27,11 @@ def step_plan(section: TrainingSection, rows: EncodedRows, num_processes: int) -
     )
 
 
+def rows_per_step(section: TrainingSection, num_processes: int) -> int:
+    """Rows that a whole optimizer step sees, over all its micro-batches and processes."""
+    return section.per_device_train_batch_size * section.gradient_accumulation_steps * num_processes
+
+
 def total_steps(section: TrainingSection, plan: StepPlan) -> int:
     """`max_steps`, or the optimizer steps in `num_train_epochs`, at least one."""
     if section.max_steps is not None:

@@ -378,3 +378,10 @@ def test_a_template_that_fails_in_its_own_way(tmp_path: Path) -> None:
     tiny_tokenizer("{{ 1 / 0 }}").save_pretrained(recipe_of(tmp_path).base_model)
     (problem,) = check_data(recipe_of(tmp_path, SHORT)).problems
     assert "line 1: the chat template refuses this conversation (user, assistant): division by zero" in problem
+
+
+def test_a_short_text_is_no_empty_answer(tmp_path: Path) -> None:
+    """Of text, one token to learn is a short text: neither counted nor doubted."""
+    facts = check_data(recipe_of(tmp_path, {"text": "a"}, {"text": "the end of it"}))
+    assert facts.train is not None
+    assert (facts.train.silent, facts.notices) == (SomeRows(0, ()), ())
