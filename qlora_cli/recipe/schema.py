@@ -80,25 +80,53 @@ class Columns(NamedTuple):
 
 # What `dataset.columns` may name, by `dataset.format`.
 FORMAT_COLUMNS: dict[str, Columns] = {
-    "messages": Columns(("messages",)),
-    "alpaca": Columns(("instruction", "output"), ("input",)),
+    "messages": Columns(("messages",), ("tools",)),
+    "conversations": Columns(("conversations",), ("system", "tools")),
+    "alpaca": Columns(("instruction", "output"), ("input", "system")),
     "prompt_completion": Columns(("prompt", "completion")),
+    "classification": Columns(("text", "label"), ("text_pair",)),
     "text": Columns(("text",)),
 }
 
 
 _ALL_COLUMNS = sorted({field for columns in FORMAT_COLUMNS.values() for field in columns.fields})
 
+FormatName = Literal["auto", "messages", "conversations", "alpaca", "prompt_completion", "classification", "text"]
 
-class DatasetSection(Section):
-    """What is learned, and how a row becomes text."""
 
-    train: str = Field(
+class SourceSection(Section):
+    """One of several sources of rows; what it leaves out is as the dataset has it."""
+
+    path: str = Field(
         min_length=1,
         description="file, folder, glob or hub name; a path is relative to the recipe",
         json_schema_extra=ENVIRONMENT,
     )
-    validation: str | None = Field(
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.0, description="how often its rows are seen in an epoch; 0.5: half of them, the others in the next epoch"
+    )
+    hub_config: str | None = Field(None, description="configuration of a hub dataset, such as `main`")
+    split: str | None = Field(None, description="split of a hub dataset")
+    format: FormatName | None = Field(None, description="shape of a row; auto recognises it by its columns")
+    columns: dict[str, str] | None = Field(
+        None,
+        description="the format's field: your column, as in {prompt: question}",
+        json_schema_extra={"propertyNames": {"enum": [*_ALL_COLUMNS]}},
+    )
+
+
+RowSource = str | Annotated[list[str | SourceSection], Field(min_length=1)]
+
+
+class DatasetSection(Section):
+    """What is learned, and how a row becomes text."""
+
+    train: RowSource = Field(
+        min_length=1,
+        description="file, folder, glob or hub name, or a list of them; a path is relative to the recipe",
+        json_schema_extra=ENVIRONMENT,
+    )
+    validation: RowSource | None = Field(
         None, min_length=1, description="held-out rows, named like `train`", json_schema_extra=ENVIRONMENT
     )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -107,16 +135,53 @@ class DatasetSection(Section):
     hub_config: str | None = Field(None, description="configuration of a hub dataset, such as `main`")
     train_split: str = Field("train", description="split of a hub dataset to train on")
     validation_split: str = Field("validation", description="split of a hub dataset to evaluate on")
-    format: Literal["auto", "messages", "alpaca", "prompt_completion", "text"] = Field(
-        "auto", description="shape of a row; auto recognises it by its columns"
-    )
+    streaming: bool = Field(False, description="read a hub dataset as it comes, in place of downloading it first")
+    format: FormatName = Field("auto", description="shape of a row; auto recognises it by its columns")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="the format's field: your column, as in {prompt: question}",
         json_schema_extra={"propertyNames": {"enum": [*_ALL_COLUMNS]}},
     )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="a Jinja file (relative to the recipe), the template itself, or plain; "
+        "by default the tokenizer's own, and plain for conversations where it has none",
+    )
+    supervise: Literal["all_assistant", "last_assistant", "everything"] = Field(
+        "all_assistant", description="which turns are learned: each answer, the last one alone, or the prompts too"
+    )
+    on_bad_row: Literal["error", "skip"] = Field("error", description="what to do with a row that cannot be read")
     max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row, in tokens")
     overlong: Literal["error", "drop", "truncate"] = Field("error", description="what to do with longer rows")
+    packing: bool = Field(
+        False, description="several rows in one sequence of up to max_length tokens, none of which sees another"
+    )
+
+    @property
+    def train_sources(self) -> tuple[SourceSection, ...]:
+        """Where the training rows come from, each with its own format, columns, configuration and split."""
+        return self._sources(self.train, self.train_split)
+
+    @property
+    def validation_sources(self) -> tuple[SourceSection, ...]:
+        """Where the validation rows come from, if anywhere."""
+        return () if self.validation is None else self._sources(self.validation, self.validation_split)
+
+    def _sources(self, named: RowSource, split: str) -> tuple[SourceSection, ...]:
+        given = named if isinstance(named, list) else [named]
+        sources = [SourceSection(path=source) if isinstance(source, str) else source for source in given]
+        return tuple(
+            source.model_copy(
+                update={
+                    "hub_config": self.hub_config if source.hub_config is None else source.hub_config,
+                    "split": source.split or split,
+                    "format": source.format or self.format,
+                    "columns": self.columns if source.columns is None else source.columns,
+                }
+            )
+            for source in sources
+        )
 
 
 OptimizerName = Literal[
