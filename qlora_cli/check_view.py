@@ -31,7 +31,7 @@ def show_check(console: Console, recipe: Path, facts: Facts) -> None:
     for notice in facts.notices:
         show_line(console, "note", notice)
     for example in facts.examples:
-        _show_example(console, example, facts.train.unit if facts.train else "row")
+        _show_example(console, example)
     show_problems(facts)
     show_line(console, "result", _result(facts))
 
@@ -54,7 +54,7 @@ def facts_json(recipe: Path, facts: Facts) -> str:
         train=_split_fields(facts.train),
         validation=_split_fields(facts.validation),
         steps=None if facts.steps is None else asdict(facts.steps) | {"processes": 1},
-        examples=[{"row": e.row, "input_ids": e.input_ids, "labels": e.labels} for e in facts.examples],
+        examples=[_example_fields(example) for example in facts.examples],
     )
 
 
@@ -102,15 +102,21 @@ def _split_fields(split: SplitFacts | None) -> dict[str, Any] | None:
     return {**data, **fields}
 
 
+def _example_fields(example: Example) -> dict[str, Any]:
+    fields = asdict(example)
+    del fields["pieces"]  # for people
+    return fields
+
+
 def _show_split(console: Console, split: SplitFacts) -> None:
     show_line(console, "data", describe_rows(split.data))
     at = split.lengths
     quantiles = f"half of the rows have up to {at.p50:,}, 90% {at.p90:,}, 95% {at.p95:,}, 99% {at.p99:,}"
     show_line(console, "length", f"{at.min:,} to {at.max:,} tokens: {quantiles}")
     show_line(console, "", _overlong(split.overlong, split.max_length))
-    labels = f"rows with no label: {_some(split.without_labels, split.unit)}"
+    labels = f"rows with no label: {_some(split.without_labels)}"
     if split.silent.rows:
-        labels += f"; with an empty answer: {_some(split.silent, split.unit)}"
+        labels += f"; with an empty answer: {_some(split.silent)}"
     show_line(console, "labels", labels)
     show_line(console, "end", _end(split))
 
@@ -125,14 +131,12 @@ def _overlong(overlong: Overlong, max_length: int) -> str:
     lost = plural(overlong.lost_supervised_tokens, "supervised token")
     if overlong.fate == "dropped":
         return f"{text}, with {lost}"
-    return f"{text}; {overlong.rows_losing_labels:,} of them lose part of an answer, {lost} in all"
+    whole = f" ({overlong.rows_losing_answers:,} a whole one)" if overlong.rows_losing_answers else ""
+    return f"{text}; {overlong.rows_losing_labels:,} of them lose part of an answer{whole}, {lost} in all"
 
 
-def _some(rows: SomeRows, unit: str) -> str:
-    if not rows.rows:
-        return "none"
-    more = ", …" if rows.rows > len(rows.first) else ""
-    return f"{rows.rows:,} ({unit} {', '.join(map(str, rows.first))}{more})"
+def _some(rows: SomeRows) -> str:
+    return f"{rows.rows:,} ({rows.named})" if rows.rows else "none"
 
 
 def _end(split: SplitFacts) -> str:
@@ -151,10 +155,10 @@ def _steps(steps: Steps) -> str:
     )
 
 
-def _show_example(console: Console, example: Example, unit: str) -> None:
+def _show_example(console: Console, example: Example) -> None:
     supervised = sum(label >= 0 for label in example.labels)
     counts = f"{plural(len(example.input_ids), 'token')}, {supervised:,} of them supervised"
-    show_line(console, "example", f"{unit} {example.row}: {counts}, marked {_OPEN}so{_CLOSE}")
+    show_line(console, "example", f"{example.where}: {counts}, marked {_OPEN}so{_CLOSE}")
     text = Text()
     for piece in example.pieces:
         if piece.supervised:

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 import unicodedata
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from qlora_cli.errors import QloraError
 from qlora_cli.training.events import (
     CheckpointSaved,
     DataReady,
+    EncodingProgress,
     EvalRecord,
     EvaluationProgress,
     Event,
@@ -38,6 +40,9 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _SMOOTHING = 0.2
 # Seconds of steps that the time left is judged by: a step may take a minute, and Rich's own 30 would hold none.
 _SPEED_PERIOD = 600
+# Seconds of encoding before anything is shown, and between two lines where there is no terminal.
+_PATIENCE = 2.0
+_BETWEEN_LINES = 30.0
 
 
 class _PatientConsole(Console):
@@ -90,11 +95,70 @@ def _steers(character: str) -> bool:
 
 def describe_rows(event: DataReady) -> str:
     """What one split holds, in a line."""
-    lost = [f"{event.dropped:,} dropped"] * bool(event.dropped)
+    lost = [f"{event.skipped:,} skipped"] * bool(event.skipped)
+    lost += [f"{event.dropped:,} dropped"] * bool(event.dropped)
     lost += [f"{event.truncated:,} truncated"] * bool(event.truncated)
     tokens = f"{event.tokens:,} tokens, {event.supervised_tokens:,} of them supervised"
-    counts = ", ".join([plural(event.rows, "row"), tokens, *lost])
+    rows = plural(event.rows, "row")
+    if event.sequences != event.rows:
+        rows += f" as {plural(event.sequences, 'sequence')}"
+    counts = ", ".join([rows, tokens, *lost])
     return f"{event.split}: {counts} ({event.format}, {event.source})"
+
+
+class EncodingView:
+    """Shows how far encoding has come, once it has taken a while: as a bar, or now and then as a line."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._source = ""
+        self._next = 0.0
+
+    def __enter__(self) -> EncodingView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __call__(self, event: EncodingProgress) -> None:
+        now = time.monotonic()
+        if event.source != self._source:
+            self.stop()
+            self._source, self._next = event.source, now + _PATIENCE
+        if now < self._next:
+            return
+        if not self._console.is_terminal:
+            share = "" if event.share is None else f" ({event.share:.0%})"
+            show_line(self._console, "", f"encoding {event.source}: {plural(event.rows, 'row')}{share}", "dim")
+            self._next = now + _BETWEEN_LINES
+            return
+        if self._progress is None:
+            self._progress = _encoding_bar(self._console)
+            self._task = self._progress.add_task("encode", total=None if event.share is None else 1.0, rows="")
+            self._progress.start()
+        if self._task is not None:
+            self._progress.update(self._task, completed=event.share or 0, rows=f"{event.rows:,} rows")
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._source = ""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _encoding_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description:<8}[/]"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rows]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
 
 
 class TrainView:
@@ -106,11 +170,13 @@ class TrainView:
         self._steps: TaskID | None = None
         self._evaluation: TaskID | None = None
         self._speed = 0.0
+        self._encoding = EncodingView(console)
 
     def __enter__(self) -> TrainView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._encoding.stop()
         self._stop()
 
     def __call__(self, event: Event) -> None:
@@ -119,7 +185,10 @@ class TrainView:
                 self._line("", f"{text} …", style="dim")
             case Notice(text):
                 self._line("note", text)
+            case EncodingProgress():
+                self._encoding(event)
             case DataReady():
+                self._encoding.stop()
                 self._line("data", describe_rows(event))
             case ModelReady():
                 self._model(event)

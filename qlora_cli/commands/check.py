@@ -14,7 +14,8 @@ _JSON_EXAMPLES = 3
 def check(recipe: Path, *, overrides: list[str], show: int | None, as_json: bool) -> int:
     """Say what is wrong with a recipe and its data, and what training would make of them; returns the exit code."""
     from qlora_cli.check_view import facts_json, mistakes_json, show_check, show_problems
-    from qlora_cli.console import make_console, show_error
+    from qlora_cli.console import EncodingView, make_console, show_error
+    from qlora_cli.training.events import EncodingProgress
 
     console = make_console()
     try:
@@ -31,7 +32,8 @@ def check(recipe: Path, *, overrides: list[str], show: int | None, as_json: bool
         from qlora_cli.training.checking import check_data
 
         examples = show if show is not None else _JSON_EXAMPLES if as_json else 0
-        facts = check_data(loaded, examples=examples)
+        with EncodingView(make_console(stderr=True)) as view:
+            facts = check_data(loaded, examples=examples, report=lambda done: view(EncodingProgress(*done)))
     except KeyboardInterrupt:
         show_error(Interrupted("stopped; nothing was changed"))
         return Interrupted.exit_code

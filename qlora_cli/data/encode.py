@@ -1,167 +1,214 @@
-"""Rows to token ids, and which of them are learned.
+"""The rows of a source to token ids, and which of them are learned.
 
-Only what the model has to produce is learned: in a chat every assistant turn with its end-of-turn marker, in
-a passage the completion and the end, in text everything. The mask follows character positions, never token
-values, so a padding token that equals the end-of-turn token loses nothing.
+All rows are encoded once, in as many processes as there are cores, and kept on disk for the next time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import datetime
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qlora_cli.data.chat import Span, conversation_of, has_template, render
-from qlora_cli.data.encoded import EncodedRows, Ints, Mask
-from qlora_cli.data.fitting import cut_rows, refusals
-from qlora_cli.data.formats import (
-    Example,
-    Format,
-    Passage,
-    Text,
-    columns_used,
-    read_row,
-    resolve_format,
-)
-from qlora_cli.data.sources import Rows
+from qlora_cli.data.cache import cached
+from qlora_cli.data.encoded import EncodedRows, Part
+from qlora_cli.data.files import BadRow
+from qlora_cli.data.formats import Format, read_row, resolve_format
+from qlora_cli.data.row_encoder import RowEncoder
+from qlora_cli.data.sources import Source, SourceRow
+from qlora_cli.data.store import StoredFacts, StoreWriter, read_store
+from qlora_cli.data.workers import map_in_order
 from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.schema import DatasetSection
 
-_BATCH_ROWS = 512
+# Raised by one whenever the same rows would be encoded otherwise than before.
+_ENCODING = 1
+
+_CHUNK_ROWS = 512
+_CHUNK_CHARACTERS = 1_000_000
+_LOOKED_AT = 1000  # rows whose columns tell the format
+_NAMED_PROBLEMS = 5
 
 
-class _Rendered(NamedTuple):
-    """The text of a row, the characters to learn, and whether bos and eos go around it."""
+class Progress(NamedTuple):
+    """How far encoding has come: rows so far, and the share of the source from 0 to 1, None if that is not known."""
 
-    text: str
-    spans: list[Span]
-    bare: bool
-
-
-class _Ends(NamedTuple):
-    """Tokens that go around text without a chat template: bos if the tokenizer adds one, and eos."""
-
-    bos: int | None
-    eos: int | None
+    source: str
+    rows: int
+    share: float | None
 
 
-def encode_rows(rows: Rows, section: DatasetSection, tokenizer: Any, *, vocab_size: int | None = None) -> EncodedRows:
-    """Tokenise all rows, mark what is learned, and bring them to `max_length`.
+Report = Callable[[Progress], None]
 
-    `vocab_size` is the number of embeddings the model has. Raises what `encode_whole` raises, and DataError for rows
-    that are too long (see `overlong`), not in the model's vocabulary or without anything to learn.
+
+def find_format(source: Source, section: DatasetSection) -> Format:
+    """How the rows of a source are laid out: as its recipe says, or as the columns of its first rows do.
+
+    Raises DataError if they fit no format or several, or if there are no rows.
     """
-    whole = encode_whole(rows, section, tokenizer)
-    kept = cut_rows(whole, section)
-    for refusal in refusals(whole, kept, rows, section, vocab_size=vocab_size):
-        raise DataError(refusal)
-    return kept
+    columns: dict[str, None] = {}
+    problem, good = None, 0
+    with closing(source.read()) as rows:
+        for _, _, row in rows:
+            if isinstance(row, BadRow):
+                problem = problem or row.problem
+                if section.on_bad_row == "error" and not good:
+                    break
+                continue
+            good += 1
+            columns.update(dict.fromkeys(row))
+            if good == _LOOKED_AT:
+                break
+    if not good:
+        raise DataError(problem or f"{source.name}: there are no rows.")
+    fields = source.section
+    return resolve_format(fields.format or "auto", fields.columns or {}, list(columns), source.name)
 
 
-def encode_whole(rows: Rows, section: DatasetSection, tokenizer: Any) -> EncodedRows:
-    """Tokenise all rows as long as they are, and mark what is learned.
+def encode_source(
+    source: Source,
+    format: Format,
+    section: DatasetSection,
+    tokenizer: Any,
+    *,
+    today: datetime.date,
+    report: Report = lambda _: None,
+) -> EncodedRows:
+    """Tokenise the rows of a source as long as they are, and mark what is learned; or find it done already.
 
-    With a chat template, special tokens are the template's business alone, as in transformers. Raises DataError for a
-    row that is malformed, and for nothing else about rows; ModelError if the tokenizer cannot do this.
+    With a chat template, special tokens are the template's business alone, as in transformers. `today` is the date for
+    templates that write it.
+
+    Raises:
+        DataError: for a row that is malformed, unless the recipe has such rows skipped, and for nothing else about
+            rows.
+        ModelError: if the tokenizer cannot do this.
+        OutputError: if there is no room to keep what is made.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} does not say which characters a token covers, which is how the answers "
             f"are found. Use a base model with a fast tokenizer (a tokenizer.json)."
         )
-    format = resolve_format(section, rows.column_names, rows.source)
-    ends = _find_ends(tokenizer)
-    encoded: list[tuple[Ints, Mask]] = []
-    for examples in _read_examples(rows, format, section):
-        encoded += _tokenise([_render(example, tokenizer, where) for where, example in examples], tokenizer, ends)
+    encoder = RowEncoder(source, format, section, tokenizer, today=today)
+
+    def build(folder: Path) -> None:
+        with StoreWriter(folder) as writer:
+            writer.finish(_write(source, encoder, section, writer, report))
+
+    key = None if source.fingerprint is None else _key(source.fingerprint, encoder, section, tokenizer)
+    facts, tokens, index = cached(key, build, read_store)
     return EncodedRows(
-        ids=np.concatenate([ids for ids, _ in encoded]),
-        supervised=np.concatenate([mask for _, mask in encoded]),
-        offsets=np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64),
-        row_numbers=rows.numbers,
-        format=format,
-        source=rows.source,
-        fingerprint=rows.fingerprint,
-        unit=rows.unit,
+        index=index,
+        part_of=np.zeros(len(index), dtype=np.uint16),
+        parts=(Part(source.name, source.files, source.unit, format, source.section.weight),),
+        tokens_of=(tokens,),
+        enders=np.array(facts.enders, dtype=np.int32),
+        fingerprint=facts.fingerprint,
+        skipped=facts.skipped,
+        split=facts.split,
+        problems=tuple(facts.problems),
     )
 
 
-def check_shape(rows: Rows, section: DatasetSection) -> None:
+def check_shape(source: Source, section: DatasetSection) -> None:
     """Raise the DataError that a malformed row would, where there is no tokenizer to encode with."""
-    for _ in _read_examples(rows, resolve_format(section, rows.column_names, rows.source), section):
-        pass
+    format = find_format(source, section)
+    for row in source.read():
+        problem = _problem_of(source, row, format)
+        if problem and section.on_bad_row == "error":
+            raise DataError(problem)
 
 
-def _read_examples(rows: Rows, format: Format, section: DatasetSection) -> Iterator[list[tuple[str, Example]]]:
-    """What each row means, after what messages call the row, in batches."""
-    columns = columns_used(format, section.columns, rows.column_names)
-    for start in range(0, len(rows), _BATCH_ROWS):
-        batch = []
-        for i, row in enumerate(rows.read(start, start + _BATCH_ROWS, columns), start):
-            where = rows.where(i)
-            batch.append((where, read_row(row, format, section.columns, where=where)))
-        yield batch
+def _problem_of(source: Source, row: SourceRow, format: Format) -> str | None:
+    if isinstance(row.row, BadRow):
+        return row.row.problem
+    try:
+        read_row(row.row, format, source.section.columns or {}, where=source.where(row))
+    except DataError as error:
+        return str(error)
+    return None
 
 
-def _tokenise(rendered: list[_Rendered], tokenizer: Any, ends: _Ends) -> Iterator[tuple[Ints, Mask]]:
-    tokens = tokenizer(
-        [row.text for row in rendered],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,  # or it warns of every row longer than the model, which `overlong` decides
-    )
-    for row, input_ids, offsets in zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True):
-        ids, mask = np.array(input_ids, dtype=np.int32), _covered(offsets, row.spans)
-        if row.bare:
-            ids, mask = _with_ends(ids, mask, ends)
-        mask[:1] = False
-        yield ids, mask
+def _write(
+    source: Source, encoder: RowEncoder, section: DatasetSection, writer: StoreWriter, report: Report
+) -> StoredFacts:
+    """Encode every row into the store; what is known of them as a whole."""
+    read = 0
+
+    def advanced(by: int) -> None:
+        nonlocal read
+        read += by
+
+    facts = StoredFacts(format=encoder.format, enders=encoder.enders.tolist())
+    rows = 0
+    chunks = map_in_order(encoder.encode, _chunks(source.read(advanced)))
+    with closing(chunks):
+        for chunk in chunks:
+            writer.append(chunk.words, chunk.records)
+            rows += chunk.rows
+            facts.split += chunk.split
+            facts.skipped += len(chunk.problems)
+            facts.problems += chunk.problems[: _NAMED_PROBLEMS - len(facts.problems)]
+            if facts.skipped and section.on_bad_row == "error":
+                raise DataError(_refusal(facts, rows))
+            report(Progress(source.name, rows, read / source.size if source.size else None))
+    if not rows:
+        raise DataError(_refusal(facts, rows) if facts.problems else f"{source.name}: there are no rows.")
+    return facts
 
 
-def _render(example: Example, tokenizer: Any, where: str) -> _Rendered:
-    if isinstance(example, Text):
-        return _Rendered(example.text, [(0, len(example.text))], bare=True)
-    if has_template(tokenizer):
-        text, spans = render(conversation_of(example), tokenizer, where)
-        return _Rendered(text, spans, bare=False)
-    if isinstance(example, Passage):
-        text = example.bare_prompt + example.completion
-        return _Rendered(text, [(len(example.bare_prompt), len(text))], bare=True)
-    raise DataError(
-        f"{where}: the format messages needs a chat template, and the tokenizer has none. "
-        f"Use an instruction-tuned base model, or the format prompt_completion or text."
-    )
+def _refusal(facts: StoredFacts, good: int) -> str:
+    """What is wrong with the first bad rows; and, if others were good, how to go on without them."""
+    text = "\n".join(facts.problems)
+    if facts.skipped > len(facts.problems):
+        text += f"\n… and {facts.skipped - len(facts.problems):,} more like these."
+    if good:
+        text += "\nMend the data, or set dataset.on_bad_row: skip to leave such rows out."
+    return text
 
 
-def _covered(offsets: list[tuple[int, int]], spans: list[Span]) -> Mask:
-    """Which tokens have a character in one of `spans`.
-
-    A token across a boundary counts: it carries the first characters of an answer, or its end-of-turn marker,
-    and leaving it out would leave those unlearned.
-    """
-    start, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    mask = np.zeros(len(start), dtype=np.bool_)
-    for first, last in spans:
-        mask |= (end > first) & (start < last)
-    return mask
-
-
-def _find_ends(tokenizer: Any) -> _Ends:
-    opened = tokenizer("a", add_special_tokens=True)["input_ids"]
-    bos = tokenizer.bos_token_id
-    return _Ends(bos if bos is not None and opened[:1] == [bos] else None, tokenizer.eos_token_id)
+def _chunks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
+    """Rows in groups of some hundred, fewer if they are long: a group is what one process holds at a time."""
+    chunk: list[SourceRow] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += 0 if isinstance(row.row, BadRow) else _characters(row.row)
+        if len(chunk) == _CHUNK_ROWS or characters > _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
-def _with_ends(ids: Ints, mask: Mask, ends: _Ends) -> tuple[Ints, Mask]:
-    """Put bos before and a supervised eos after, except where the text itself brings them."""
-    if ends.eos is None:
-        raise ModelError(
-            "the tokenizer has no end-of-sequence token, so a model trained on plain text could not learn to stop."
-        )
-    if ends.bos is not None and (len(ids) == 0 or ids[0] != ends.bos):
-        ids, mask = np.insert(ids, 0, ends.bos), np.insert(mask, 0, False)
-    if len(ids) == 0 or ids[-1] != ends.eos:
-        ids, mask = np.append(ids, np.int32(ends.eos)), np.append(mask, True)
-    return ids, mask
+def _characters(value: Any) -> int:
+    """Of all text in a row, roughly."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 1
+
+
+def _key(fingerprint: str, encoder: RowEncoder, section: DatasetSection, tokenizer: Any) -> str:
+    """Of everything that what is made depends on."""
+    template = str(tokenizer.chat_template or "")
+    facts = {
+        "encoding": _ENCODING,
+        "versions": [version(package) for package in ("qlora-cli", "tokenizers", "transformers", "jinja2")],
+        "source": fingerprint,
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, encoder.enders.tolist()],
+        "template": template,
+        "rows": encoder.described(),
+        "supervise": section.supervise,
+        "on_bad_row": section.on_bad_row,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

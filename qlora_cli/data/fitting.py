@@ -3,109 +3,115 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from qlora_cli.data.encoded import EncodedRows
-from qlora_cli.data.sources import Rows
+from qlora_cli.data.encoded import EncodedRows, Indices, Mask, summarise
 from qlora_cli.recipe.schema import DatasetSection
 
-NAMED_ROWS = 5  # that are told by number, of those that have something in common
-
-Numbers = npt.NDArray[np.int64]
+_BLOCK = 512  # rows that are read at a time
 
 
-def cut_rows(whole: EncodedRows, section: DatasetSection) -> EncodedRows:
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Rows as long as they are (`whole`) and as training sees them (`kept`).
+
+    `over` marks the rows of `whole` that are longer than `max_length`.
+    """
+
+    whole: EncodedRows
+    kept: EncodedRows
+    over: Mask
+
+    @property
+    def emptied(self) -> Indices:
+        """Rows of `kept` that had something to learn, and lost it all when they were cut."""
+        if not self.kept.truncated:
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero((self.whole.learned > 0) & (self.kept.learned == 0))
+
+    @property
+    def rows_losing_labels(self) -> int:
+        """How many rows are cut in an answer."""
+        return int((self.kept.learned < self.whole.learned).sum()) if self.kept.truncated else 0
+
+    @property
+    def rows_losing_answers(self) -> int:
+        """How many rows of several answers are cut before the last of them begins."""
+        if not self.kept.truncated:
+            return 0
+        # An answer of which a part is left has lost its end, and only that.
+        begun = self.kept.index["stretches"] < self.whole.index["stretches"]
+        return int((begun & (self.kept.learned > 0)).sum())
+
+
+def cut_rows(whole: EncodedRows, section: DatasetSection) -> Fitted:
     """The rows as `overlong` leaves them: `drop` leaves out the longer ones, `truncate` keeps their first tokens.
 
     With `error` they stay as they are, for `refusals` to refuse.
     """
-    over = whole.lengths > section.max_length
+    over: Mask = whole.lengths > section.max_length
     if section.overlong == "error" or not over.any():
-        return whole
-    drop = section.overlong == "drop"
-    kept = np.where(over, 0 if drop else section.max_length, whole.lengths)
-    stays = ~over if drop else np.ones_like(over)
-    # Per row: so many tokens to keep, then so many to leave out. A byte a token, and no loop over rows.
-    pattern = np.tile([True, False], len(whole))
-    tokens = np.repeat(pattern, np.stack([kept, whole.lengths - kept], axis=1).ravel())
-    return replace(
-        whole,
-        ids=whole.ids[tokens],
-        supervised=whole.supervised[tokens],
-        offsets=np.concatenate([[0], np.cumsum(kept[stays])]).astype(np.int64),
-        row_numbers=whole.row_numbers[stays],
-        dropped=int(over.sum()) if drop else 0,
-        truncated=0 if drop else int(over.sum()),
-    )
+        return Fitted(whole, whole, over)
+    if section.overlong == "drop":
+        return Fitted(whole, replace(whole.select(~over), dropped=whole.count(np.flatnonzero(over))), over)
+    index = whole.index.copy()
+    rows = np.flatnonzero(over)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        words = np.concatenate([whole.words(row, section.max_length) for row in block.tolist()])
+        records = summarise(words, np.full(len(block), section.max_length, dtype=np.int64), whole.enders)
+        for name in ("length", "learned", "last", "turns", "stretches", "highest", "answer"):
+            index[name][block] = records[name]
+    return Fitted(whole, replace(whole, index=index, truncated=whole.count(rows)), over)
 
 
-def refusals(
-    whole: EncodedRows, kept: EncodedRows, rows: Rows, section: DatasetSection, *, vocab_size: int | None = None
-) -> Iterator[str]:
+def refusals(rows: Fitted, section: DatasetSection, *, vocab_size: int | None = None) -> Iterator[str]:
     """Everything for which these rows cannot be trained on, the first first.
 
-    `whole` and `kept` are the rows before and after `cut_rows`, `rows` where they come from; `vocab_size` is the
-    number of embeddings the model has, None if that is not known.
+    `vocab_size` is the number of embeddings the model has, None if that is not known.
     """
+    whole, kept = rows.whole, rows.kept
     if vocab_size is not None:
-        yield from _outside_the_vocabulary(whole, vocab_size, rows)
-    yield from _too_long(whole, kept, rows, section)
+        yield from _outside_the_vocabulary(whole, vocab_size)
+    yield from _too_long(rows, section)
     # What the cut alone emptied is told of above.
-    unlabelled = np.setdiff1d(kept.row_numbers[kept.learned == 0], _emptied(whole, kept))
+    unlabelled = np.setdiff1d(np.flatnonzero(kept.learned == 0), rows.emptied)
     if len(unlabelled):
-        verb = "has" if len(unlabelled) == 1 else "have"
-        yield f"{rows.source}: {counted(unlabelled, rows.unit)} {verb} nothing to learn: no token has a loss."
+        verb = "has" if kept.count(unlabelled) == 1 else "have"
+        yield f"{kept.source}: {kept.counted(unlabelled)} {verb} nothing to learn: no token has a loss."
 
 
-def counted(numbers: Numbers, unit: str) -> str:
-    """How many rows, and the numbers of the first of them."""
-    return f"{len(numbers)} row{'s' * (len(numbers) > 1)} ({unit} {listed(numbers)})"
-
-
-def listed(numbers: Numbers) -> str:
-    """The first few row numbers, and whether there are more."""
-    return ", ".join(map(str, numbers[:NAMED_ROWS])) + (", …" if len(numbers) > NAMED_ROWS else "")
-
-
-def _outside_the_vocabulary(whole: EncodedRows, vocab_size: int, rows: Rows) -> Iterator[str]:
-    outside = whole.ids >= vocab_size
+def _outside_the_vocabulary(whole: EncodedRows, vocab_size: int) -> Iterator[str]:
+    highest = whole.index["highest"]
+    outside = highest >= vocab_size
     if outside.any():
-        row = int(np.searchsorted(whole.offsets, int(outside.argmax()), side="right")) - 1
+        row = int(outside.argmax())
         yield (
-            f"{rows.locate(int(whole.row_numbers[row]))}: the tokenizer gives the token {whole.input_ids(row).max()}, "
+            f"{whole.where(row)}: the tokenizer gives the token {highest[row]}, "
             f"but the model has only {vocab_size} embeddings. The tokenizer does not belong to this model."
         )
 
 
-def _too_long(whole: EncodedRows, kept: EncodedRows, rows: Rows, section: DatasetSection) -> Iterator[str]:
-    limit, lengths = section.max_length, whole.lengths
-    over = int((lengths > limit).sum())
-    if over and section.overlong == "error":
-        longest = int(whole.row_numbers[lengths.argmax()])
+def _too_long(rows: Fitted, section: DatasetSection) -> Iterator[str]:
+    limit, whole = section.max_length, rows.whole
+    number = whole.count(np.flatnonzero(rows.over))
+    total = whole.count(np.arange(len(whole)))
+    if number and section.overlong == "error":
+        longest = int(whole.lengths.argmax())
         yield (
-            f"{rows.source}: {over} of {len(whole)} rows are longer than dataset.max_length ({limit} tokens). "
-            f"The longest has {lengths.max()} tokens: {rows.locate(longest)}. "
+            f"{whole.source}: {number:,} of {total:,} rows are longer than dataset.max_length ({limit} tokens). "
+            f"The longest has {whole.lengths[longest]} tokens: {whole.where(longest)}. "
             f"Raise dataset.max_length, or set dataset.overlong to drop or truncate."
         )
-    if not len(kept):
+    if not len(rows.kept):
         yield (
-            f"{rows.source}: all {len(whole)} rows are longer than dataset.max_length ({limit} tokens), "
+            f"{whole.source}: all {total:,} rows are longer than dataset.max_length ({limit} tokens), "
             f"so dataset.overlong: drop leaves none. Raise dataset.max_length."
         )
-    emptied = _emptied(whole, kept)
-    if len(emptied):
+    if len(rows.emptied):
         yield (
-            f"{rows.source}: cut at dataset.max_length ({limit} tokens), {counted(emptied, rows.unit)} would keep "
+            f"{whole.source}: cut at dataset.max_length ({limit} tokens), {whole.counted(rows.emptied)} would keep "
             f"nothing to learn. Raise dataset.max_length, or set dataset.overlong to drop."
         )
-
-
-def _emptied(whole: EncodedRows, kept: EncodedRows) -> Numbers:
-    """Numbers of the rows that have something to learn, and lose it all when they are cut."""
-    if not kept.truncated:
-        return whole.row_numbers[:0]
-    emptied: Numbers = whole.row_numbers[(whole.learned > 0) & (kept.learned == 0)]
-    return emptied

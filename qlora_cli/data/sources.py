@@ -1,200 +1,151 @@
-"""Where rows come from: local files, or a dataset on the hub.
-
-`load_rows` is the only entrance. Nothing here knows what a row means; see `formats`.
-"""
+"""Where rows come from: local files, or a dataset on the hub. Nothing here knows what a row means; see `formats`."""
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet
 
-from qlora_cli.data.files import Row, read_file
-from qlora_cli.data.tables import tabulate
+from qlora_cli.data.files import BadRow, Row, read_file
 from qlora_cli.errors import DataError, HubUnreachableError
 from qlora_cli.hub import is_unreachable
-from qlora_cli.recipe.data_files import find_data_files, shown_path
+from qlora_cli.recipe.data_files import data_kind, find_data_files, shown_path
 from qlora_cli.recipe.paths import is_local
-from qlora_cli.recipe.schema import DatasetSection
+from qlora_cli.recipe.schema import SourceSection
 
-_SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
+_HUB_BATCH = 1000  # rows that are taken from Arrow at a time
+
+# Told how much further a source has been read: bytes of files, rows of a dataset.
+Advanced = Callable[[int], None]
+
+
+class SourceRow(NamedTuple):
+    """A row, or what is wrong with it: its file (by position among the source's) and what it is called there."""
+
+    file: int
+    number: int
+    row: Row | BadRow
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows of one source, in the order of its files.
+class Source:
+    """Rows that can be read, again and again, from the first to the last.
 
-    `numbers` (int64, one per row) are 1-based and survive a split: the line of a single .jsonl file, else the
-    row. Read rows with `read`, not from `dataset`, whose `json_columns` hold JSON text.
+    `name` is what messages call it, `files` what they call its files, `unit` what is counted in those: lines or rows.
+    `fingerprint` changes with the content, and is None where that cannot be known. `size` is what `read` tells the
+    sum of, None where there is no telling.
     """
 
-    dataset: datasets.Dataset
-    source: str
-    fingerprint: str
-    numbers: npt.NDArray[np.int64]
-    unit: str = "row"
-    json_columns: frozenset[str] = frozenset()
-    files: tuple[tuple[str, int], ...] = field(default=())  # (name, number before its first row), if several
+    section: SourceSection
+    name: str
+    files: tuple[str, ...]
+    unit: str
+    size: int | None
+    opened: Callable[[Advanced], Generator[SourceRow, None, None]] = field(repr=False)
+    fingerprinted: Callable[[], str | None] = field(repr=False)
 
-    def __len__(self) -> int:
-        return len(self.numbers)
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Reads all files, the first time."""
+        return self.fingerprinted()
 
-    @property
-    def column_names(self) -> list[str]:
-        """Names of the columns, as they stand in the files."""
-        return list(self.dataset.column_names)
+    def read(self, advanced: Advanced = lambda _: None) -> Generator[SourceRow, None, None]:
+        """The rows in order. Raises DataError where a file cannot be read on."""
+        return self.opened(advanced)
 
-    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> list[Row]:
-        """Rows [start, stop), restricted to `columns` if given."""
-        names = self.column_names if columns is None else list(columns)
-        cells = self.dataset.select_columns(names)[start:stop]
-        for name in self.json_columns.intersection(names):
-            cells[name] = [None if text is None else json.loads(text) for text in cells[name]]
-        return [dict(zip(names, values, strict=True)) for values in zip(*(cells[n] for n in names), strict=True)]
-
-    def where(self, index: int) -> str:
-        """What a message calls row `index` (0-based): its source and number, and its file if there are several."""
-        return self.locate(int(self.numbers[index]))
-
-    def locate(self, number: int) -> str:
-        """As `where`, for an original row number."""
-        if not self.files:
-            return f"{self.source}, {self.unit} {number}"
-        position = bisect.bisect_left(self.files, number, key=lambda file: file[1]) - 1
-        name, before = self.files[position]
-        return f"{self.source}, row {number} (row {number - before} of {name})"
-
-    def select(self, indices: npt.NDArray[np.int64]) -> Rows:
-        """These rows alone, numbered as before."""
-        return replace(self, dataset=self.dataset.select(indices), numbers=self.numbers[indices])
+    def where(self, row: SourceRow) -> str:
+        """What a message calls a row."""
+        return f"{self.files[row.file]}, {self.unit} {row.number}"
 
 
-def load_rows(section: DatasetSection, *, seed: int) -> tuple[Rows, Rows | None]:
-    """Read the training rows and, if the recipe asks for them, the validation rows.
+def open_source(field_name: str, section: SourceSection, *, streaming: bool = False) -> Source:
+    """The source that a field of the recipe names; its format is not looked at.
 
-    Raises DataError if a source is missing, unreadable or empty, or too small to split; HubUnreachableError if it is
-    on the hub and that gives no answer.
+    Raises DataError if it is missing or empty, HubUnreachableError if it is on the hub and that gives no answer.
     """
-    train = load_training_rows(section)
-    if section.validation is not None:
-        return train, load_validation_rows(section)
-    if section.validation_fraction is not None:
-        return hold_out(train, section.validation_fraction, seed)
-    return train, None
-
-
-def load_training_rows(section: DatasetSection) -> Rows:
-    """The rows that `train` names, all of them; raises as `load_rows` does."""
-    return _load("dataset.train", section.train, section, section.train_split)
-
-
-def load_validation_rows(section: DatasetSection) -> Rows | None:
-    """The rows that `validation` names, if it does; raises as `load_rows` does."""
-    if section.validation is None:
-        return None
-    return _load("dataset.validation", section.validation, section, section.validation_split)
-
-
-def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """The rows to train on and those to hold out: always the same ones for a seed. Raises DataError for one row."""
-    if len(rows) < 2:
-        raise DataError(f"{rows.source}: dataset.validation_fraction needs at least 2 rows, got {len(rows)}.")
-    held_out = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
-    order = np.random.default_rng(np.random.SeedSequence([seed, _SPLIT_STREAM])).permutation(len(rows))
-    return rows.select(np.sort(order[held_out:])), rows.select(np.sort(order[:held_out]))
-
-
-def _load(field: str, name: str, section: DatasetSection, split: str) -> Rows:
-    """The rows that a field of the recipe names."""
-    rows = _load_files(name, _find(field, name)) if is_local(name) else _load_hub(name, section.hub_config, split)
-    if len(rows) == 0:
-        raise DataError(f"{rows.source}: there are no rows.")
-    return rows
-
-
-def _find(field: str, name: str) -> list[Path]:
+    if not is_local(section.path):
+        return _hub_source(section, streaming=streaming)
     try:
-        return find_data_files(name)
+        paths = find_data_files(section.path)
     except DataError as error:
-        raise DataError(f"{field}: {error}") from None
+        raise DataError(f"{field_name}: {error}") from None
+    return _file_source(section, paths)
 
 
-def _load_files(name: str, paths: list[Path]) -> Rows:
-    source = shown_path(Path(name))
-    for path in paths:
-        if path.stat().st_size == 0:
-            raise DataError(f"{shown_path(path)}: the file is empty.")
-    if paths[0].suffix.lower() == ".parquet":
-        dataset, counts, json_columns = *_read_parquet(source, paths), frozenset[str]()
-        numbers: list[int] = []
-    else:
-        dataset, counts, json_columns, numbers = _read_text(paths)
-    single = len(paths) == 1
-    starts = [0, *np.cumsum(counts).tolist()]
-    return Rows(
-        dataset=dataset,
-        source=source,
-        fingerprint=_fingerprint(paths),
-        numbers=np.array(numbers if single and numbers else range(1, starts[-1] + 1), dtype=np.int64),
-        unit="line" if single and paths[0].suffix.lower() == ".jsonl" else "row",
-        json_columns=json_columns,
-        files=() if single else tuple((p.name, s) for p, s in zip(paths, starts, strict=False)),
-    )
+def _file_source(section: SourceSection, paths: list[Path]) -> Source:
+    files = tuple(shown_path(path) for path in paths)
+    sizes = [path.stat().st_size for path in paths]
+    for name, size in zip(files, sizes, strict=True):
+        if size == 0:
+            raise DataError(f"{name}: the file is empty.")
 
-
-def _read_text(paths: list[Path]) -> tuple[Any, list[int], frozenset[str], list[int]]:
-    """The dataset, rows per file, columns that hold JSON, and each row's number in its file."""
-    counts = [0] * len(paths)
-    numbers: list[int] = []
-
-    def rows() -> Iterator[Row]:
+    def rows(advanced: Advanced) -> Generator[SourceRow, None, None]:
         for position, path in enumerate(paths):
-            for number, row in read_file(path, shown_path(path)):
-                counts[position] += 1
-                numbers.append(number)
-                yield row
+            for number, row in read_file(path, files[position], advanced):
+                yield SourceRow(position, number, row)
 
-    table, json_columns = tabulate(rows())
-    return datasets.Dataset(table), counts, json_columns, numbers
+    unit = "line" if data_kind(paths[0]) == ".jsonl" else "row"
+    return Source(section, shown_path(Path(section.path)), files, unit, sum(sizes), rows, lambda: _of_files(paths))
 
 
-def _read_parquet(source: str, paths: list[Path]) -> tuple[Any, list[int]]:
-    # Not through `datasets`: its loader fails on files without rows, and logs what it then raises.
-    try:
-        tables = [pyarrow.parquet.read_table(path) for path in paths]
-        table = pa.concat_tables(tables, promote_options="default")
-        return datasets.Dataset(table), [part.num_rows for part in tables]
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{source}: not readable as Parquet ({_root_cause(error)}).") from error
-
-
-def _fingerprint(paths: list[Path]) -> str:
+def _of_files(paths: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{shown_path(path)}: cannot be read: {error.strerror or error}.") from error
         digest.update(json.dumps([path.name, content]).encode())
     return digest.hexdigest()
 
 
-def _load_hub(name: str, config: str | None, split: str) -> Rows:
+def _hub_source(section: SourceSection, *, streaming: bool) -> Source:
+    split = section.split or "train"
     try:
-        dataset = datasets.load_dataset(name, config, split=split)
+        dataset = datasets.load_dataset(section.path, section.hub_config, split=split, streaming=streaming)
     except Exception as error:  # network, hub and builder errors share no base class
         kind = HubUnreachableError if _no_answer(error) else DataError
-        raise kind(_hub_message(name, config, split, error)) from error
-    numbers = np.arange(1, len(dataset) + 1, dtype=np.int64)
-    return Rows(dataset, f"{name} ({split})", dataset._fingerprint, numbers)
+        raise kind(_hub_message(section, split, error)) from error
+    name = f"{section.path} ({split})"
+    if streaming:
+        # What comes may be other rows tomorrow: nothing says that it is the same.
+        return Source(section, name, (name,), "row", None, lambda a: _dataset_rows(dataset, name, a), lambda: None)
+    fingerprint = dataset._fingerprint
+    return Source(
+        section, name, (name,), "row", len(dataset), lambda a: _dataset_rows(dataset, name, a), lambda: fingerprint
+    )
+
+
+def _dataset_rows(dataset: Any, name: str, advanced: Advanced) -> Generator[SourceRow, None, None]:
+    classes = {c: kind for c, kind in (dataset.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
+    number = 0
+    batches = dataset.iter(batch_size=_HUB_BATCH)
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # of a stream, as above
+            kind = HubUnreachableError if _no_answer(error) else DataError
+            raise kind(f"{name}, after row {number}: cannot be read on: {_root_cause(error)}.") from error
+        if batch is None:
+            return
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            row = dict(zip(batch, values, strict=True))
+            row |= {name: _label(kind, row[name]) for name, kind in classes.items()}
+            yield SourceRow(0, number, row)
+        advanced(len(next(iter(batch.values()), [])))
+
+
+def _label(kind: datasets.ClassLabel, value: int | None) -> str | None:
+    """The name of a label, whose number means nothing outside the dataset; a hidden one is -1."""
+    return None if value is None or value < 0 else str(kind.int2str(value))
 
 
 def _no_answer(error: Exception) -> bool:
@@ -202,7 +153,7 @@ def _no_answer(error: Exception) -> bool:
     return is_unreachable(error) or str(error).startswith("Couldn't find cache")
 
 
-def _hub_message(name: str, config: str | None, split: str, error: Exception) -> str:
+def _hub_message(section: SourceSection, split: str, error: Exception) -> str:
     detail = _root_cause(error)
     if _no_answer(error):
         problem = "the hub cannot be reached"
@@ -213,11 +164,11 @@ def _hub_message(name: str, config: str | None, split: str, error: Exception) ->
     elif "split" in str(error).lower():
         problem = f"it has no split {split!r} ({detail}); set dataset.train_split or dataset.validation_split"
     elif "config" in str(error).lower():
-        problem = f"hub_config {config!r} does not fit ({detail}); set dataset.hub_config"
+        problem = f"hub_config {section.hub_config!r} does not fit ({detail}); set dataset.hub_config"
     else:
         problem = detail
     return (
-        f"{name}: there is no such local file or folder, so it was taken for a dataset on the hub: {problem}. "
+        f"{section.path}: there is no such local file or folder, so it was taken for a dataset on the hub: {problem}. "
         f"For local data, give a file, a folder or a glob."
     )
 

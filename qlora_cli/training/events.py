@@ -23,18 +23,30 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class EncodingProgress:
+    """So many rows of a source are encoded: a share of it from 0 to 1, None if its size is not known."""
+
+    source: str
+    rows: int
+    share: float | None
+
+
+@dataclass(frozen=True)
 class DataReady:
-    """The rows are encoded."""
+    """The rows are encoded. `sequences` is how many they became, more than `rows` where a chat template renders
+    earlier turns differently once others follow; `skipped` ones could not be read."""
 
     split: str
     source: str
     fingerprint: str
     format: str
     rows: int
+    sequences: int
     tokens: int
     supervised_tokens: int
     dropped: int
     truncated: int
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -134,6 +146,7 @@ class Finished:
 Event: TypeAlias = (
     Notice
     | Stage
+    | EncodingProgress
     | DataReady
     | ModelReady
     | Started

@@ -17,7 +17,8 @@ def first_examples(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase, number
     for index in range(min(number, len(rows))):
         ids, labels = rows.input_ids(index), rows.labels(index)
         pieces = _pieces(ids.tolist(), (labels != IGNORED).tolist(), tokenizer)
-        found.append(Example(int(rows.row_numbers[index]), tuple(ids.tolist()), tuple(labels.tolist()), pieces))
+        number, where = int(rows.row_numbers[index]), rows.where(index)
+        found.append(Example(number, where, tuple(ids.tolist()), tuple(labels.tolist()), pieces))
     return tuple(found)
 
 

@@ -30,27 +30,28 @@ class Overlong:
     rows: int
     fate: Literal["refused", "dropped", "truncated"]
     rows_losing_labels: int
+    rows_losing_answers: int
     lost_supervised_tokens: int
 
 
 @dataclass(frozen=True)
 class SomeRows:
-    """How many rows, and the original numbers of the first five."""
+    """How many rows, the numbers of the first five in their files, and those as a message has them."""
 
     rows: int
     first: tuple[int, ...]
+    named: str
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One split. `data` is what training tells of it, after cutting; `unit` is what row numbers count.
+    """One split. `data` is what training tells of it, after cutting.
 
     Rows `without_labels` have nothing to learn, once they are cut; `silent` ones, before that, only the end of an
     empty answer.
     """
 
     data: DataReady
-    unit: str
     lengths: Lengths
     max_length: int
     overlong: Overlong
@@ -80,10 +81,12 @@ class Piece(NamedTuple):
 class Example:
     """A training row as the model sees it. `labels` are -100 where nothing is learned, and unshifted.
 
-    The pieces' texts, one after another, are the whole row decoded, with its special tokens.
+    `where` is its file and number. The pieces' texts, one after another, are the whole row decoded, with its special
+    tokens.
     """
 
     row: int
+    where: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     pieces: tuple[Piece, ...]

@@ -1,129 +1,249 @@
-"""From the rows of a recipe to rows that a loop can read: the first part of a run, and most of a check."""
+"""From the sources of a recipe to rows that a loop can read: the first part of a run, and most of a check."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import datetime
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from qlora_cli.data.encode import encode_whole
-from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.encode import Report, encode_source, find_format
+from qlora_cli.data.encoded import EncodedRows, Indices, concatenate
 from qlora_cli.data.end_of_turn import EndOfTurn, doubts_about_the_end, find_end_of_turn, missing_end
-from qlora_cli.data.fitting import cut_rows, listed, refusals
-from qlora_cli.data.sources import Rows
+from qlora_cli.data.fitting import Fitted, cut_rows, refusals
+from qlora_cli.data.formats import Format
+from qlora_cli.data.sources import Source, open_source
+from qlora_cli.data.templates import adopt_template
 from qlora_cli.errors import DataError
 from qlora_cli.model.source import context_length, embedding_rows
-from qlora_cli.recipe.schema import DatasetSection
+from qlora_cli.recipe.schema import DatasetSection, SourceSection
 from qlora_cli.training.events import DataReady
+
+_SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
+_SHOWN_ANSWER = 40  # characters
+
+
+class LaidOut(NamedTuple):
+    """A source, and how its rows are laid out."""
+
+    source: Source
+    format: Format
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The rows of one split: where they come from, as long as they are, and as training sees them.
-
-    `end` is how their answers end.
-    """
+    """The rows of one split, as long as they are and as training sees them; `end` is how their answers end."""
 
     name: str
-    rows: Rows
-    whole: EncodedRows
-    kept: EncodedRows
+    rows: Fitted
     end: EndOfTurn
 
     @property
-    def silent_rows(self) -> npt.NDArray[np.int64]:
-        """Numbers of the rows whose answer is empty as it stands: a cut may leave one token of any answer."""
-        if self.whole.format == "text":
-            return self.whole.row_numbers[:0]
-        return np.intersect1d(self.whole.silent_rows, self.kept.row_numbers)
+    def whole(self) -> EncodedRows:
+        """The rows before anything is cut."""
+        return self.rows.whole
 
     @property
-    def rows_losing_labels(self) -> int:
-        """How many rows are cut in their answer."""
-        return int((self.kept.learned < self.whole.learned).sum()) if self.kept.truncated else 0
+    def kept(self) -> EncodedRows:
+        """The rows that training sees."""
+        return self.rows.kept
+
+    @property
+    def silent_rows(self) -> Indices:
+        """The rows of `kept` whose answer is empty as it stands: only its end is learned.
+
+        Those that are cut are not looked at: a cut may leave one token of any answer.
+        """
+        kept = self.kept
+        return np.flatnonzero((kept.learned == 1) & (kept.index["turns"] == 1) & ~kept.is_text)
 
     def ready(self) -> DataReady:
         """What is told of these rows once they are encoded."""
+        kept = self.kept
         return DataReady(
             split=self.name,
-            source=self.kept.source,
-            fingerprint=self.kept.fingerprint,
-            format=self.kept.format,
-            rows=len(self.kept),
-            tokens=self.kept.tokens,
-            supervised_tokens=self.kept.supervised_tokens,
-            dropped=self.kept.dropped,
-            truncated=self.kept.truncated,
+            source=kept.source,
+            fingerprint=kept.fingerprint,
+            format=kept.format,
+            rows=kept.count(np.arange(len(kept))),
+            sequences=len(kept),
+            tokens=kept.tokens,
+            supervised_tokens=kept.supervised_tokens,
+            dropped=kept.dropped,
+            truncated=kept.truncated,
+            skipped=kept.skipped,
         )
 
 
-def encode_split(name: str, rows: Rows, section: DatasetSection, tokenizer: PreTrainedTokenizerBase) -> Split:
-    """Tokenise `rows` and bring them to `max_length`; refuses only what `encode_whole` does."""
-    whole = encode_whole(rows, section, tokenizer)
-    kept = cut_rows(whole, section)
-    return Split(name, rows, whole, kept, find_end_of_turn(whole, kept, tokenizer))
+def lay_out(field: str, sources: Sequence[SourceSection], section: DatasetSection) -> list[LaidOut]:
+    """Open the sources that a field of the recipe names, and find out how their rows are laid out.
+
+    Raises DataError, or HubUnreachableError if one is on the hub and that gives no answer.
+    """
+    opened = [open_source(field, source, streaming=section.streaming) for source in sources]
+    return [LaidOut(source, find_format(source, section)) for source in opened]
 
 
-def split_refusals(split: Split, section: DatasetSection, config: PreTrainedConfig) -> Iterator[str]:
-    """Everything for which a model with this configuration cannot be trained on these rows, the first first."""
-    vocab_size = embedding_rows(config)
-    yield from refusals(split.whole, split.kept, split.rows, section, vocab_size=vocab_size)
-    yield from _beyond_the_model(split.kept, config)
-    if split.name == "train":
-        yield from missing_end(split.end, split.kept, section.max_length)
-        yield from _nothing_said(split)
+def choose_template(tokenizer: PreTrainedTokenizerBase, section: DatasetSection, laid_out: Sequence[LaidOut]) -> None:
+    """Give the tokenizer the chat template that these rows are rendered with; it is saved with the adapter."""
+    conversations = any(format in ("messages", "conversations") for _, format in laid_out)
+    adopt_template(tokenizer, section.chat_template, conversations=conversations)
 
 
-def prepare_split(
-    name: str, rows: Rows, section: DatasetSection, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
-) -> Split:
-    """The rows of one split, ready for training.
+def encode_all(
+    laid_out: Sequence[LaidOut],
+    section: DatasetSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    today: datetime.date,
+    report: Report = lambda _: None,
+) -> EncodedRows:
+    """The rows of all sources, one source after another; raises what `encode_source` raises."""
+    return concatenate(
+        [encode_source(source, format, section, tokenizer, today=today, report=report) for source, format in laid_out]
+    )
+
+
+def hold_out(rows: EncodedRows, fraction: float, seed: int) -> tuple[EncodedRows, EncodedRows]:
+    """The rows to train on and those to hold out: always the same ones for a seed. Raises DataError for one row."""
+    number = rows.count(np.arange(len(rows)))
+    if number < 2:
+        raise DataError(f"{rows.source}: dataset.validation_fraction needs at least 2 rows, got {number}.")
+    held_out = min(max(1, round(number * fraction)), number - 1)
+    order = np.random.default_rng(np.random.SeedSequence([seed, _SPLIT_STREAM])).permutation(number)
+    # By row and not by sequence: those of one row say much the same.
+    chosen = np.zeros(number, dtype=np.bool_)
+    chosen[order[:held_out]] = True
+    held = chosen[rows.ordinals]
+    return rows.select(~held), rows.select(held)
+
+
+def make_split(name: str, whole: EncodedRows, section: DatasetSection, tokenizer: PreTrainedTokenizerBase) -> Split:
+    """Bring encoded rows to `max_length`; refuses nothing."""
+    rows = cut_rows(whole, section)
+    return Split(name, rows, find_end_of_turn(rows, tokenizer))
+
+
+def prepare(
+    section: DatasetSection,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    *,
+    seed: int,
+    today: datetime.date,
+    report: Report = lambda _: None,
+) -> tuple[Split, Split | None]:
+    """The training rows and the held-out rows, ready for training.
 
     Raises:
         DataError: if a row is malformed, or for the first of `split_refusals`.
         ModelError: if the tokenizer cannot do this.
+        OutputError: if there is no room to keep what is made.
     """
-    split = encode_split(name, rows, section, tokenizer)
-    for refusal in split_refusals(split, section, config):
-        raise DataError(refusal)
-    return split
+    train = lay_out("dataset.train", section.train_sources, section)
+    validation = lay_out("dataset.validation", section.validation_sources, section)
+    choose_template(tokenizer, section, [*train, *validation])
+    rows = encode_all(train, section, tokenizer, today=today, report=report)
+    held_out = encode_all(validation, section, tokenizer, today=today, report=report) if validation else None
+    if section.validation_fraction is not None:
+        rows, held_out = hold_out(rows, section.validation_fraction, seed)
+    splits = [make_split("train", rows, section, tokenizer)]
+    if held_out is not None:
+        splits.append(make_split("validation", held_out, section, tokenizer))
+    for split in splits:
+        for refusal in split_refusals(split, section, config, tokenizer):
+            raise DataError(refusal)
+    return splits[0], splits[1] if len(splits) > 1 else None
+
+
+def split_refusals(
+    split: Split, section: DatasetSection, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    """Everything for which a model with this configuration cannot be trained on these rows, the first first."""
+    yield from refusals(split.rows, section, vocab_size=embedding_rows(config))
+    yield from _beyond_the_model(split.kept, config)
+    if split.name == "train":
+        yield from missing_end(split.end, split.kept, section.max_length)
+        yield from _nothing_said(split, tokenizer)
 
 
 def doubts(train: Split, validation: Split | None, section: DatasetSection) -> Iterator[str]:
     """What may be meant so, but is more often a mistake."""
     kept = train.kept
-    silent = train.silent_rows
-    if len(silent):
-        rows, verb = ("row has", "teaches") if len(silent) == 1 else ("rows have", "teach")
-        yield f"{len(silent)} training {rows} an empty answer and {verb} only to stop ({kept.unit} {listed(silent)})"
+    for split in (train, validation):
+        if split is not None and split.kept.skipped:
+            yield _skipped(split.kept)
+    if kept.split:
+        rows = f"{kept.split:,} row{'s' * (kept.split != 1)}"
+        yield (
+            f"the chat template renders earlier turns differently once others follow: {rows} of several answers became "
+            f"a sequence for each, as the model sees it when it gives that answer"
+        )
+    if len(silent := train.silent_rows):
+        rows, verb = ("row has", "teaches") if kept.count(silent) == 1 else ("rows have", "teach")
+        number = kept.count(silent)
+        yield f"{number:,} training {rows} an empty answer and {verb} only to stop ({kept.named(silent)})"
     if kept.dropped > len(kept):
         yield f"dataset.overlong: drop leaves {len(kept):,} of {len(train.whole):,} training rows"
-    if cut := train.rows_losing_labels:
-        yield f"{cut:,} of {len(kept):,} training rows lose part of their answer at dataset.max_length"
+    yield from _cut_answers(train)
     yield from doubts_about_the_end(train.end, kept, section.max_length)
-    if validation is not None and _same_rows(kept, validation.kept):
+    if validation is not None and section.validation is not None and _same_rows(train, validation):
         yield "validation has the rows of train: its loss says nothing about rows the model has not seen"
 
 
-def _nothing_said(split: Split) -> Iterator[str]:
+def _skipped(kept: EncodedRows) -> str:
+    rows = f"{kept.skipped:,} row{'s' * (kept.skipped != 1)} of {kept.source}"
+    shown = "".join(f"\n  {problem}" for problem in kept.problems)
+    more = "\n  …" if kept.skipped > len(kept.problems) else ""
+    return f"{rows} could not be read and {'was' if kept.skipped == 1 else 'were'} skipped:{shown}{more}"
+
+
+def _cut_answers(train: Split) -> Iterator[str]:
+    if not (cut := train.rows.rows_losing_labels):
+        return
+    whole = train.rows.rows_losing_answers
+    lost = f", {whole:,} of them whole answers" if whole else ""
+    yield f"{cut:,} of {len(train.kept):,} training rows lose part of their answer at dataset.max_length{lost}"
+
+
+def _nothing_said(split: Split, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    rows = split.whole
+    if not len(rows) or rows.is_text.any():
+        return
     if len(split.kept) and len(split.silent_rows) == len(split.kept):
-        yield f"{split.kept.source}: every answer is empty: there is nothing to learn but to stop."
+        yield f"{rows.source}: every answer is empty: there is nothing to learn but to stop."
+        return
+    answers = rows.index["answer"]
+    # The same row several times is a way of trying things out.
+    if len(rows) > 1 and (answers == answers[0]).all() and _differ(rows):
+        ids, labels = rows.input_ids(0), rows.labels(0)
+        said = tokenizer.decode(ids[labels >= 0], skip_special_tokens=True).strip()
+        shown = said if len(said) <= _SHOWN_ANSWER else said[:_SHOWN_ANSWER] + "…"
+        what = "labels" if rows.format == "classification" else "answers"
+        yield f"{rows.source}: all {len(rows):,} {what} are the same ({shown!r}): there is nothing to tell apart."
 
 
-def _same_rows(train: EncodedRows, validation: EncodedRows) -> bool:
+def _differ(rows: EncodedRows) -> bool:
+    if (rows.lengths != rows.lengths[0]).any():
+        return True
+    first = rows.words(0)
+    return any(not np.array_equal(first, rows.words(row)) for row in range(1, len(rows)))
+
+
+def _same_rows(train: Split, validation: Split) -> bool:
     # By what is in them: a copy of a file has another name.
-    return np.array_equal(validation.offsets, train.offsets) and np.array_equal(validation.ids, train.ids)
+    return train.whole.fingerprint == validation.whole.fingerprint
 
 
 def _beyond_the_model(rows: EncodedRows, config: PreTrainedConfig) -> Iterator[str]:
     positions = context_length(config)
     longest = int(rows.lengths.max(initial=0))
     if positions is not None and longest > positions:
-        row = int(rows.row_numbers[int(rows.lengths.argmax())])
+        where = rows.where(int(rows.lengths.argmax()))
         yield (
-            f"{rows.source}: {rows.unit} {row} has {longest} tokens, the model has positions for {positions}. "
+            f"{where} has {longest} tokens, the model has positions for {positions}. "
             f"Set dataset.max_length to {positions} or less, and dataset.overlong to drop or truncate"
         )

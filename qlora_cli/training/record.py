@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ class RunRecord:
             "timings": {},
             "peak_memory_bytes": None,
         }
+
+    @property
+    def started_on(self) -> date:
+        """The day on which the run began, of a resumed one the day of its first part."""
+        return datetime.fromisoformat(self._data["started_at"]).date()
 
     def start_over(self) -> None:
         """Forget what an earlier part of the run found: there is nothing to go on from."""

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.data.sources import load_rows
 from qlora_cli.errors import Interrupted, RunError
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.base import checkpoint_activations, load_base
@@ -25,10 +24,10 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.devices import make_accelerator
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
-from qlora_cli.training.events import Emitter, Finished, Listener, ModelReady, Notice, Stage, Started
+from qlora_cli.training.events import Emitter, EncodingProgress, Finished, Listener, ModelReady, Notice, Stage, Started
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
-from qlora_cli.training.preparation import doubts, prepare_split
+from qlora_cli.training.preparation import doubts, prepare
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import changed_schedule, check_same_data, check_same_run, check_steps_left, restore
 from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
@@ -122,13 +121,17 @@ def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
     section = run.recipe.dataset
     config = load_config(run.source)
     run.emit(Stage("reading and encoding the rows"))
-    train_rows, validation_rows = load_rows(section, seed=run.recipe.training.seed)
-    train = prepare_split("train", train_rows, section, tokenizer, config)
-    run.emit(train.ready())
-    validation = None
-    if validation_rows is not None:
-        validation = prepare_split("validation", validation_rows, section, tokenizer, config)
-        run.emit(validation.ready())
+    train, validation = prepare(
+        section,
+        tokenizer,
+        config,
+        seed=run.recipe.training.seed,
+        today=run.record.started_on,
+        report=lambda progress: run.emit(EncodingProgress(*progress)),
+    )
+    for split in (train, validation):
+        if split is not None:
+            run.emit(split.ready())
     for doubt in doubts(train, validation, section):
         run.emit(Notice(doubt))
     pad_token_id = int(tokenizer.pad_token_id or 0)

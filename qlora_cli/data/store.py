@@ -1,0 +1,113 @@
+"""Encoded rows on disk: written from beginning to end, read a row at a time.
+
+A folder holds `tokens.bin` (uint32, little-endian, rows end to end), `rows.bin` (records, see `encoded.ROW`) and
+`facts.json`. Tokens are read with plain reads and not mapped, so that memory does not grow with what was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from qlora_cli.data.encoded import ROW, Words
+
+_TOKENS, _ROWS, _FACTS = "tokens.bin", "rows.bin", "facts.json"
+_WORD = np.dtype("<u4")
+
+
+@dataclass
+class StoredFacts:
+    """What is known of stored rows as a whole.
+
+    `format` is how they are laid out, `enders` the ids of tokens that can end a turn, `fingerprint` of tokens and
+    mask; `split` rows became several sequences; `skipped` could not be read, the first of them for `problems`.
+    """
+
+    format: str
+    enders: list[int]
+    fingerprint: str = ""
+    split: int = 0
+    skipped: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class StoreWriter:
+    """Writes one store; without a call of `finish` there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tokens: BinaryIO = (folder / _TOKENS).open("wb")
+        self._rows: BinaryIO = (folder / _ROWS).open("wb")
+        self._written = 0
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._tokens.close()
+        self._rows.close()
+
+    def append(self, words: Words, records: npt.NDArray[np.void]) -> None:
+        """Add rows that lie end to end in `words`, their `start` counted from there."""
+        records = records.copy()
+        records["start"] += self._written
+        self._written += len(words)
+        data = words.astype(_WORD, copy=False).tobytes()
+        # Lengths too: where one row ends and the next begins is part of what is learned.
+        self._digest.update(records["length"].tobytes())
+        self._digest.update(data)
+        self._tokens.write(data)
+        self._rows.write(records.tobytes())
+
+    def finish(self, facts: StoredFacts) -> None:
+        """Complete the store, on disk before it is said to be there."""
+        for file in (self._tokens, self._rows):
+            file.flush()
+            os.fsync(file.fileno())
+        facts.fingerprint = self._digest.hexdigest()
+        document = {**asdict(facts), "tokens": self._written}
+        with (self._folder / _FACTS).open("w", encoding="utf-8") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class StoredTokens:
+    """The tokens of a store, open for as long as they are wanted: they can be read even if the folder is deleted."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+
+    def read(self, start: int, count: int) -> Words:
+        """Tokens [start, start + count), uint32. Raises OSError if they are not there any more."""
+        words = np.empty(count, dtype=_WORD)
+        view = memoryview(words).cast("B")
+        self._file.seek(start * _WORD.itemsize)
+        done = 0
+        while done < len(view):
+            read = self._file.readinto(view[done:])
+            if not read:
+                raise OSError(f"{self._file.name}: expected {len(view)} bytes, got {done}")
+            done += read
+        return words
+
+
+def read_store(folder: Path) -> tuple[StoredFacts, StoredTokens, npt.NDArray[np.void]] | None:
+    """What `folder` holds, or None if that is no whole store."""
+    try:
+        document: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        expected = document.pop("tokens") * _WORD.itemsize
+        if (folder / _TOKENS).stat().st_size != expected or (folder / _ROWS).stat().st_size % ROW.itemsize:
+            return None
+        return StoredFacts(**document), StoredTokens(folder / _TOKENS), np.fromfile(folder / _ROWS, dtype=ROW)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
