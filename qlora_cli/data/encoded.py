@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,15 @@ IGNORED = -100  # the label of a token without loss, as in torch and transformer
 
 Ints = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+
+
+class Part(NamedTuple):
+    """One of the sources that rows come from; `unit` is what its row numbers count."""
+
+    source: str
+    unit: str
+    format: Format
+    weight: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,16 @@ class EncodedRows:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens per row, int64."""
         return np.diff(self.offsets)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The sources of the rows."""
+        return (Part(self.source, self.unit, self.format, 1.0),)
+
+    @property
+    def part_of(self) -> npt.NDArray[np.uint16]:
+        """Which of `parts` each row is of, uint16."""
+        return np.zeros(len(self), dtype=np.uint16)
 
     @property
     def tokens(self) -> int:

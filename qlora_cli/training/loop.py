@@ -15,8 +15,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from qlora_cli.data.batches import Batch, collate
+from qlora_cli.data.batches import Batch, collate, rows_in_it
 from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.units import make_units
 from qlora_cli.errors import Interrupted, ModelError, NonFiniteError
 from qlora_cli.model.lora import bypassed_layers
 from qlora_cli.recipe.schema import TrainingSection
@@ -30,11 +31,15 @@ from qlora_cli.training.schedule import learning_rate, seed_step, step_plan, tot
 
 @dataclass(frozen=True)
 class LoopData:
-    """What the loop reads: training rows, held-out rows, and the token that fills short rows."""
+    """What the loop reads: training rows, held-out rows, and the token that fills short rows.
+
+    `pack_to` is the tokens that rows are packed to; without it each is a sequence of its own.
+    """
 
     train: EncodedRows
     validation: EncodedRows | None
     pad_token_id: int
+    pack_to: int | None = None
 
     def fingerprints(self) -> dict[str, str]:
         """Of the rows of each split: the same rows have the same one."""
@@ -85,7 +90,9 @@ class Loop:
         self.data = data
         self.output = output
         self.progress = progress
-        self.plan = step_plan(section, data.train, accelerator.num_processes)
+        self.plan = step_plan(section, data.train, accelerator.num_processes, pack_to=data.pack_to)
+        held_out = data.validation
+        self.held_out_units = None if held_out is None else make_units(held_out, data.pack_to, section.seed)
         self.total_steps = total_steps(section, self.plan)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -143,7 +150,8 @@ class Loop:
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         seed_step(self.section.seed, index, process)
         micro_batches = self.plan.step(index, process)
-        batches = [collate(self.data.train, m.indices, self.data.pad_token_id, blank=m.blank) for m in micro_batches]
+        rows, units, pad = self.data.train, self.plan.units, self.data.pad_token_id
+        batches = [collate(rows, units, micro.indices, pad, blank=micro.blank) for micro in micro_batches]
         counts = torch.tensor([[b.supervised_tokens, b.tokens] for b in batches]).sum(0).to(self.accelerator.device)
         supervised, tokens = (int(n) for n in self.accelerator.reduce(counts, reduction="sum").tolist())
         supervised = max(supervised, 1)
@@ -180,11 +188,11 @@ class Loop:
         bad = [batch for batch, loss in real if not torch.isfinite(loss)]
         if math.isfinite(step.loss):  # the gradient alone is not: any of them may have made it so
             bad = [batch for batch, _ in real]
-        rows = ", ".join(map(str, gather_object([row for batch in bad for row in batch.rows])))
+        rows = rows_in_it(gather_object([row for batch in bad for row in batch.rows]))
         what = f"loss is {step.loss}" if not math.isfinite(step.loss) else f"gradient norm is {step.norm}"
         raise NonFiniteError(
-            f"step {index + 1}: the {what}, so training stopped; {self._keep()}. Rows of {self.data.train.source} in "
-            f"it: {rows}. Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
+            f"step {index + 1}: the {what}, so training stopped; {self._keep()}. {rows}. "
+            f"Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
         )
 
     def _keep(self) -> str:
@@ -233,13 +241,15 @@ class Loop:
         step = self.progress.step
         later = step == self.total_steps or self._due(self.section.eval_steps)
         due = self.section.eval_on_start if step == 0 else later
-        if self.data.validation is None or not due or self.progress.evaluated_step == step:
+        rows, units = self.data.validation, self.held_out_units
+        if rows is None or units is None or not due or self.progress.evaluated_step == step:
             return
         try:
             record = evaluate(
                 self.accelerator,
                 self.model,
-                self.data.validation,
+                rows,
+                units,
                 batch_size=self.section.per_device_eval_batch_size or self.section.per_device_train_batch_size,
                 pad_token_id=self.data.pad_token_id,
                 step=step,

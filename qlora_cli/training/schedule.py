@@ -13,13 +13,16 @@ import torch
 
 from qlora_cli.data.batches import StepPlan
 from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.units import make_units
 from qlora_cli.recipe.schema import TrainingSection
 
 
-def step_plan(section: TrainingSection, rows: EncodedRows, num_processes: int) -> StepPlan:
-    """Which rows each optimizer step sees on each process."""
+def step_plan(
+    section: TrainingSection, rows: EncodedRows, num_processes: int, *, pack_to: int | None = None
+) -> StepPlan:
+    """Which rows, or packs of up to `pack_to` tokens of them, each optimizer step sees on each process."""
     return StepPlan(
-        lengths=rows.lengths,
+        units=make_units(rows, pack_to, section.seed),
         batch_size=section.per_device_train_batch_size,
         accumulation=section.gradient_accumulation_steps,
         num_processes=num_processes,
