@@ -9,7 +9,10 @@ import numpy as np
 
 from qlora_cli.data.units import Ints, Units
 
-# Units are sorted by length among this many batches. FIGURES
+# Units are sorted by length among this many batches. On log-normal lengths (sigma 0.5 to 1, batches of 8) padding is
+# 2 to 4% of all tokens with 128, 3 to 7% with 64 and 5 to 12% with 32. With 128 it is 0.8% on GSM8K (7,470 rows) and
+# 2.5% on Alpaca (999 rows, which are two windows of 63), in SmolLM2's tokens and template; up to 6% on 999 rows that
+# are log-normal with sigma 1, up to 25% on 200: few rows have few of their like, and half of them are another window's.
 _WINDOW_BATCHES = 128
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ def test_packs_are_those_of_best_fit_decreasing(lengths: list[int], capacity: in
     packs, filled alike. Every row is in exactly one, and none holds more than the capacity."""
     rows, offsets = pack(lengths, seed, capacity)
     assert sorted(rows.tolist()) == list(range(len(lengths)))
-    held = [[lengths[i] for i in rows[a:b]] for a, b in zip(offsets, offsets[1:], strict=False)]
+    held = [[lengths[i] for i in rows[a:b]] for a, b in itertools.pairwise(offsets)]
     assert all(0 < sum(pack) <= capacity for pack in held)
     wanted = one_by_one(lengths, capacity)
     assert sorted(map(sum, held)) == sorted(map(sum, wanted))
@@ -74,7 +76,7 @@ def test_what_training_would_refuse_does_not_break_a_check() -> None:
     """A row longer than the capacity has a pack of its own, and an empty one takes a place: a check counts steps of
     such rows, too, beside telling of them. No rows at all are no packs."""
     rows, offsets = pack([CAPACITY + 9, 3, 0, CAPACITY - 3])
-    packs = [sorted(rows[a:b].tolist()) for a, b in zip(offsets, offsets[1:], strict=False)]
+    packs = [sorted(rows[a:b].tolist()) for a, b in itertools.pairwise(offsets)]
     assert [0] in packs
     assert sorted(map(len, packs)) == [1, 1, 2]
     assert len(packed_units(fake_rows([]), CAPACITY, seed=0)) == 0
