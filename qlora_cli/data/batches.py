@@ -1,4 +1,4 @@
-"""Which rows go into which step, and padded tensors of them.
+"""Which units go into which step, and tensors of them.
 
 Order is a pure function of (seed, epoch), and a step of its index, so a run that goes on after a crash sees
 exactly the batches it would have seen.
@@ -9,93 +9,85 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from qlora_cli.data.encoded import IGNORED, EncodedRows
-
-# Rows are sorted by length among this many batches. On log-normal lengths (sigma 0.5 to 1, batches of 8) padding
-# is 2 to 4% of all tokens with 128, 3 to 7% with 64 and 5 to 12% with 32.
-_WINDOW_BATCHES = 128
-
-Lengths = npt.NDArray[np.int64]
-
+from qlora_cli.data.encoded import IGNORED
+from qlora_cli.data.order import EpochBatches, epoch_batches, epoch_sizes
+from qlora_cli.data.units import Units
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows padded on the right to the longest of them.
+    """Units, padded on the right to the longest of them.
 
-    Tensors are int64 [batch, seq]; labels are -100 where there is no loss, and unshifted. `rows` are original
-    row numbers. `tokens` counts what is not padding, `supervised_tokens` the labels in [:, 1:], since the first
-    position predicts nothing; both are 0 for a blank batch and known without asking the device.
+    Tensors are int64 [batch, seq]; labels are -100 where there is no loss, and unshifted. Rows by themselves have an
+    `attention_mask`. Packed ones have `position_ids` in its place: they begin at 0 with each row, and so does the
+    padding, a stretch of its own; what comes before a 0 must not be seen from there on.
+
+    `rows` are the indices of all rows in the batch. `tokens` counts what is not padding, `supervised_tokens` the labels in [:, 1:],
+    since the first position predicts nothing; both are 0 for a blank batch and known without asking the device.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     labels: torch.Tensor
     rows: list[int]
     tokens: int
     supervised_tokens: int
+    position_ids: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
+        mask, positions = self.attention_mask, self.position_ids
         return replace(
             self,
             input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
+            attention_mask=None if mask is None else mask.to(device),
             labels=self.labels.to(device),
+            position_ids=None if positions is None else positions.to(device),
         )
 
 
 class MicroBatch(NamedTuple):
-    """Indices of the rows of one forward pass. A blank one is run for company, and counts for nothing."""
+    """Indices of the units of one forward pass. A blank one is run for company, and counts for nothing."""
 
     indices: list[int]
     blank: bool = False
 
 
-def collate(encoded: EncodedRows, indices: Sequence[int], pad_token_id: int, *, blank: bool = False) -> Batch:
-    """Pad rows `indices` of `encoded` into a Batch; `blank` masks every label."""
-    lengths = [int(encoded.offsets[i + 1] - encoded.offsets[i]) for i in indices]
-    shape = (len(indices), max(lengths))
+def collate(units: Units, indices: Sequence[int], pad_token_id: int, *, blank: bool = False) -> Batch:
+    """Lay units `indices` out as a Batch; `blank` masks every label."""
+    shape = (len(indices), max(int(units.lengths[i]) for i in indices))
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    attention_mask = np.zeros(shape, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
-    for position, (index, length) in enumerate(zip(indices, lengths, strict=True)):
-        input_ids[position, :length] = encoded.input_ids(index)
-        attention_mask[position, :length] = 1
-        if not blank:
-            labels[position, :length] = encoded.labels(index)
+    filled = np.zeros(shape, dtype=np.int64)
+    positions = np.empty(shape, dtype=np.int64)
+    rows: list[int] = []
+    for line, index in enumerate(indices):
+        start = 0
+        for row in units.rows_of(index).tolist():
+            ids, learned = units.encoded.read(row)
+            stretch = slice(start, start + len(ids))
+            input_ids[line, stretch] = ids
+            positions[line, stretch] = np.arange(len(ids))
+            if not blank:
+                labels[line, stretch] = np.where(learned, ids, IGNORED)
+            start = stretch.stop
+            rows.append(row)
+        filled[line, :start] = 1
+        positions[line, start:] = np.arange(shape[1] - start)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
+        attention_mask=None if units.packed else torch.from_numpy(filled),
         labels=torch.from_numpy(labels),
-        rows=[int(encoded.row_numbers[i]) for i in indices],
-        tokens=0 if blank else sum(lengths),
+        rows=rows,
+        tokens=0 if blank else int(filled.sum()),
         supervised_tokens=int((labels[:, 1:] != IGNORED).sum()),
+        position_ids=torch.from_numpy(positions) if units.packed else None,
     )
-
-
-def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Every row index exactly once, in ceil(n / batch_size) batches of rows of similar length.
-
-    Rows are shuffled, cut into windows, sorted by length inside each window and cut into batches, which are
-    shuffled again. Only one batch, anywhere in the epoch, can be short.
-    """
-    generator = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
-    order = generator.permutation(len(lengths))
-    batches: list[list[int]] = []
-    # At least two windows: sorted as a whole, a small dataset would make the same batches every epoch.
-    halves = math.ceil(len(lengths) / 2 / batch_size)
-    window = min(_WINDOW_BATCHES, max(halves, 1)) * batch_size
-    for start in range(0, len(order), window):
-        rows = order[start : start + window]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches.extend(rows[i : i + batch_size].tolist() for i in range(0, len(rows), batch_size))
-    return [batches[i] for i in generator.permutation(len(batches))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,17 +98,17 @@ class StepPlan:
     the last step of an epoch takes what is left.
     """
 
-    lengths: Lengths
+    units: Units
     batch_size: int
     accumulation: int = 1
     num_processes: int = 1
     seed: int = 0
-    _epoch: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False)
+    _epoch: dict[int, EpochBatches] = field(default_factory=dict, init=False, repr=False)
 
-    @property
+    @cached_property
     def batches_per_epoch(self) -> int:
         """Micro-batches in an epoch, over all processes."""
-        return math.ceil(len(self.lengths) / self.batch_size)
+        return math.ceil(int(epoch_sizes(self.units).sum()) / self.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,22 +123,24 @@ class StepPlan:
         """
         epoch, position = divmod(index, self.steps_per_epoch)
         size = self.accumulation * self.num_processes
-        group = self._batches(epoch)[position * size : (position + 1) * size]
+        batches = self._batches(epoch)
+        group = [batches.batch(i) for i in range(position * size, min((position + 1) * size, len(batches)))]
         return _deal(group, self.num_processes, process_index)
 
-    def _batches(self, epoch: int) -> list[list[int]]:
+    def _batches(self, epoch: int) -> EpochBatches:
         if epoch not in self._epoch:
             self._epoch.clear()  # only the current epoch is worth keeping
-            self._epoch[epoch] = epoch_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
+            self._epoch[epoch] = epoch_batches(self.units, self.batch_size, seed=self.seed, epoch=epoch)
         return self._epoch[epoch]
 
 
-def eval_batches(lengths: Lengths, batch_size: int, num_processes: int = 1, process_index: int = 0) -> list[MicroBatch]:
-    """The forward passes of one process over all rows: longest rows first, so that too little memory shows at once.
+def eval_batches(units: Units, batch_size: int, num_processes: int = 1, process_index: int = 0) -> list[MicroBatch]:
+    """The forward passes of one process over all units, once each, whatever their weight.
 
-    Every process gets equally many, the last of which may be blank.
+    The longest come first, so that too little memory shows at once. Every process gets equally many passes, the last
+    of which may be blank.
     """
-    order = np.argsort(-lengths, kind="stable").tolist()
+    order = np.argsort(-units.lengths, kind="stable").tolist()
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return _deal(batches, num_processes, process_index)
 

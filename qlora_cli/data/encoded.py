@@ -135,30 +135,35 @@ class EncodedRows:
         count = length if limit is None else min(limit, length)
         return self.tokens_of[self.part_of[row]].read(int(record["start"]), count)
 
+    def read(self, row: int) -> tuple[Indices, Mask]:
+        """Token ids of a row, int64 [length], and which of them are learned."""
+        words = self.words(row)
+        return ids_of(words).astype(np.int64), (words & LEARNED) != 0
+
     def input_ids(self, row: int) -> Indices:
         """Token ids of a row, int64 [length]."""
-        return ids_of(self.words(row)).astype(np.int64)
+        return self.read(row)[0]
 
     def labels(self, row: int) -> Indices:
         """Token ids of a row where they are supervised, else -100; int64 [length], unshifted."""
-        words = self.words(row)
-        return np.where(words & LEARNED, ids_of(words), IGNORED).astype(np.int64)
+        ids, learned = self.read(row)
+        return np.where(learned, ids, IGNORED)
 
     def where(self, row: int) -> str:
         """What a message calls a row: its file and number."""
         part, record = self.parts[self.part_of[row]], self.index[row]
         return f"{part.files[record['file']]}, {part.unit} {record['number']}"
 
-    def named(self, rows: Indices) -> str:
+    def named(self, rows: Indices, limit: int = NAMED_ROWS) -> str:
         """The numbers of the first few of these rows, with their files if there are several: `line 3, 5, …`."""
         rows = self._distinct(rows)
         single = len(self.parts) == 1 and len(self.parts[0].files) == 1
         groups: dict[str, list[str]] = {}
-        for row in rows[:NAMED_ROWS].tolist():
+        for row in rows[:limit].tolist():
             part, record = self.parts[self.part_of[row]], self.index[row]
             label = part.unit if single else f"{part.files[record['file']]} {part.unit}"
             groups.setdefault(label, []).append(str(record["number"]))
-        more = ", …" if len(rows) > NAMED_ROWS else ""
+        more = ", …" if len(rows) > limit else ""
         return "; ".join(f"{label} {', '.join(numbers)}" for label, numbers in groups.items()) + more
 
     def counted(self, rows: Indices) -> str:

@@ -10,9 +10,10 @@ from transformers import PreTrainedConfig
 
 from qlora_cli.data.encode import Report
 from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.units import make_units
 from qlora_cli.model.source import ModelSource, context_length, load_config, load_tokenizer
 from qlora_cli.model.storage import check_stored_quantization
-from qlora_cli.recipe.schema import ALL_LINEAR, Recipe, TrainingSection
+from qlora_cli.recipe.schema import ALL_LINEAR, Recipe
 from qlora_cli.training.checked_rows import Base, check_rows, split_facts
 from qlora_cli.training.examples import first_examples
 from qlora_cli.training.facts import Facts, Steps
@@ -39,7 +40,7 @@ def check_data(recipe: Recipe, *, examples: int = 0, report: Report = lambda _: 
     section = recipe.dataset
     train, validation = check_rows(section, base, found, seed=recipe.training.seed, report=report)
     facts = None if train is None else split_facts(train, section)
-    steps = _steps(recipe.training, train.kept) if train is not None and len(train.kept) else None
+    steps = _steps(recipe, train.kept) if train is not None and len(train.kept) else None
     if train is not None:
         found.notices += doubts(train, validation, section)
     if steps is not None and (doubt := endless_warmup(recipe.training, steps.total)):
@@ -94,8 +95,10 @@ def _read_base(recipe: Recipe) -> Base:
     return Base(load_tokenizer(source), load_config(source))
 
 
-def _steps(section: TrainingSection, rows: EncodedRows) -> Steps:
-    plan = step_plan(section, rows, num_processes=1)
+def _steps(recipe: Recipe, rows: EncodedRows) -> Steps:
+    section = recipe.training
+    units = make_units(rows, recipe.dataset.max_length if recipe.dataset.packing else None, section.seed)
+    plan = step_plan(section, units, num_processes=1)
     total = total_steps(section, plan)
     return Steps(
         total=total,

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from qlora_cli.data.batches import collate, eval_batches
-from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.units import Units
 from qlora_cli.errors import NonFiniteError
 from qlora_cli.training.events import Emitter, EvalRecord, EvaluationProgress
 from qlora_cli.training.loss import perplexity, supervised_loss
@@ -26,26 +26,26 @@ _BASE_IS_BROKEN = (
 def evaluate(
     accelerator: Accelerator,
     model: nn.Module,
-    rows: EncodedRows,
+    units: Units,
     *,
     batch_size: int,
     pad_token_id: int,
     step: int,
     emit: Emitter,
 ) -> EvalRecord:
-    """Mean loss over all supervised tokens of `rows`, each weighing the same; leaves the model in training mode.
+    """Mean loss over all supervised tokens of `units`, each weighing the same; leaves the model in training mode.
 
     Raises:
         NonFiniteError: if it is NaN or infinite, naming the rows that make it so.
     """
     started = time.monotonic()
-    batches = eval_batches(rows.lengths, batch_size, accelerator.num_processes, accelerator.process_index)
+    batches = eval_batches(units, batch_size, accelerator.num_processes, accelerator.process_index)
     model.eval()
     # Sums in double precision on the CPU: the result must not depend on how rows fell into batches.
     totals = torch.zeros(2, dtype=torch.float64)
     broken: list[int] = []
     for done, micro in enumerate(batches, start=1):
-        batch = collate(rows, micro.indices, pad_token_id, blank=micro.blank).to(accelerator.device)
+        batch = collate(units, micro.indices, pad_token_id, blank=micro.blank).to(accelerator.device)
         loss_sum = supervised_loss(model, batch).double().cpu()
         if not torch.isfinite(loss_sum):
             broken += batch.rows
@@ -57,8 +57,8 @@ def evaluate(
     loss = total / max(tokens, 1.0)
     if not math.isfinite(loss):
         raise NonFiniteError(
-            f"evaluation after step {step}: the held-out loss is {loss}. Rows of {rows.source} in it: "
-            f"{', '.join(map(str, gather_object(broken)))}. {_WAYS_OUT if step else _BASE_IS_BROKEN}"
+            f"evaluation after step {step}: the held-out loss is {loss}. "
+            f"{units.naming(gather_object(broken))}. {_WAYS_OUT if step else _BASE_IS_BROKEN}"
         )
     return EvalRecord(
         step=step,

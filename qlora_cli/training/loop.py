@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qlora_cli.data.batches import Batch, collate
-from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.units import Units
 from qlora_cli.errors import Interrupted, ModelError, NonFiniteError
 from qlora_cli.model.lora import bypassed_layers
 from qlora_cli.recipe.schema import TrainingSection
@@ -30,16 +30,16 @@ from qlora_cli.training.schedule import learning_rate, seed_step, step_plan, tot
 
 @dataclass(frozen=True)
 class LoopData:
-    """What the loop reads: training rows, held-out rows, and the token that fills short rows."""
+    """What the loop reads: training rows and held-out rows, in packs or not, and the token that fills short ones."""
 
-    train: EncodedRows
-    validation: EncodedRows | None
+    train: Units
+    validation: Units | None
     pad_token_id: int
 
     def fingerprints(self) -> dict[str, str]:
         """Of the rows of each split: the same rows have the same one."""
         splits = {"train": self.train, "validation": self.validation}
-        return {name: rows.fingerprint for name, rows in splits.items() if rows is not None}
+        return {name: units.encoded.fingerprint for name, units in splits.items() if units is not None}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class Loop:
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         seed_step(self.section.seed, index, process)
         micro_batches = self.plan.step(index, process)
-        batches = [collate(self.data.train, m.indices, self.data.pad_token_id, blank=m.blank) for m in micro_batches]
+        units, pad = self.data.train, self.data.pad_token_id
+        batches = [collate(units, micro.indices, pad, blank=micro.blank) for micro in micro_batches]
         counts = torch.tensor([[b.supervised_tokens, b.tokens] for b in batches]).sum(0).to(self.accelerator.device)
         supervised, tokens = (int(n) for n in self.accelerator.reduce(counts, reduction="sum").tolist())
         supervised = max(supervised, 1)
@@ -180,11 +181,11 @@ class Loop:
         bad = [batch for batch, loss in real if not torch.isfinite(loss)]
         if math.isfinite(step.loss):  # the gradient alone is not: any of them may have made it so
             bad = [batch for batch, _ in real]
-        rows = ", ".join(map(str, gather_object([row for batch in bad for row in batch.rows])))
+        rows = self.data.train.naming(gather_object([row for batch in bad for row in batch.rows]))
         what = f"loss is {step.loss}" if not math.isfinite(step.loss) else f"gradient norm is {step.norm}"
         raise NonFiniteError(
-            f"step {index + 1}: the {what}, so training stopped; {self._keep()}. Rows of {self.data.train.source} in "
-            f"it: {rows}. Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
+            f"step {index + 1}: the {what}, so training stopped; {self._keep()}. {rows}. "
+            f"Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
         )
 
     def _keep(self) -> str:
@@ -233,13 +234,14 @@ class Loop:
         step = self.progress.step
         later = step == self.total_steps or self._due(self.section.eval_steps)
         due = self.section.eval_on_start if step == 0 else later
-        if self.data.validation is None or not due or self.progress.evaluated_step == step:
+        units = self.data.validation
+        if units is None or not due or self.progress.evaluated_step == step:
             return
         try:
             record = evaluate(
                 self.accelerator,
                 self.model,
-                self.data.validation,
+                units,
                 batch_size=self.section.per_device_eval_batch_size or self.section.per_device_train_batch_size,
                 pad_token_id=self.data.pad_token_id,
                 step=step,

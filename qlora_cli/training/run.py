@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from qlora_cli.data.units import make_units
 from qlora_cli.errors import Interrupted, RunError
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.base import checkpoint_activations, load_base
@@ -135,7 +136,9 @@ def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
     for doubt in doubts(train, validation, section):
         run.emit(Notice(doubt))
     pad_token_id = int(tokenizer.pad_token_id or 0)
-    return LoopData(train.kept, None if validation is None else validation.kept, pad_token_id)
+    pack_to, seed = section.max_length if section.packing else None, run.recipe.training.seed
+    held_out = None if validation is None else make_units(validation.kept, pack_to, seed)
+    return LoopData(make_units(train.kept, pack_to, seed), held_out, pad_token_id)
 
 
 def _load_model(run: _Run) -> PreTrainedModel:

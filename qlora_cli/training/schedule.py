@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from qlora_cli.data.batches import StepPlan
-from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.units import Units
 from qlora_cli.recipe.schema import TrainingSection
 
 
-def step_plan(section: TrainingSection, rows: EncodedRows, num_processes: int) -> StepPlan:
-    """Which rows each optimizer step sees on each process."""
+def step_plan(section: TrainingSection, units: Units, num_processes: int) -> StepPlan:
+    """Which rows, or packs of rows, each optimizer step sees on each process."""
     return StepPlan(
-        lengths=rows.lengths,
+        units=units,
         batch_size=section.per_device_train_batch_size,
         accumulation=section.gradient_accumulation_steps,
         num_processes=num_processes,

@@ -19,6 +19,7 @@ from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.formats import Conversation
 from qlora_cli.data.sources import Rows
+from qlora_cli.data.units import row_units
 from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.schema import DatasetSection
 from tests.support.tokenizers import CHATML, PLAIN, tiny_tokenizer
@@ -279,11 +280,11 @@ def test_counts_agree_with_batches() -> None:
     tokenizer = tiny_tokenizer()
     rows = [{"messages": chat("Q" * (i % 7), "The answer " * (i % 11))} for i in range(1, 1200)]
     encoded = encode(tokenizer, *rows)
-    batch = collate(encoded, range(len(encoded)), tokenizer.pad_token_id)
+    batch = collate(encoded, row_units(encoded), range(len(encoded)), tokenizer.pad_token_id)
     assert len(encoded) == 1199
     assert encoded.lengths.sum() == encoded.tokens == batch.tokens == int(batch.attention_mask.sum())
     assert encoded.supervised_tokens == batch.supervised_tokens
-    assert batch.rows == encoded.row_numbers.tolist() == list(range(1, 1200))
+    assert [row.number for row in batch.rows] == encoded.row_numbers.tolist() == list(range(1, 1200))
     for i in (0, 511, 512, 1198):
         assert encoded.input_ids(i).tolist() == tokenizer.apply_chat_template(rows[i]["messages"])["input_ids"]
 

@@ -15,6 +15,7 @@ from qlora_cli.data.batches import collate
 from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
+from qlora_cli.data.units import row_units
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource, load_tokenizer
@@ -76,7 +77,7 @@ def _token_losses(model: nn.Module, rows: EncodedRows, count: int = HELD_OUT_ROW
     model.eval()
     losses = []
     for start in range(0, count, 8):
-        batch = collate(rows, range(start, start + 8), 0)
+        batch = collate(rows, row_units(rows), range(start, start + 8), 0)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
         targets = batch.labels[:, 1:]
         keep = targets != -100

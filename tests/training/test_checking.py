@@ -13,6 +13,7 @@ from qlora_cli.data.batches import collate
 from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
+from qlora_cli.data.units import row_units
 from qlora_cli.errors import DataError
 from qlora_cli.model.source import ModelSource, load_tokenizer
 from qlora_cli.recipe.schema import Recipe
@@ -209,8 +210,8 @@ def test_examples_are_the_rows_of_training(number: int, tmp_path: Path) -> None:
     examples = check_data(recipe, examples=number).examples
     assert len(examples) == min(number, 3)
     for index, example in enumerate(examples):
-        batch = collate(encoded, [index], tokenizer.pad_token_id)
-        assert [example.row] == batch.rows
+        batch = collate(encoded, row_units(encoded), [index], tokenizer.pad_token_id)
+        assert [example.row] == [row.number for row in batch.rows]
         assert list(example.input_ids) == batch.input_ids[0].tolist()
         assert list(example.labels) == batch.labels[0].tolist()
         assert all(label in (token, -100) for token, label in zip(example.input_ids, example.labels, strict=True))

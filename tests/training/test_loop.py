@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
@@ -16,6 +15,7 @@ from qlora_cli.data.batches import StepPlan, collate
 from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.sources import load_rows
+from qlora_cli.data.units import row_units
 from qlora_cli.model.base import load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_layers, lora_parameters
@@ -27,6 +27,7 @@ from qlora_cli.training.events import Emitter, Event, StepDone
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer
 from qlora_cli.training.schedule import learning_rate, seed_step, total_steps
+from tests.support.rows import fake_units
 from tests.support.runs import tiny_recipe
 
 CPU = torch.device("cpu")
@@ -81,8 +82,8 @@ def test_four_unequal_micro_batches_are_one_batch(tmp_path: Path, checkpointing:
         recipe = tiny_recipe(tmp_path, rows=8, validation_rows=0, training=training)
         results.append(_one_step(recipe, tmp_path / f"checkpoints-{batch}"))
     rows, _ = _encode(recipe)
-    plan = StepPlan(rows.lengths, 2, accumulation=4, seed=recipe.training.seed)
-    counts = [collate(rows, micro.indices, 0).supervised_tokens for micro in plan.step(0)]
+    plan = StepPlan(row_units(rows), 2, accumulation=4, seed=recipe.training.seed)
+    counts = [collate(rows, plan.units, micro.indices, 0).supervised_tokens for micro in plan.step(0)]
     assert len(set(counts)) > 1, "the micro-batches must differ, or the test shows nothing"
     (loss_a, grads_a), (loss_b, grads_b) = results
     assert loss_a == pytest.approx(loss_b, rel=1e-6)
@@ -139,9 +140,9 @@ def test_losses_are_those_of_a_plain_loop_over_peft(tmp_path: Path) -> None:
             layer.lora_B["default"].weight.copy_(b)
     trained = [p for p in reference.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, weight_decay=0.01, betas=(0.9, 0.999))
-    plan = StepPlan(rows.lengths, 3, accumulation=2, seed=section.seed)
+    plan = StepPlan(row_units(rows), 3, accumulation=2, seed=section.seed)
     for step in range(8):
-        batches = [collate(rows, micro.indices, pad) for micro in plan.step(step)]
+        batches = [collate(rows, plan.units, micro.indices, pad) for micro in plan.step(step)]
         tokens = sum(batch.supervised_tokens for batch in batches)
         total = 0.0
         for batch in batches:
@@ -166,7 +167,7 @@ def test_steps_follow_epochs_and_max_steps(tmp_path: Path) -> None:
 
     def steps(**training: Any) -> int:
         section = TrainingSection.model_validate({"per_device_train_batch_size": 4} | training)
-        return total_steps(section, StepPlan(rows.lengths, 4, section.gradient_accumulation_steps))
+        return total_steps(section, StepPlan(row_units(rows), 4, section.gradient_accumulation_steps))
 
     assert steps() == 8
     assert steps(num_train_epochs=0.5) == 4
@@ -174,7 +175,7 @@ def test_steps_follow_epochs_and_max_steps(tmp_path: Path) -> None:
     assert steps(num_train_epochs=0.001) == 1
     assert steps(max_steps=3) == 3
     assert steps(num_train_epochs=1.1, per_device_train_batch_size=4) == 9
-    plan = StepPlan(np.ones(50, dtype=np.int64), 1)
+    plan = StepPlan(fake_units([1] * 50), 1)
     assert total_steps(TrainingSection(num_train_epochs=1.1), plan) == 55  # not the 56 of 55.00000000000001
 
 
