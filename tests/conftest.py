@@ -9,6 +9,12 @@ from accelerate.state import AcceleratorState
 
 
 @pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another has encoded, or leaves anything in a home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
 def no_accelerator_left_behind() -> Iterator[None]:
     """Accelerate keeps its device for the process: a test on a GPU must not decide where the next one runs."""
     yield

@@ -19,6 +19,7 @@ from qlora_cli.data.encoded import IGNORED
 from qlora_cli.data.order import EpochBatches, epoch_batches, epoch_sizes
 from qlora_cli.data.units import Units
 
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Units, padded on the right to the longest of them.
@@ -27,8 +28,9 @@ class Batch:
     `attention_mask`. Packed ones have `position_ids` in its place: they begin at 0 with each row, and so does the
     padding, a stretch of its own; what comes before a 0 must not be seen from there on.
 
-    `rows` are the indices of all rows in the batch. `tokens` counts what is not padding, `supervised_tokens` the labels in [:, 1:],
-    since the first position predicts nothing; both are 0 for a blank batch and known without asking the device.
+    `rows` are the indices of all rows in the batch. `tokens` counts what is not padding, `supervised_tokens` the labels
+    in [:, 1:], since the first position predicts nothing; both are 0 for a blank batch and known without asking the
+    device.
     """
 
     input_ids: torch.Tensor

@@ -142,5 +142,3 @@ def _enders(tokenizer: Any) -> set[int]:
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     # One that was added to the vocabulary without being special may be meant so, too.
     return special | set(tokenizer.get_added_vocab().values()) | ({tokenizer.eos_token_id} - {None})
-
-

@@ -1,0 +1,95 @@
+"""A function over chunks in several processes gives what it gives in one, in the same order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from qlora_cli.data.workers import cores, map_in_order
+from qlora_cli.errors import DataError, RunError
+
+
+def square(number: int) -> tuple[int, int]:
+    time.sleep(0.002 * (number % 3))  # those that finish early have to wait
+    return number * number, os.getpid()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("chunks", [0, 1, 8, 9, 40])
+def test_results_come_in_order(processes: int, chunks: int) -> None:
+    """However many processes and chunks there are; the first chunks never leave this process."""
+    results = list(map_in_order(square, range(chunks), processes=processes))
+    assert [number for number, _ in results] == [n * n for n in range(chunks)]
+    here = {pid for _, pid in results[:8]}
+    assert here <= {os.getpid()}
+    elsewhere = {pid for _, pid in results[8:]} - {os.getpid()}
+    assert len(elsewhere) == (min(processes, max(0, chunks - 8)) if processes > 1 else 0)
+
+
+def test_an_error_is_raised_where_it_can_be_told() -> None:
+    """With its type and its text, and no process is left behind."""
+
+    def fail(number: int) -> int:
+        if number == 20:
+            raise DataError("row 20: wrong")
+        return number
+
+    results = map_in_order(fail, range(100), processes=2)
+    assert [next(results) for _ in range(20)] == list(range(20))
+    with pytest.raises(DataError, match="row 20: wrong"):
+        next(results)
+    assert not multiprocessing.active_children()
+
+
+def test_chunks_are_taken_as_they_are_needed() -> None:
+    """A source of any length is never held as a whole: at most two chunks per process are ahead of the results."""
+    taken = 0
+
+    def chunks() -> Iterator[int]:
+        nonlocal taken
+        for number in range(200):
+            taken += 1
+            yield number
+
+    ahead = []
+    for done, _ in enumerate(map_in_order(square, chunks(), processes=2), start=1):
+        ahead.append(taken - done)
+    assert max(ahead) <= 4
+
+
+def test_a_killed_process_is_told() -> None:
+    """As where the system had no memory left; nothing hangs."""
+
+    def die(number: int) -> int:
+        if number == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    with pytest.raises(RunError, match="a process that encodes rows was killed"):
+        list(map_in_order(die, range(40), processes=2))
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_early_ends_the_processes() -> None:
+    """As when the first bad row ends the reading."""
+    results = map_in_order(square, range(1000), processes=2)
+    for _ in range(15):
+        next(results)
+    assert multiprocessing.active_children()
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def test_cores_are_shared_among_the_processes_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the processes that were started beside each other takes its part, and at least one core."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = cores()
+    assert alone >= 1
+    for beside, expected in (("2", max(1, alone // 2)), ("1000", 1), ("nonsense", alone), ("0", alone)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+        assert cores() == expected
