@@ -7,7 +7,7 @@ exactly the batches it would have seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -126,8 +126,8 @@ class StepPlan:
         epoch, position = divmod(index, self.steps_per_epoch)
         size = self.accumulation * self.num_processes
         batches = self._batches(epoch)
-        group = [batches.batch(i) for i in range(position * size, min((position + 1) * size, len(batches)))]
-        return _deal(group, self.num_processes, process_index)
+        stretch = range(position * size, min((position + 1) * size, len(batches)))
+        return list(_deal(batches, stretch, self.num_processes, process_index))
 
     def _batches(self, epoch: int) -> EpochBatches:
         if epoch not in self._epoch:
@@ -136,18 +136,34 @@ class StepPlan:
         return self._epoch[epoch]
 
 
-def eval_batches(units: Units, batch_size: int, num_processes: int = 1, process_index: int = 0) -> list[MicroBatch]:
+@dataclass(frozen=True, eq=False)
+class EvalBatches:
+    """The forward passes of one process over all units, made as they are asked for: a list of them would be large."""
+
+    batches: EpochBatches
+    num_processes: int
+    process_index: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.batches) / self.num_processes)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return _deal(self.batches, range(len(self.batches)), self.num_processes, self.process_index)
+
+
+def eval_batches(units: Units, batch_size: int, num_processes: int = 1, process_index: int = 0) -> EvalBatches:
     """The forward passes of one process over all units, once each, whatever their weight.
 
     The longest come first, so that too little memory shows at once. Every process gets equally many passes, the last
     of which may be blank.
     """
-    order = np.argsort(-units.lengths, kind="stable").tolist()
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return _deal(batches, num_processes, process_index)
+    order = np.argsort(-units.lengths, kind="stable")
+    batches = EpochBatches(order, np.arange(math.ceil(len(order) / batch_size)), batch_size)
+    return EvalBatches(batches, num_processes, process_index)
 
 
-def _deal(batches: list[list[int]], num_processes: int, process_index: int) -> list[MicroBatch]:
-    mine = [MicroBatch(batch) for batch in batches[process_index::num_processes]]
-    missing = math.ceil(len(batches) / num_processes) - len(mine)
-    return mine + [MicroBatch(batches[-1], blank=True)] * missing
+def _deal(batches: EpochBatches, stretch: range, num_processes: int, process_index: int) -> Iterator[MicroBatch]:
+    """The share of one process in a stretch of batches, and a blank one at the end if others have one more."""
+    for first in stretch[::num_processes]:
+        own = first + process_index
+        yield MicroBatch(batches.batch(min(own, stretch[-1])), blank=own > stretch[-1])

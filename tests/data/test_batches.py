@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_cli.data.batches import MicroBatch, RowName, StepPlan, collate, eval_batches, rows_in_it
+from qlora_cli.data.batches import MicroBatch, StepPlan, collate, eval_batches
 from qlora_cli.data.units import Units, make_units, packed_units, row_units
 from tests.support.rows import fake_rows, fake_units
 
@@ -104,14 +104,14 @@ def test_evaluation_covers_every_row_once(n: int, batch_size: int, processes: in
 def test_collate_pads_on_the_right_and_counts() -> None:
     """A batch is padded on the right, its padding has neither attention nor loss, and its counts are exact."""
     rows = fake_rows([2, 5, 4])
-    batch = collate(rows, row_units(rows), [1, 0], pad_token_id=77)
+    batch = collate(row_units(rows), [1, 0], pad_token_id=77)
     assert batch.input_ids.tolist() == [[1001, 1002, 1003, 1004, 1005], [1, 2, 77, 77, 77]]
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
     assert batch.labels.tolist() == [[-100, -100, 1003, 1004, 1005], [-100, 2, -100, -100, -100]]
     assert batch.position_ids is None
     assert {t.dtype for t in (batch.input_ids, batch.attention_mask, batch.labels)} == {torch.int64}
-    assert batch.rows == [RowName("a.jsonl", 11), RowName("a.jsonl", 10)]
+    assert batch.rows == [1, 0]
     assert (batch.tokens, batch.supervised_tokens) == (7, 4)
     moved = batch.to("cpu")
     assert torch.equal(moved.labels, batch.labels)
@@ -122,7 +122,7 @@ def test_collate_pads_on_the_right_and_counts() -> None:
 def test_a_packed_batch_tells_its_rows_apart_by_position() -> None:
     """Rows of a pack lie end to end; positions begin at 0 with each, and with the padding; there is no mask."""
     rows = fake_rows([4, 2, 3])
-    batch = collate(rows, packed_units(rows, 6, seed=0), [0, 1], pad_token_id=77)
+    batch = collate(packed_units(rows, 6, seed=0), [0, 1], pad_token_id=77)
     assert batch.attention_mask is None
     assert batch.position_ids is not None
     assert batch.position_ids.dtype == torch.int64
@@ -131,7 +131,7 @@ def test_a_packed_batch_tells_its_rows_apart_by_position() -> None:
         ([0, 1, 2, 0, 1, 2], [2001, 2002, 2003, 77, 77, 77], [-100, 2002, 2003, -100, -100, -100]),
         ([0, 1, 2, 3, 0, 1], [1, 2, 3, 4, 1001, 1002], [-100, -100, 3, 4, -100, 1002]),
     ]
-    assert sorted(batch.rows) == [("a.jsonl", 10), ("a.jsonl", 11), ("a.jsonl", 12)]
+    assert sorted(batch.rows) == [0, 1, 2]
     assert (batch.tokens, batch.supervised_tokens) == (9, 5)
     moved = batch.to("cpu")
     assert moved.attention_mask is None
@@ -145,8 +145,8 @@ def test_packs_hold_the_rows_that_padded_batches_hold(lengths: list[int], blank:
     of tokens and of supervised ones is that of the rows by themselves."""
     rows = fake_rows(lengths)
     packs = packed_units(rows, pack_to, seed=1)
-    batch = collate(rows, packs, range(len(packs)), pad_token_id=0, blank=blank)
-    plain = collate(rows, row_units(rows), range(len(rows)), pad_token_id=0, blank=blank)
+    batch = collate(packs, range(len(packs)), pad_token_id=0, blank=blank)
+    plain = collate(row_units(rows), range(len(rows)), pad_token_id=0, blank=blank)
     found = {}
     for ids, labels, positions in zip(batch.input_ids, batch.labels, batch.position_ids, strict=True):
         starts = [i for i, position in enumerate(positions.tolist()) if position == 0]
@@ -157,11 +157,10 @@ def test_packs_hold_the_rows_that_padded_batches_hold(lengths: list[int], blank:
             else:
                 assert end == len(ids), "padding comes last, and once"
                 assert (labels[start:] == -100).all()
-    silent = [-100] * max(lengths)
-    wanted = {
-        i: (rows.input_ids(i).tolist(), silent[:length] if blank else rows.labels(i).tolist())
-        for i, length in enumerate(lengths)
-    }
+    wanted = {}
+    for i in range(len(lengths)):
+        ids, learned = rows.read(i)
+        wanted[i] = (ids.tolist(), np.where(learned & (not blank), ids, -100).tolist())
     assert found == wanted
     assert (batch.tokens, batch.supervised_tokens) == (plain.tokens, plain.supervised_tokens)
 
@@ -172,8 +171,8 @@ def test_a_blank_batch_counts_for_nothing(pack_to: int | None) -> None:
     rows = fake_rows([2, 5])
     units = make_units(rows, pack_to, seed=0)
     indices = range(len(units))
-    batch = collate(rows, units, indices, pad_token_id=0, blank=True)
-    assert torch.equal(batch.input_ids, collate(rows, units, indices, pad_token_id=0).input_ids)
+    batch = collate(units, indices, pad_token_id=0, blank=True)
+    assert torch.equal(batch.input_ids, collate(units, indices, pad_token_id=0).input_ids)
     assert (batch.labels == -100).all()
     assert (batch.tokens, batch.supervised_tokens) == (0, 0)
 
@@ -183,15 +182,5 @@ def test_each_row_is_read_once(pack_to: int | None) -> None:
     """Reading a row is reading a file: a batch reads the rows in it once, and no other."""
     rows = fake_rows([2, 5, 4, 1, 6])
     units = make_units(rows, pack_to, seed=0)
-    collate(rows, units, [1, 0], pad_token_id=0)
+    collate(units, [1, 0], pad_token_id=0)
     assert sorted(rows.reads) == sorted([*units.rows_of(0).tolist(), *units.rows_of(1).tolist()])
-
-
-def test_rows_are_named_with_their_source() -> None:
-    """With several sources a number alone says nothing; a row seen twice is named once, and thousands are not named."""
-    rows = fake_rows([1, 2], [3], weights=[1, 2])
-    batch = collate(rows, row_units(rows), [2, 0, 1, 2], pad_token_id=0)
-    assert rows_in_it(batch.rows) == "Rows of b.jsonl in it: 12. Rows of a.jsonl in it: 10, 11"
-    many = rows_in_it(RowName("a.jsonl", number) for number in range(1, 2001))
-    assert many.startswith("Rows of a.jsonl in it: 1, 2, 3, ")
-    assert many.endswith(", 63, 64 and 1,936 more")

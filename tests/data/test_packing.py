@@ -62,6 +62,8 @@ def test_the_seed_draws_who_goes_with_whom() -> None:
     assert first.rows.tolist() != other.rows.tolist()
     assert np.array_equal(first.offsets, other.offsets)
     assert np.array_equal(np.array(lengths)[first.rows], np.array(lengths)[other.rows])
+    drawn = [packed_units(fake_rows(lengths), CAPACITY, seed).rows.tolist() for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_packs_of_real_lengths_are_nearly_full() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from qlora_cli.data.encoded import IGNORED, Part
+from qlora_cli.data.encoded import Part
 from qlora_cli.data.units import Units, make_units
 
 
@@ -16,7 +16,7 @@ from qlora_cli.data.units import Units, make_units
 class FakeRows:
     """What batches are made of: row i holds the ids 1000 i + 1, 1000 i + 2, …, of which the second half is learned.
 
-    Row i has the number 10 + i. `reads` tells of every row whose ids were read.
+    `reads` tells of every row that was read.
     """
 
     lengths: npt.NDArray[np.int64]
@@ -27,26 +27,20 @@ class FakeRows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
-    def row_numbers(self) -> npt.NDArray[np.int64]:
-        return np.arange(10, 10 + len(self))
-
-    def input_ids(self, index: int) -> npt.NDArray[np.int64]:
-        self.reads.append(index)
-        return np.arange(1, self.lengths[index] + 1) + 1000 * index
-
-    def labels(self, index: int) -> npt.NDArray[np.int64]:
-        at = np.arange(self.lengths[index])
-        return np.where(at >= max(1, len(at) // 2), at + 1 + 1000 * index, IGNORED)
+    def read(self, row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        self.reads.append(row)
+        at = np.arange(self.lengths[row])
+        return at + 1 + 1000 * row, at >= max(1, len(at) // 2)
 
 
 def fake_rows(*sources: Sequence[int] | npt.NDArray[np.int64], weights: Sequence[float] | None = None) -> FakeRows:
     """Rows of the given lengths, source by source, the sources being called a.jsonl, b.jsonl, …"""
     weights = weights or [1.0] * len(sources)
+    names = [f"{'abcdefgh'[i]}.jsonl" for i in range(len(sources))]
     return FakeRows(
         lengths=np.concatenate([np.asarray(lengths, dtype=np.int64) for lengths in sources]),
         part_of=np.repeat(np.arange(len(sources)), [len(lengths) for lengths in sources]).astype(np.uint16),
-        parts=tuple(Part(f"{'abcdefgh'[i]}.jsonl", "line", "text", weight) for i, weight in enumerate(weights)),
+        parts=tuple(Part(name, (name,), "line", "text", weight) for name, weight in zip(names, weights, strict=True)),
     )
 
 
