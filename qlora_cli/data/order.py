@@ -57,8 +57,22 @@ def epoch_batches(units: Units, batch_size: int, *, seed: int, epoch: int) -> Ep
     window = min(_WINDOW_BATCHES, max(halves, 1)) * batch_size
     for start in range(0, len(order), window):
         stretch = order[start : start + window]
-        order[start : start + window] = stretch[np.argsort(units.lengths[stretch], kind="stable")]
+        order[start : start + window] = _by_length(stretch, units.lengths, batch_size)
     return EpochBatches(order, generator.permutation(batches), batch_size)
+
+
+def _by_length(window: Ints, lengths: Ints, batch_size: int) -> Ints:
+    """The units of a window from short to long; one that is there more than once goes a batch further each time.
+
+    Equally long, its copies would lie side by side, and a step would learn it twice at once.
+    """
+    ordered = window[np.argsort(lengths[window], kind="stable")]
+    by_unit = np.argsort(ordered, kind="stable")
+    _, firsts, counts = np.unique(ordered[by_unit], return_index=True, return_counts=True)
+    places = np.arange(len(ordered))
+    copies = np.empty_like(places)
+    copies[by_unit] = places - np.repeat(firsts, counts)
+    return ordered[np.argsort(places + copies * batch_size, kind="stable")]
 
 
 def _shuffled(units: Units, generator: np.random.Generator, seed: int, epoch: int) -> Ints:
