@@ -28,6 +28,8 @@ def show_check(console: Console, recipe: Path, facts: Facts) -> None:
             _show_split(console, split)
     if facts.steps is not None:
         show_line(console, "steps", _steps(facts.steps))
+        if facts.train is not None:
+            show_line(console, "", _sequences(facts.steps, facts.train.max_length))
     for notice in facts.notices:
         show_line(console, "note", notice)
     for example in facts.examples:
@@ -150,9 +152,16 @@ def _end(split: SplitFacts) -> str:
 def _steps(steps: Steps) -> str:
     warmup = f"; warmup over the first {steps.warmup:,}" if steps.warmup else ""
     return (
-        f"{plural(steps.total, 'step')} of {plural(steps.rows_per_step, 'row')}, "
+        f"{plural(steps.total, 'step')} of {plural(steps.sequences_per_step, 'pack' if steps.packed else 'row')}, "
         f"{plural(steps.epochs, 'epoch', '.3g')}, on one process{warmup}"
     )
+
+
+def _sequences(steps: Steps, max_length: int) -> str:
+    padding = f"{steps.padding:.1%} of the tokens in a batch are padding"
+    if steps.fill is None:
+        return padding
+    return f"{plural(steps.sequences, 'pack')} of up to {max_length:,} tokens, {steps.fill:.1%} full; {padding}"
 
 
 def _show_example(console: Console, example: Example) -> None:

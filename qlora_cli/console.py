@@ -231,7 +231,8 @@ class TrainView:
         epochs = plural(event.epochs, "epoch", ".3g")
         self._line(
             "train",
-            f"{plural(steps, 'step')} of {plural(event.rows_per_step, 'row')}, {epochs}, into {event.output_dir}",
+            f"{plural(steps, 'step')} of {plural(event.sequences_per_step, 'pack' if event.packed else 'row')}, "
+            f"{epochs}, into {event.output_dir}",
         )
         if self._console.is_terminal:
             self._progress = Progress(

@@ -48,7 +48,7 @@ MODEL = ModelReady(
     storage="nf4, double quantisation",
     adapted_layers=210,
 )
-STARTED = Started(output_dir=Path("runs/x"), first_step=0, total_steps=1875, epochs=3.0, rows_per_step=16)
+STARTED = Started(output_dir=Path("runs/x"), first_step=0, total_steps=1875, epochs=3.0, sequences_per_step=16)
 STEP = StepDone(step=1, loss=2.5, learning_rate=2e-4, grad_norm=0.1, tokens=1000, seconds=0.5)
 RECORD = TrainRecord(
     step=10,

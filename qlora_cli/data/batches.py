@@ -108,14 +108,29 @@ class StepPlan:
     _epoch: dict[int, EpochBatches] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
+    def units_per_epoch(self) -> int:
+        """Rows, or packs of rows, that an epoch sees: of each source as often as its weight says."""
+        return int(epoch_sizes(self.units).sum())
+
+    @property
     def batches_per_epoch(self) -> int:
         """Micro-batches in an epoch, over all processes."""
-        return math.ceil(int(epoch_sizes(self.units).sum()) / self.batch_size)
+        return math.ceil(self.units_per_epoch / self.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         return math.ceil(self.batches_per_epoch / (self.accumulation * self.num_processes))
+
+    @cached_property
+    def padding(self) -> float:
+        """The share of padding among all tokens of the first epoch's batches, from 0 to 1."""
+        batches = self._batches(0)
+        lengths = self.units.lengths[batches.units]
+        firsts = np.arange(0, len(lengths), self.batch_size)
+        widths = np.maximum.reduceat(lengths, firsts)
+        area = int((widths * np.diff([*firsts, len(lengths)])).sum())
+        return 1 - int(lengths.sum()) / area
 
     def step(self, index: int, process_index: int = 0) -> list[MicroBatch]:
         """The forward passes of one process in optimizer step `index`, counted from 0 over all epochs.

@@ -20,7 +20,7 @@ from qlora_cli.training.facts import Facts, Steps
 from qlora_cli.training.findings import Findings
 from qlora_cli.training.preparation import doubts
 from qlora_cli.training.run_folder import RunFolder
-from qlora_cli.training.schedule import endless_warmup, rows_per_step, step_plan, total_steps
+from qlora_cli.training.schedule import endless_warmup, sequences_per_step, step_plan, total_steps
 
 
 def check_data(recipe: Recipe, *, examples: int = 0, report: Report = lambda _: None) -> Facts:
@@ -97,12 +97,17 @@ def _read_base(recipe: Recipe) -> Base:
 
 def _steps(recipe: Recipe, rows: EncodedRows) -> Steps:
     section = recipe.training
-    units = make_units(rows, recipe.dataset.max_length if recipe.dataset.packing else None, section.seed)
+    max_length = recipe.dataset.max_length
+    units = make_units(rows, max_length if recipe.dataset.packing else None, section.seed)
     plan = step_plan(section, units, num_processes=1)
     total = total_steps(section, plan)
     return Steps(
         total=total,
-        rows_per_step=rows_per_step(section, num_processes=1),
+        sequences_per_step=sequences_per_step(section, num_processes=1),
         epochs=total / plan.steps_per_epoch,
         warmup=section.warmup_steps,
+        packed=units.packed,
+        sequences=plan.units_per_epoch,
+        padding=plan.padding,
+        fill=float(units.lengths.mean() / max_length) if units.packed else None,
     )

@@ -67,13 +67,14 @@ class ModelReady:
 
 @dataclass(frozen=True)
 class Started:
-    """The loop is about to begin."""
+    """The loop is about to begin. A step is of so many rows, or, `packed`, packs of rows."""
 
     output_dir: Path
     first_step: int
     total_steps: int
     epochs: float
-    rows_per_step: int
+    sequences_per_step: int
+    packed: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,20 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class Steps:
-    """How long the run is, for one process; several share an epoch's rows, and take fewer steps."""
+    """How long the run is, for one process; several share an epoch's rows, and take fewer steps.
+
+    A step is of `sequences_per_step`, of which an epoch has `sequences`: rows or, `packed`, packs of rows, which are so
+    full on average (`fill`, from 0 to 1). `padding` is the share of padding among the tokens of its batches.
+    """
 
     total: int
-    rows_per_step: int
+    sequences_per_step: int
     epochs: float
     warmup: int
+    packed: bool
+    sequences: int
+    padding: float
+    fill: float | None
 
 
 class Piece(NamedTuple):

@@ -32,7 +32,7 @@ from qlora_cli.training.preparation import doubts, prepare
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import changed_schedule, check_same_data, check_same_run, check_steps_left, restore
 from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
-from qlora_cli.training.schedule import endless_warmup, rows_per_step, step_plan, total_steps
+from qlora_cli.training.schedule import endless_warmup, sequences_per_step, step_plan, total_steps
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,8 @@ def _started(run: _Run, loop: Loop) -> Started:
         first_step=loop.progress.step,
         total_steps=loop.total_steps,
         epochs=loop.total_steps / loop.plan.steps_per_epoch,
-        rows_per_step=rows_per_step(run.recipe.training, run.accelerator.num_processes),
+        sequences_per_step=sequences_per_step(run.recipe.training, run.accelerator.num_processes),
+        packed=run.recipe.dataset.packing,
     )
 
 

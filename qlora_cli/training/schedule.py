@@ -27,8 +27,8 @@ def step_plan(section: TrainingSection, units: Units, num_processes: int) -> Ste
     )
 
 
-def rows_per_step(section: TrainingSection, num_processes: int) -> int:
-    """Rows that a whole optimizer step sees, over all its micro-batches and processes."""
+def sequences_per_step(section: TrainingSection, num_processes: int) -> int:
+    """Rows, or packs of rows, that a whole optimizer step sees, over all its micro-batches and processes."""
     return section.per_device_train_batch_size * section.gradient_accumulation_steps * num_processes
 
 

@@ -89,7 +89,7 @@ def test_steps_are_those_of_one_process(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, training={"gradient_accumulation_steps": 2, "max_steps": 6, "warmup_steps": 2})
     steps = check_data(recipe).steps
     assert steps is not None
-    assert (steps.total, steps.rows_per_step, steps.epochs, steps.warmup) == (6, 8, 1.5, 2)
+    assert (steps.total, steps.sequences_per_step, steps.epochs, steps.warmup) == (6, 8, 1.5, 2)
     steps = check_data(change(recipe, "training", max_steps=None, num_train_epochs=2.5)).steps
     assert steps is not None
     assert (steps.total, steps.epochs) == (10, 2.5)
