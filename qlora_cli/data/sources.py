@@ -19,11 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
-from qlora_cli.data.files import Row, read_file
+from qlora_cli.data.files import BadRow, Row, read_file
 from qlora_cli.data.tables import tabulate
 from qlora_cli.errors import DataError, HubUnreachableError
 from qlora_cli.hub import is_unreachable
-from qlora_cli.recipe.data_files import find_data_files, shown_path
+from qlora_cli.recipe.data_files import data_kind, find_data_files, shown_path
 from qlora_cli.recipe.paths import is_local
 from qlora_cli.recipe.schema import DatasetSection
 
@@ -134,7 +134,7 @@ def _load_files(name: str, paths: list[Path]) -> Rows:
     for path in paths:
         if path.stat().st_size == 0:
             raise DataError(f"{shown_path(path)}: the file is empty.")
-    if paths[0].suffix.lower() == ".parquet":
+    if data_kind(paths[0]) == ".parquet":
         dataset, counts, json_columns = *_read_parquet(source, paths), frozenset[str]()
         numbers: list[int] = []
     else:
@@ -146,7 +146,7 @@ def _load_files(name: str, paths: list[Path]) -> Rows:
         source=source,
         fingerprint=_fingerprint(paths),
         numbers=np.array(numbers if single and numbers else range(1, starts[-1] + 1), dtype=np.int64),
-        unit="line" if single and paths[0].suffix.lower() == ".jsonl" else "row",
+        unit="line" if single and data_kind(paths[0]) == ".jsonl" else "row",
         json_columns=json_columns,
         files=() if single else tuple((p.name, s) for p, s in zip(paths, starts, strict=False)),
     )
@@ -160,6 +160,8 @@ def _read_text(paths: list[Path]) -> tuple[Any, list[int], frozenset[str], list[
     def rows() -> Iterator[Row]:
         for position, path in enumerate(paths):
             for number, row in read_file(path, shown_path(path)):
+                if isinstance(row, BadRow):
+                    raise DataError(row.problem)
                 counts[position] += 1
                 numbers.append(number)
                 yield row
