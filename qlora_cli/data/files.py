@@ -1,159 +1,53 @@
-"""Rows out of JSON Lines, JSON, CSV and TSV files, with the line of every mistake.
+"""Rows out of JSON Lines, JSON, CSV, TSV and Parquet files, one after the other, with the line of every mistake.
 
-These are parsed here rather than by `datasets`, because its loaders guess types and so change text: a JSON
+Text is parsed here rather than by `datasets`, because its loaders guess types and so change text: a JSON
 string that looks like a date becomes a timestamp, a CSV cell `NA` becomes null and `007` becomes 7.
+No more than some pieces of a file are in memory at a time, however long it is, or becomes when it is unpacked.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import csv
-import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from qlora_cli.errors import DataError
+from qlora_cli.data.json_list import holds_json_lines, read_json_list
+from qlora_cli.data.json_rows import read_json_lines
+from qlora_cli.data.opening import open_bytes, uncounted
+from qlora_cli.data.parquet_rows import read_parquet
+from qlora_cli.data.raw_rows import BadRow, Row, describe, shorten
+from qlora_cli.data.separated_rows import read_separated
+from qlora_cli.recipe.data_files import data_kind
 
-Row = dict[str, Any]
+__all__ = ["BadRow", "Row", "describe", "read_file", "shorten"]
 
 
-def read_file(path: Path, shown: str) -> Iterator[tuple[int, Row]]:
-    """Yield (number, row) of one text file: `number` counts lines of .jsonl and rows of anything else, from 1.
+def read_file(
+    path: Path, shown: str, consumed: Callable[[int], None] = uncounted
+) -> Iterator[tuple[int, Row | BadRow]]:
+    """Yield (number, row) of one file, whose kind its name tells; .gz and .zst are unpacked on the way.
 
-    `shown` is what messages call the file. Raises DataError with file and line for whatever cannot be read.
+    `number` counts lines of .jsonl and rows of anything else, from 1; blank lines are no rows. A row that cannot be
+    read, but after which reading goes on, is a BadRow. `shown` is what messages call the file.
+    `consumed` is told now and then how many bytes of the file, as it is on disk, have been read since the last time;
+    all in all it is told of every byte.
+
+    Raises:
+        DataError: with file and line for what makes the rest of the file unreadable.
     """
-    try:
-        match path.suffix.lower():
+    kind = data_kind(path)
+    if kind == ".parquet":
+        yield from read_parquet(path, shown, consumed)
+        return
+    if kind == ".json":
+        with open_bytes(path, shown, uncounted) as stream:
+            kind = ".jsonl" if holds_json_lines(stream, shown) else kind
+    with open_bytes(path, shown, consumed) as stream:
+        match kind:
             case ".jsonl":
-                yield from _read_json_lines(path, shown)
+                yield from read_json_lines(stream, shown)
             case ".json":
-                yield from _read_json(path, shown)
+                yield from read_json_list(stream, shown)
             case ".csv":
-                yield from _read_separated(path, shown, ",")
+                yield from read_separated(stream, shown, ",")
             case _:
-                yield from _read_separated(path, shown, "\t")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, shown) from error
-    except OSError as error:
-        raise DataError(f"{shown}: cannot be read: {error.strerror or error}.") from error
-
-
-def describe(value: object) -> str:
-    """A short, human name for a JSON value: what was got in place of what was expected."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return f"the boolean {str(value).lower()}"
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    if isinstance(value, str):
-        return f"the text {shorten(value)}"
-    if isinstance(value, Sequence):
-        return f"a list of {len(value)}"
-    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
-
-
-def shorten(text: str, limit: int = 40) -> str:
-    """`text` in quotes, cut to about `limit` characters."""
-    return json.dumps(text if len(text) <= limit else text[:limit] + "…", ensure_ascii=False)
-
-
-def _not_utf8(path: Path, shown: str) -> DataError:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                return DataError(f"{shown}, line 1: expected UTF-8, got UTF-16. Save the file as UTF-8.")
-            try:
-                raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return DataError(
-                    f"{shown}, line {number}: expected UTF-8, got the byte 0x{raw[error.start]:02x} "
-                    f"at byte {error.start + 1} of the line. Save the file as UTF-8."
-                )
-    return DataError(f"{shown}: expected UTF-8. Save the file as UTF-8.")
-
-
-def _read_json_lines(path: Path, shown: str) -> Iterator[tuple[int, Row]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # malformed, a number of thousands of digits, too deep
-                raise DataError(
-                    f"{shown}, line {number}: expected one JSON object, got {shorten(line.strip())} ({_reason(error)})."
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(f"{shown}, line {number}: expected one JSON object, got {describe(row)}.")
-            yield number, row
-
-
-def _read_json(path: Path, shown: str) -> Iterator[tuple[int, Row]]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text.lstrip().startswith("{"):
-            # One whole object and then more: JSON Lines under the name .json, which is common.
-            yield from _read_json_lines(path, shown)
-            return
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{shown}{line}: expected a JSON list of objects ({_reason(error)}).") from error
-    if isinstance(document, dict):
-        raise DataError(
-            f"{shown}: expected a JSON list of objects, got one object with the keys {', '.join(document)}. "
-            f"Save the list of rows by itself, or name the file .jsonl if each line is a row."
-        )
-    if not isinstance(document, list):
-        raise DataError(f"{shown}: expected a JSON list of objects, got {describe(document)}.")
-    for number, row in enumerate(document, 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{shown}, row {number}: expected an object, got {describe(row)}.")
-        yield number, row
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
-    return "nested too deeply"
-
-
-@contextlib.contextmanager
-def _long_cells() -> Iterator[None]:
-    """Lift `csv`'s limit of 131,072 characters a cell, which is process-wide, for as long as a file is read."""
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read_separated(path: Path, shown: str, delimiter: str) -> Iterator[tuple[int, Row]]:
-    with _long_cells(), path.open(encoding="utf-8-sig", newline="") as file:
-        # strict: a stray quote would otherwise swallow the lines up to the next one, silently.
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise DataError(f"{shown}, line 1: two columns have the same name: {', '.join(header)}.")
-            number = 0
-            for cells in reader:
-                if not cells:
-                    continue
-                number += 1
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{shown}, line {reader.line_num}: expected {len(header)} cells "
-                        f"({', '.join(header)}), got {len(cells)}."
-                    )
-                yield number, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise DataError(
-                f"{shown}, line {reader.line_num}: {error}. A cell that begins with a double quote must end "
-                f"with one, and have those inside it doubled."
-            ) from error
+                yield from read_separated(stream, shown, "\t")

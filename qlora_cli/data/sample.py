@@ -9,13 +9,13 @@ import itertools
 import json
 import re
 import string
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qlora_cli.data.files import Row, read_file
+from qlora_cli.data.files import BadRow, Row, read_file
 from qlora_cli.data.formats import (
     OPTIONAL,
     REQUIRED,
@@ -28,7 +28,7 @@ from qlora_cli.data.formats import (
     resolve_format,
 )
 from qlora_cli.errors import DataError
-from qlora_cli.recipe.data_files import find_data_files, shown_path
+from qlora_cli.recipe.data_files import data_kind, find_data_files, shown_path
 from qlora_cli.recipe.schema import DatasetSection
 
 _ROWS = 10_000
@@ -115,8 +115,6 @@ def take_sample(name: str) -> Sample:
     if not taken:
         raise DataError(f"{source}: there are no rows.")
     columns = dict.fromkeys(itertools.chain.from_iterable(row for _, row in taken))
-    if any("\ud800" <= letter <= "\udfff" for name in columns for letter in name):
-        raise DataError(f"{source}: the name of a column holds half of a surrogate pair, which is no text.")
     return Sample(source, taken, tuple(columns), complete)
 
 
@@ -170,22 +168,11 @@ def _wanted(format: Format | Literal["auto"]) -> tuple[Format, ...]:
 def _rows(paths: list[Path]) -> Generator[tuple[str, Row], None, None]:
     for path in paths:
         shown = shown_path(path)
-        unit = "line" if path.suffix.lower() == ".jsonl" else "row"
-        rows = _parquet_rows(path, shown) if path.suffix.lower() == ".parquet" else read_file(path, shown)
-        for number, row in rows:
+        unit = "line" if data_kind(path) == ".jsonl" else "row"
+        for number, row in read_file(path, shown):
+            if isinstance(row, BadRow):
+                raise DataError(row.problem)
             yield f"{shown}, {unit} {number}", row
-
-
-def _parquet_rows(path: Path, shown: str) -> Iterator[tuple[int, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
-            yield from enumerate(itertools.chain.from_iterable(batches), 1)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{shown}: not readable as Parquet ({str(error).splitlines()[0].rstrip('.')}).") from error
 
 
 def _layout(sample: Sample, format: Format, columns: Mapping[str, str]) -> Layout:

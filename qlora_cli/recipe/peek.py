@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qlora_cli.recipe.data_files import DATA_SUFFIXES
+from qlora_cli.recipe.data_files import DATA_KINDS, DATA_SUFFIXES, data_kind, data_stem, data_suffix
 from qlora_cli.recipe.paths import expand_home, looks_local
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
@@ -33,7 +33,7 @@ def guess_train(folder: Path) -> str | None:
     places = [_data_files(place) for place in (folder, folder / "data")]
     named = [[p for p in files if _part(p, _TRAINING)] for files in places]
     others = [[p for p in files if not _part(p, _HELD_OUT)] for files in places]
-    kinds = ([p for p in files if _may_be_rows(p, kind)] for kind in DATA_SUFFIXES for files in others)
+    kinds = ([p for p in files if _may_be_rows(p, kind)] for kind in DATA_KINDS for files in others)
     for files in (*named, *kinds):
         if len(files) == 1:
             return _name(files[0], folder)
@@ -43,7 +43,7 @@ def guess_train(folder: Path) -> str | None:
 def possible_rows(folder: Path) -> list[str]:
     """Every data file in `folder` or in its `data` that may hold rows to learn; relative to `folder`."""
     files = [path for place in (folder, folder / "data") for path in _data_files(place)]
-    return [_name(path, folder) for path in files if _may_be_rows(path, path.suffix.lower())]
+    return [_name(path, folder) for path in files if _may_be_rows(path, data_kind(path))]
 
 
 def guess_validation(train: str) -> list[str]:
@@ -55,8 +55,8 @@ def guess_validation(train: str) -> list[str]:
     if not _exists(path):
         return []
     part = _part(path, _TRAINING)
-    stems = [re.sub(rf"(?i)(?<![a-z]){part}(?![a-z])", word, path.stem) if part else word for word in _HELD_OUT]
-    suffixes = dict.fromkeys([path.suffix, *DATA_SUFFIXES]) if path.is_file() else [""]
+    stems = [re.sub(rf"(?i)(?<![a-z]){part}(?![a-z])", word, data_stem(path)) if part else word for word in _HELD_OUT]
+    suffixes = dict.fromkeys([data_suffix(path), *DATA_SUFFIXES]) if path.is_file() else [""]
     beside = [path.with_name(stem + suffix) for suffix in suffixes for stem in stems]
     return [str(p) for p in beside if p != path and (p.is_dir() if suffixes == [""] else p.is_file())]
 
@@ -65,7 +65,7 @@ def guess_run_folder(train: str, base_model: str) -> str:
     """`runs/` and a name from the data, or from the model where the data's says nothing; one that is not there yet."""
     path = Path(train)
     local = looks_local(train) or _exists(path)
-    words = [path.stem, path.parent.name] if local else [path.name]
+    words = [data_stem(path), path.parent.name] if local else [path.name]
     words = [re.sub(rf"(?i)[._-]*(?<![a-z])({'|'.join(_TRAINING)})(?![a-z])[._-]*", "", word) for word in words]
     words = [re.sub(r"[^\w.-]+", "-", word).strip("-.") for word in (*words, Path(base_model).name, "first")]
     name = next(word for word in words if word and word.lower() not in _GENERIC)
@@ -99,13 +99,14 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _data_files(path: Path) -> list[Path]:
-    return [p for p in _entries(path) if p.suffix.lower() in DATA_SUFFIXES and os.path.isfile(p)]  # noqa: PTH113
+    files = [p for p in _entries(path) if data_kind(p) and not p.name.startswith(".")]
+    return [p for p in files if os.path.isfile(p)]  # noqa: PTH113
 
 
-def _may_be_rows(path: Path, kind: str) -> bool:
+def _may_be_rows(path: Path, kind: str | None) -> bool:
     """Whether this is of the kind, and not some setting in JSON, of which any folder may have several."""
-    if path.suffix.lower() != kind or kind != ".json":
-        return path.suffix.lower() == kind
+    if data_kind(path) != kind or path.suffix.lower() != ".json":  # settings are not packed
+        return data_kind(path) == kind
     try:
         with path.open("rb") as file:
             return file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
@@ -122,7 +123,7 @@ def _entries(path: Path) -> Iterator[Path]:
 
 def _part(path: Path, words: tuple[str, ...]) -> str | None:
     """The word of `words` that the file's name has as a part of its own: `train` in `gsm8k_train-v2`."""
-    parts = re.split(r"[\W_\d]+", path.stem.lower())
+    parts = re.split(r"[\W_\d]+", data_stem(path).lower())
     return next((word for word in words if word in parts), None)
 
 

@@ -285,5 +285,5 @@ def test_columns_that_are_no_text() -> None:
     Path("rows.jsonl").write_text('{"\\ud800": "a"}\n')
     with pytest.raises(DataError) as caught:
         take_sample("rows.jsonl")
-    message = "rows.jsonl: the name of a column holds half of a surrogate pair, which is no text."
+    message = "rows.jsonl, line 1: the name of a column holds half of a surrogate pair, which is no text."
     assert str(caught.value) == message

@@ -180,7 +180,7 @@ def test_a_fraction_is_held_out(tmp_path: Path, fraction: float, held_out: int) 
             "r.jsonl",
             b'{"a": "x"}\n{"a": "y"\n',
             """r.jsonl, line 2: expected one JSON object, got "{\\"a\\": \\"y\\"" """
-            "(expecting ',' delimiter at column 1).",
+            "(expecting ',' delimiter at column 10).",
         ),
         ("r.jsonl", b'{"a": "x"}\n["b"]\n', "r.jsonl, line 2: expected one JSON object, got a list of 1."),
         ("r.jsonl", b"5\n", "r.jsonl, line 1: expected one JSON object, got the number 5."),
@@ -215,9 +215,9 @@ def test_a_fraction_is_held_out(tmp_path: Path, fraction: float, held_out: int) 
         ("r.csv", b"a,b\n1,2\n\n3\n", "r.csv, line 4: expected 2 cells (a, b), got 1."),
         ("r.csv", b"a,a\n1,2\n", "r.csv, line 1: two columns have the same name: a, a."),
         (
-            "r.tsv",
-            b'a\tb\n"it" is\tx\n',
-            "r.tsv, line 2: '\t' expected after '\"'. A cell that begins with a double quote must end "
+            "r.csv",
+            b'a,b\n"it" is,x\n',
+            "r.csv, line 2: ',' expected after '\"'. A cell that begins with a double quote must end "
             "with one, and have those inside it doubled.",
         ),
         ("r.txt", b"hello", "dataset.train: r.txt: expected a .jsonl, .json, .csv, .tsv or .parquet file, got r.txt."),

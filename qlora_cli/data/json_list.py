@@ -1,0 +1,248 @@
+"""Rows out of one JSON document, a list of objects, of which only a piece is in memory at a time."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import cast
+
+from qlora_cli.data.json_rows import JsonDecoder, reason
+from qlora_cli.data.raw_rows import LONGEST_ROW, TOO_LONG, BadRow, Row, describe, name_columns, shorten, wrong_byte
+from qlora_cli.errors import DataError
+
+_PIECE = 2**20  # bytes
+_LONGEST_WORD = 16  # characters; `-Infinity` has nine, and an escaped surrogate pair twelve
+
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_STRUCTURE = re.compile(r'["\[\]{},]')
+_STRING_END = re.compile(r'["\\]')
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
+
+
+def holds_json_lines(stream: io.BufferedReader, shown: str) -> bool:
+    """Whether this is one object and then more: JSON Lines under the name .json, which is common.
+
+    Raises DataError for one object alone, which is not a list, and for an object with a mistake.
+    """
+    window = _Window(stream, shown)
+    if window.peek() != "{":
+        return False
+    keys: list[str] = []
+    try:
+        keys.extend(cast(Row, window.value()))
+    except json.JSONDecodeError as error:
+        raise window.refusal(reason(error), error.pos) from error
+    except _TooLongError:
+        keys.extend(_keys(window))
+    except (ValueError, RecursionError):
+        window.pass_over()
+    if window.peek():
+        return True
+    raise DataError(
+        f"{shown}: expected a JSON list of objects, got one object with the keys {name_columns(keys)}. "
+        f"Save the list of rows by itself, or name the file .jsonl if each line is a row."
+    )
+
+
+def read_json_list(stream: io.BufferedReader, shown: str) -> Iterator[tuple[int, Row | BadRow]]:
+    """Yield (row, row), from row 1. Raises DataError for what is no list, and with the line for a syntax error."""
+    window = _Window(stream, shown)
+    if window.peek() != "[":
+        raise _no_list(window, shown)
+    window.at += 1
+    number = 0
+    separator = "]" if window.peek() == "]" else ","
+    while separator == ",":
+        number += 1
+        yield number, _element(window, f"{shown}, row {number}")
+        separator = window.peek()
+        if separator not in (",", "]"):
+            raise window.refusal("expecting ',' delimiter", window.at)
+        window.at += separator == ","
+    window.at += 1
+    if window.peek():
+        raise window.refusal("extra data", window.at)
+
+
+def _no_list(window: _Window, shown: str) -> DataError:
+    try:
+        value = window.value()
+    except json.JSONDecodeError as error:
+        return window.refusal(reason(error), error.pos)
+    except _TooLongError:
+        return window.refusal("more than a row in one value", window.at)
+    except (ValueError, RecursionError) as error:
+        return window.refusal(reason(error), window.at)
+    if window.peek():
+        return window.refusal("extra data", window.at)
+    return DataError(f"{shown}: expected a JSON list of objects, got {describe(value)}.")
+
+
+def _element(window: _Window, where: str) -> Row | BadRow:
+    """The next element, which is taken whatever is wrong with it."""
+    window.peek()
+    try:
+        value = window.value()
+    except json.JSONDecodeError as error:
+        raise window.refusal(reason(error), error.pos) from error
+    except _TooLongError:
+        window.pass_over()
+        return BadRow(f"{where}: {TOO_LONG}")
+    except (ValueError, RecursionError) as error:
+        got = shorten(window.text[window.at : window.at + 41])
+        window.pass_over()
+        return BadRow(f"{where}: expected an object, got {got} ({reason(error)}).")
+    if problem := window.utf8_problem():
+        return BadRow(problem)
+    if not isinstance(value, dict):
+        return BadRow(f"{where}: expected an object, got {describe(value)}.")
+    fault = window.decoder.fault(value, window.brackets())
+    return BadRow(f"{where}: {fault}") if fault else value
+
+
+def _keys(window: _Window) -> Iterator[str]:
+    """The keys of an object too long to be read at once, as far as they can be told."""
+    window.at += 1
+    while window.peek() == '"':
+        yield str(window.value())
+        if window.peek() != ":":
+            return
+        window.at += 1
+        window.pass_over()
+        if window.peek() != ",":
+            break
+        window.at += 1
+    window.at += window.peek() == "}"
+
+
+class _TooLongError(Exception):
+    """A value of more than LONGEST_ROW characters."""
+
+
+class _Window:
+    """The piece of a document that is in memory; `text[at:]` has not been taken yet."""
+
+    def __init__(self, stream: io.BufferedReader, shown: str) -> None:
+        self.text = ""
+        self.at = 0
+        self.decoder = JsonDecoder()
+        self._taken_from = 0  # where the value that was taken last begins
+        self._stream, self._shown = stream, shown
+        self._ended = False
+        # What is no UTF-8 becomes halves of surrogate pairs, which no UTF-8 gives: one byte spoils one row only.
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._spoilt = False
+        self._line = 1  # of text[0], with the characters and the bytes that came before it on that line
+        self._columns = self._bytes = 0
+
+    def peek(self) -> str:
+        """The next character that is no blank, at which `at` then is; "" at the end."""
+        while True:
+            self.at = _BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if self._ended:
+                return ""
+            self._read_on()
+
+    def value(self) -> object:
+        """Take a value.
+
+        Raises json.JSONDecodeError with its position in `text`, ValueError and RecursionError as the decoder does, and
+        _TooLongError; `at` is then where the value begins.
+        """
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if self._ended or not self._may_be_cut(error):
+                    raise
+            else:
+                # A number may go on in the next piece.
+                if end - self.at <= LONGEST_ROW and (end < len(self.text) or self._ended):
+                    self._taken_from, self.at = self.at, end
+                    return value
+            if len(self.text) - self.at > LONGEST_ROW:
+                raise _TooLongError
+            self._read_on()
+
+    def pass_over(self) -> None:
+        """Take a value without keeping it or looking at what is in it: up to a comma, or the end of what it is in."""
+        depth = 0
+        while match := self._find(_STRUCTURE):
+            mark = match.group()
+            if depth == 0 and mark in ",]}":
+                return
+            self.at = match.end()
+            if mark == '"':
+                self._pass_over_string()
+            elif mark != ",":
+                depth += 1 if mark in "[{" else -1
+                if depth == 0:
+                    return
+
+    def brackets(self) -> int:
+        """How many lists and objects at most the value that was taken last is made of."""
+        return self.text.count("{", self._taken_from, self.at) + self.text.count("[", self._taken_from, self.at)
+
+    def utf8_problem(self) -> str | None:
+        """What is wrong with the bytes of the value that was taken last: a whole message, with the line."""
+        match = _NO_UTF8.search(self.text, self._taken_from, self.at) if self._spoilt else None
+        return self._wrong_byte(match.start()) if match else None
+
+    def refusal(self, reason: str, position: int) -> DataError:
+        """What is wrong at a position of `text`: with the document, of which no more can be read."""
+        if _NO_UTF8.match(self.text, position):
+            return DataError(self._wrong_byte(position))
+        line, column, _ = self._place(position)
+        return DataError(f"{self._shown}, line {line}: expected a JSON list of objects ({reason} at column {column}).")
+
+    def _wrong_byte(self, position: int) -> str:
+        line, _, before = self._place(position)
+        return f"{self._shown}, line {line}: {wrong_byte(ord(self.text[position]) - 0xDC00, before + 1)}"
+
+    def _place(self, position: int) -> tuple[int, int, int]:
+        """The line and the column of a position of `text`, from 1, and the bytes before it on that line."""
+        start = self.text.rfind("\n", 0, position) + 1
+        line = self._line + self.text.count("\n", 0, position)
+        before = len(self.text[start:position].encode("utf-8", "surrogateescape"))
+        if start:
+            return line, position - start + 1, before
+        return line, self._columns + position + 1, self._bytes + before
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether an error may come of the end of the piece, and not of the document."""
+        return error.pos >= len(self.text) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
+
+    def _read_on(self) -> None:
+        """Drop what has been taken, and read as much again as is left: a value is tried anew a few times at most."""
+        line, column, self._bytes = self._place(self.at)
+        self._line, self._columns = line, column - 1
+        rest = self.text[self.at :]
+        raw = self._stream.read(max(_PIECE, len(rest)))
+        piece = self._decode(raw, not raw)
+        self._spoilt = self._spoilt or bool(_NO_UTF8.search(piece))
+        self._ended = not raw
+        self.text, self.at = rest + piece, 0
+
+    def _find(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """The next match, all before it taken; None at the end of the document."""
+        while not (match := pattern.search(self.text, self.at)):
+            self.at = len(self.text)
+            if self._ended:
+                return None
+            self._read_on()
+        self.at = match.start()
+        return match
+
+    def _pass_over_string(self) -> None:
+        while match := self._find(_STRING_END):
+            self.at = match.end()
+            if match.group() == '"':
+                return
+            if self.at == len(self.text) and not self._ended:
+                self._read_on()
+            self.at += 1
