@@ -30,6 +30,7 @@ from qlora_cli.errors import DataError
 _RULE = "A cell that begins with a double quote must end with one, and have those inside it doubled."
 _NO_RESUMING = "Where the next row begins cannot be told."
 _NOT_SOON = f"more than {LONGEST_ROW // 2**20} MiB in one row"
+_LINE = LONGEST_ROW + 2  # characters with its end
 _PIECE = 2**20  # characters of a line that is too long, to skip it by
 
 
@@ -101,13 +102,16 @@ class _Lines:
     def __init__(self, stream: io.BufferedReader) -> None:
         # What is no UTF-8 becomes halves of surrogate pairs, which no UTF-8 gives: one byte spoils one row only.
         self._text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+        self._readline = self._text.readline
         self._back: deque[str | _LongLineError] = deque()
         self.number = 0  # of the line taken last, from 1
 
     def take(self) -> str:
         """The next line; "" at the end. Raises _LongLineError in place of one that is too long."""
-        line = self._back.popleft() if self._back else self._text.readline(LONGEST_ROW + 2)
-        self.number += line != ""
+        line = self._back.popleft() if self._back else self._readline(_LINE)
+        if not line:
+            return ""
+        self.number += 1
         if isinstance(line, _LongLineError):
             raise line
         if len(line) > LONGEST_ROW and len(line.rstrip("\r\n")) > LONGEST_ROW:
@@ -216,11 +220,12 @@ def _parse(lines: Iterable[str], delimiter: str) -> list[str]:
 
 def _and_on(taken: list[str], lines: _Lines) -> Iterator[str]:
     """The line that is taken, and as many after it as are asked for, which are then taken too."""
+    take = lines.take
     yield taken[0]
     size = len(taken[0])
     while True:
         try:
-            line = lines.take()
+            line = take()
         except _LongLineError as error:
             lines.put_back_long(error)
             raise _UnclosedError(_NOT_SOON) from error
