@@ -7,36 +7,29 @@ values, so a padding token that equals the end-of-turn token loses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import datetime
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qlora_cli.data.chat import Span, conversation_of, has_template, render
+from qlora_cli.data.chat import Rendered, Renderer
 from qlora_cli.data.encoded import EncodedRows, Ints, Mask
 from qlora_cli.data.fitting import cut_rows, refusals
 from qlora_cli.data.formats import (
     Example,
     Format,
-    Passage,
-    Text,
     columns_used,
     read_row,
     resolve_format,
 )
+from qlora_cli.data.rendering import Span
 from qlora_cli.data.sources import Rows
 from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.schema import DatasetSection
 
 _BATCH_ROWS = 512
-
-
-class _Rendered(NamedTuple):
-    """The text of a row, the characters to learn, and whether bos and eos go around it."""
-
-    text: str
-    spans: list[Span]
-    bare: bool
 
 
 class _Ends(NamedTuple):
@@ -72,14 +65,18 @@ def encode_whole(rows: Rows, section: DatasetSection, tokenizer: Any) -> Encoded
         )
     format = resolve_format(section, rows.column_names, rows.source)
     ends = _find_ends(tokenizer)
+    renderer = Renderer(tokenizer, section.supervise, today=datetime.date.today())
     encoded: list[tuple[Ints, Mask]] = []
+    sequences: list[int] = []  # that each row makes
     for examples in _read_examples(rows, format, section):
-        encoded += _tokenise([_render(example, tokenizer, where) for where, example in examples], tokenizer, ends)
+        rendered = [renderer.render(example, where) for where, example in examples]
+        sequences += map(len, rendered)
+        encoded += _tokenise(list(itertools.chain.from_iterable(rendered)), tokenizer, ends)
     return EncodedRows(
         ids=np.concatenate([ids for ids, _ in encoded]),
         supervised=np.concatenate([mask for _, mask in encoded]),
         offsets=np.cumsum([0, *(len(ids) for ids, _ in encoded)], dtype=np.int64),
-        row_numbers=rows.numbers,
+        row_numbers=np.repeat(rows.numbers, sequences),
         format=format,
         source=rows.source,
         fingerprint=rows.fingerprint,
@@ -104,7 +101,7 @@ def _read_examples(rows: Rows, format: Format, section: DatasetSection) -> Itera
         yield batch
 
 
-def _tokenise(rendered: list[_Rendered], tokenizer: Any, ends: _Ends) -> Iterator[tuple[Ints, Mask]]:
+def _tokenise(rendered: list[Rendered], tokenizer: Any, ends: _Ends) -> Iterator[tuple[Ints, Mask]]:
     tokens = tokenizer(
         [row.text for row in rendered],
         add_special_tokens=False,
@@ -120,22 +117,7 @@ def _tokenise(rendered: list[_Rendered], tokenizer: Any, ends: _Ends) -> Iterato
         yield ids, mask
 
 
-def _render(example: Example, tokenizer: Any, where: str) -> _Rendered:
-    if isinstance(example, Text):
-        return _Rendered(example.text, [(0, len(example.text))], bare=True)
-    if has_template(tokenizer):
-        text, spans = render(conversation_of(example), tokenizer, where)
-        return _Rendered(text, spans, bare=False)
-    if isinstance(example, Passage):
-        text = example.bare_prompt + example.completion
-        return _Rendered(text, [(len(example.bare_prompt), len(text))], bare=True)
-    raise DataError(
-        f"{where}: the format messages needs a chat template, and the tokenizer has none. "
-        f"Use an instruction-tuned base model, or the format prompt_completion or text."
-    )
-
-
-def _covered(offsets: list[tuple[int, int]], spans: list[Span]) -> Mask:
+def _covered(offsets: list[tuple[int, int]], spans: Sequence[Span]) -> Mask:
     """Which tokens have a character in one of `spans`.
 
     A token across a boundary counts: it carries the first characters of an answer, or its end-of-turn marker,

@@ -1,4 +1,4 @@
-"""What a row means: five ways of laying out training data, reduced to three kinds of example.
+"""What a row means: six ways of laying out training data, reduced to three kinds of example.
 
 A `Conversation` goes through the tokenizer's chat template; a `Passage` does so if there is one, and is plain
 text if not; a `Text` is learned whole.
@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from qlora_cli.data.files import describe
+from qlora_cli.data.cells import field_name, got, read_optional_text, read_text
+from qlora_cli.data.messages import Turns, read_messages, read_tools, read_turns
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.rules import column_problems
 from qlora_cli.recipe.schema import FORMAT_COLUMNS, DatasetSection
 
-Format = Literal["messages", "alpaca", "prompt_completion", "text"]
+Format = Literal["messages", "conversations", "alpaca", "prompt_completion", "classification", "text"]
 
 REQUIRED: dict[Format, tuple[str, ...]] = {name: FORMAT_COLUMNS[name].required for name in get_args(Format)}
 OPTIONAL: dict[Format, tuple[str, ...]] = {name: FORMAT_COLUMNS[name].optional for name in get_args(Format)}
-ROLES = ("system", "user", "assistant", "tool")
 
 # Wording of Stanford Alpaca's prompts, so that models without a chat template see what they would there.
 _ALPACA_WITH_INPUT = (
@@ -37,18 +37,27 @@ _ALPACA_WITHOUT_INPUT = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in OpenAI's shape, at least one of them from the assistant; every assistant turn is learned."""
+    """Messages as chat templates take them, at least one of them from the assistant and to be learned.
+
+    `tools` are the functions that may be called, `unlearned` the positions of assistant turns that are only read.
+    """
 
     messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] | None = None
+    unlearned: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A prompt and the completion to learn. `bare_prompt` is the prompt where there is no chat template."""
+    """A prompt and the completion to learn. `bare_prompt` is the prompt where there is no chat template.
+
+    `system` is the system prompt, which `bare_prompt` has too.
+    """
 
     prompt: str
     completion: str
     bare_prompt: str
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ def resolve_format(section: DatasetSection, column_names: Sequence[str], source:
     if section.format != "auto":
         _check_needed(section, section.format, column_names, source)
         return section.format
-    fitting = [name for name in REQUIRED if _fits(section, name, column_names)]
+    fitting = _narrowest([name for name in REQUIRED if _fits(section, name, column_names)])
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -101,15 +110,17 @@ def columns_used(format: Format, columns: Mapping[str, str], column_names: Seque
 def read_row(row: Mapping[str, Any], format: Format, columns: Mapping[str, str], *, where: str) -> Example:
     """The example in a row. `where` opens every message, as in `train.jsonl, line 3`; raises DataError."""
     match format:
-        case "messages":
-            return _conversation(row, columns, where)
+        case "messages" | "conversations":
+            return _conversation(row, format, columns, where)
         case "alpaca":
             return _alpaca(row, columns, where)
         case "prompt_completion":
-            prompt = _text(row, "prompt", columns, where)
-            return Passage(prompt, _text(row, "completion", columns, where), bare_prompt=prompt)
+            prompt = read_text(row, "prompt", columns, where)
+            return Passage(prompt, read_text(row, "completion", columns, where), bare_prompt=prompt)
+        case "classification":
+            return _classification(row, columns, where)
         case "text":
-            return Text(_text(row, "text", columns, where))
+            return Text(read_text(row, "text", columns, where))
 
 
 def _fits(section: DatasetSection, format: Format, column_names: Sequence[str]) -> bool:
@@ -117,6 +128,11 @@ def _fits(section: DatasetSection, format: Format, column_names: Sequence[str]) 
     return all(field in known for field in section.columns) and all(
         section.columns.get(field, field) in column_names for field in REQUIRED[format]
     )
+
+
+def _narrowest(formats: Sequence[Format]) -> list[Format]:
+    """Those that do not ask for part of what another asks for: text and label is more than text."""
+    return [name for name in formats if not any(set(REQUIRED[name]) < set(REQUIRED[other]) for other in formats)]
 
 
 def _check_fields(section: DatasetSection) -> None:
@@ -143,57 +159,63 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _text(row: Mapping[str, Any], field: str, columns: Mapping[str, str], where: str) -> str:
-    column = columns.get(field, field)
-    name = field if column == field else f"{field} (column {column!r})"
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {name}: expected text, got {describe(value)}.")
-    _check_unicode(value, f"{where}: {name}")
-    return value
-
-
-def _check_unicode(value: str, where: str) -> None:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise DataError(f"{where}: expected text, got {half}, half of a surrogate pair.") from error
-
-
 def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Passage:
-    instruction = _text(row, "instruction", columns, where)
-    output = _text(row, "output", columns, where)
-    if row.get(columns.get("input", "input")) in (None, ""):
-        return Passage(instruction, output, _ALPACA_WITHOUT_INPUT.format(instruction=instruction))
-    context = _text(row, "input", columns, where)
-    bare = _ALPACA_WITH_INPUT.format(instruction=instruction, input=context)
-    return Passage(f"{instruction}\n\n{context}", output, bare)
+    instruction = read_text(row, "instruction", columns, where)
+    output = read_text(row, "output", columns, where)
+    context = read_optional_text(row, "input", columns, where)
+    system = read_optional_text(row, "system", columns, where)
+    prompt, bare = instruction, _ALPACA_WITHOUT_INPUT.format(instruction=instruction)
+    if context is not None:
+        prompt = f"{instruction}\n\n{context}"
+        bare = _ALPACA_WITH_INPUT.format(instruction=instruction, input=context)
+    return Passage(prompt, output, bare if system is None else f"{system}\n\n{bare}", system)
 
 
-def _conversation(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Conversation:
-    messages = row.get(columns.get("messages", "messages"))
-    if not isinstance(messages, list):
-        raise DataError(f"{where}: messages: expected a list of messages, got {describe(messages)}.")
-    if not messages:
-        raise DataError(f"{where}: messages: expected at least one message, got an empty list.")
-    turns = tuple(_message(message, f"{where}: message {n}") for n, message in enumerate(messages, 1))
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise DataError(f"{where}: messages: there is no assistant turn, so nothing to learn.")
-    return Conversation(turns)
+def _classification(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Passage:
+    prompt = read_text(row, "text", columns, where)
+    pair = read_optional_text(row, "text_pair", columns, where)
+    if pair is not None:
+        prompt = f"{prompt}\n{pair}"
+    # In plain text, the label must not run into the last word.
+    return Passage(prompt, _label(row, columns, where), bare_prompt=f"{prompt}\n")
 
 
-def _message(message: object, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise DataError(f"{where}: expected an object with role and content, got {describe(message)}.")
-    # Arrow fills keys that other messages have with null; a template would take those for given.
-    turn = {key: value for key, value in message.items() if value is not None}
-    role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
-        raise DataError(f"{where}: role: expected {', '.join(ROLES[:-1])} or {ROLES[-1]}, got {describe(role)}.")
-    if content is None and role == "assistant" and turn.get("tool_calls"):
-        return {**turn, "content": ""}
-    if not isinstance(content, str):
-        raise DataError(f"{where}: content: expected text, got {describe(content)}.")
-    _check_unicode(content, f"{where}: content")
-    return turn
+def _label(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> str:
+    column = columns.get("label", "label")
+    match row.get(column):
+        case bool(value):
+            return "true" if value else "false"
+        case int(value):
+            return str(value)
+        case float(value) if value.is_integer():  # whole numbers, in a column that has empty cells too
+            return str(int(value))
+        case str(value) if value:
+            return read_text(row, "label", columns, where)
+    name = field_name("label", columns)
+    raise DataError(f"{where}: {name}: expected text, a whole number or a boolean, got {got(row, column)}.")
+
+
+def _conversation(
+    row: Mapping[str, Any], format: Literal["messages", "conversations"], columns: Mapping[str, str], where: str
+) -> Conversation:
+    column = columns.get(format, format)
+    name = field_name(format, columns)
+    if column not in row:
+        noun = "message" if format == "messages" else "turn"
+        raise DataError(f"{where}: {name}: expected a list of {noun}s, got nothing.")
+    if format == "messages":
+        turns = read_messages(row[column], name, where, column=column)
+    else:
+        system = read_optional_text(row, "system", columns, where)
+        turns = _after_system(read_turns(row[column], name, where), system, where)
+    tools = read_tools(row.get(columns.get("tools", "tools")), f"{where}: {field_name('tools', columns)}")
+    return Conversation(turns.messages, tools, turns.unlearned)
+
+
+def _after_system(turns: Turns, system: str | None, where: str) -> Turns:
+    if system is None:
+        return turns
+    if any(message["role"] == "system" for message in turns.messages):
+        raise DataError(f"{where}: system: there is a system turn in the conversation as well: leave out one of them.")
+    opening = {"role": "system", "content": system}
+    return Turns((opening, *turns.messages), frozenset(position + 1 for position in turns.unlearned))

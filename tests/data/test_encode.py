@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from qlora_cli.data.batches import collate
-from qlora_cli.data.chat import render
+from qlora_cli.data.chat import Renderer
 from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.formats import Conversation
@@ -195,7 +196,8 @@ def test_whitespace_of_an_answer_is_the_answers_own(said: str) -> None:
     """An answer's span holds all its whitespace and none of the template's, with an end marker or without."""
     for template, end in ((CHATML, "<|im_end|>"), (PLAIN, "")):
         messages = tuple(chat("Q", said, "Q", said))
-        text, spans = render(Conversation(messages), tiny_tokenizer(template), "row 1")
+        renderer = Renderer(tiny_tokenizer(template), today=datetime.date(2026, 1, 2))
+        text, spans, _ = renderer.render(Conversation(messages), "row 1")[0]
         assert [text[start:stop] for start, stop in spans] == [said + end] * 2
 
 
