@@ -1,26 +1,26 @@
-"""Chat templates: the text of a conversation, and which stretches of it the assistant wrote.
-
-What the assistant wrote is found by position, never by looking for tokens: rendering the conversation up to
-a turn, with the generation prompt, gives where the turn begins; rendering it with the turn, where it ends.
-"""
+"""From an example to text, and which of its characters are learned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import datetime
+from typing import Any, Literal, NamedTuple
 
-from qlora_cli.data.formats import Conversation, Passage
+from qlora_cli.data.formats import Conversation, Example, Passage, Text
+from qlora_cli.data.rendering import ChatTemplate, Place, Span, Turn
 from qlora_cli.errors import DataError
 
-Span = tuple[int, int]
+Supervise = Literal["all_assistant", "last_assistant", "everything"]
 
 
-def conversation_of(example: Conversation | Passage) -> Conversation:
-    """The conversation itself, or the one that a passage makes: a user turn and the answer to it."""
-    if isinstance(example, Conversation):
-        return example
-    user = {"role": "user", "content": example.prompt}
-    return Conversation((user, {"role": "assistant", "content": example.completion}))
+class Rendered(NamedTuple):
+    """One sequence: its text and the learned [start, end) characters of it, in order and apart.
+
+    `bare` text knows no chat template: bos and eos go around it.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    bare: bool
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -28,51 +28,116 @@ def has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def render(conversation: Conversation, tokenizer: Any, where: str) -> tuple[str, list[Span]]:
-    """The whole conversation as text, and the [start, end) characters of every assistant turn in it.
+def conversation_of(example: Conversation | Passage) -> Conversation:
+    """The conversation itself, or the one that a passage makes: a user turn and the answer to it."""
+    if isinstance(example, Conversation):
+        return example
+    system = [] if example.system is None else [{"role": "system", "content": example.system}]
+    user = {"role": "user", "content": example.prompt}
+    return Conversation((*system, user, {"role": "assistant", "content": example.completion}))
 
-    A turn reaches from the end of the generation prompt to the end of its end-of-turn marker; whitespace that
-    the template puts after the marker is left out, as nothing is generated after the marker. Raises DataError
-    if the template refuses the conversation or renders earlier turns differently once later ones follow.
+
+class Renderer:
+    """Renders examples with a tokenizer's chat template, or bare where it has none.
+
+    `supervise` says which turns are learned; text is learned whole, and of a passage the completion, unless it is
+    `everything`. A template that writes a date writes `today`.
     """
-    messages = conversation.messages
-    whole = _apply(tokenizer, messages, where)
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _apply(tokenizer, messages[:i], where, add_generation_prompt=True)
-        through = whole if i + 1 == len(messages) else _apply(tokenizer, messages[: i + 1], where)
-        if not (whole.startswith(through) and through.startswith(before)):
+
+    def __init__(self, tokenizer: Any, supervise: Supervise = "all_assistant", *, today: datetime.date) -> None:
+        self._tokenizer = tokenizer
+        self._supervise = supervise
+        self._today = today
+        self._templates: dict[str, ChatTemplate] = {}
+
+    def template(self, tools: Any = None) -> ChatTemplate:
+        """The template of conversations with these tools: tokenizers may have one of their own for tools.
+
+        Raises DataError if there are several templates and none is for this.
+        """
+        try:
+            source = self._tokenizer.get_chat_template(tools=None if tools is None else list(tools))
+        except ValueError:
+            names = ", ".join(sorted(self._tokenizer.chat_template))
             raise DataError(
-                f"{where}: message {i + 1}: the chat template changes this assistant turn, or what comes "
-                f"before it, depending on what follows, so its place in the whole conversation is not known. "
-                f"Give one row per assistant turn, or use a chat template that renders each turn once."
-            )
-        spans.append((len(before), _end_of_turn(through, len(before), message["content"])))
-    return whole, spans
+                f"the tokenizer has several chat templates ({names}) and no default. Set dataset.chat_template."
+            ) from None
+        if source not in self._templates:
+            self._templates[source] = ChatTemplate(source, self._tokenizer, self._today)
+        return self._templates[source]
 
+    def render(self, example: Example, where: str) -> list[Rendered]:
+        """The sequences that an example makes: one, or one for every learned turn.
 
-def _end_of_turn(text: str, start: int, content: str) -> int:
-    """Where the turn that fills `text[start:]` ends, without the whitespace after its end-of-turn marker."""
-    said = text.find(content, start)
-    if said < 0:  # the template trims or rewrites content
-        content = content.strip()
-        said = text.find(content, start)
-    after = said + len(content) if said >= 0 else start
-    marker_end = len(text.rstrip())
-    # Without a marker, whitespace may be the answer's own.
-    return max(marker_end, after)
-
-
-def _apply(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], where: str, *, add_generation_prompt: bool = False
-) -> str:
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        Where a template writes a turn differently once others follow (it drops earlier reasoning, or moves the system
+        prompt), each learned turn becomes a sequence of its own, with the conversation up to it, which is what the
+        model sees when it answers. Raises DataError as `ChatTemplate.turn` does.
+        """
+        if isinstance(example, Text):
+            return [_bare(example.text, 0)]
+        if has_template(self._tokenizer):
+            return self._conversation(conversation_of(example), where)
+        if isinstance(example, Passage):
+            text = example.bare_prompt + example.completion
+            return [_bare(text, 0 if self._supervise == "everything" else len(example.bare_prompt))]
+        raise DataError(
+            f"{where}: a conversation needs a chat template, and the tokenizer has none. "
+            f"Set dataset.chat_template, or use the format prompt_completion or text."
         )
-    except Exception as error:  # a template is a program, and may fail in any way
-        shape = ", ".join(message["role"] for message in messages) or "no message before the assistant's"
-        raise DataError(f"{where}: the chat template refuses this conversation ({shape}): {error}") from error
-    return text
+
+    def _conversation(self, conversation: Conversation, where: str) -> list[Rendered]:
+        messages, tools, unlearned = conversation.messages, conversation.tools, conversation.unlearned
+        template = self.template(tools)
+        said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        places = {i: Place(where, number, tools) for number, i in enumerate(said, 1)}
+        if self._supervise == "everything":
+            return [_everything(template, conversation, places, where)]
+        learned = [i for i in said if i not in unlearned]
+        if self._supervise == "last_assistant":
+            learned = learned[-1:]
+        turns = [template.turn(messages[: i + 1], places[i]) for i in learned]
+        # What follows the last turn cannot be learned, but the template may let it change that turn.
+        if self._supervise == "last_assistant":
+            return [_alone(turns[0])]
+        ends_here = learned[-1] + 1 == len(messages)
+        text = turns[-1].text if ends_here else template.write(messages, where, tools)
+        spans = _places(template, turns, text)
+        return [_alone(turn) for turn in turns] if spans is None else [Rendered(text, spans, bare=False)]
+
+
+def _bare(text: str, start: int) -> Rendered:
+    return Rendered(text, _apart((start, len(text))), bare=True)
+
+
+def _alone(turn: Turn) -> Rendered:
+    return Rendered(turn.text, _apart((turn.start, turn.end)), bare=False)
+
+
+def _apart(*spans: Span) -> tuple[Span, ...]:
+    return tuple((start, end) for start, end in spans if start < end)
+
+
+def _places(template: ChatTemplate, turns: list[Turn], text: str) -> tuple[Span, ...] | None:
+    """The characters of these turns in the whole conversation; None if the template writes one differently there."""
+    spans: list[Span] = []
+    for turn in turns:
+        end = template.end_within(turn, text)
+        if end is None or (spans and turn.start < spans[-1][1]):
+            return None
+        spans.append((turn.start, end))
+    return _apart(*spans)
+
+
+def _everything(template: ChatTemplate, conversation: Conversation, places: dict[int, Place], where: str) -> Rendered:
+    """All of the text, but for turns with weight 0."""
+    messages, tools = conversation.messages, conversation.tools
+    text, start, stop = template.whole(messages, where, tools)
+    turns = [template.turn(messages[: i + 1], places[i]) for i in sorted(conversation.unlearned)]
+    gaps = _places(template, turns, text)
+    if gaps is None:
+        raise DataError(
+            f"{where}: a turn with weight 0 cannot be left out where dataset.supervise is everything: the chat "
+            f"template writes it differently once others follow. Leave the weight out, or learn the answers alone."
+        )
+    starts, ends = [start, *(end for _, end in gaps)], [*(begin for begin, _ in gaps), stop]
+    return Rendered(text, _apart(*zip(starts, ends, strict=True)), bare=False)

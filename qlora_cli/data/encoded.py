@@ -124,8 +124,7 @@ class EncodedRows:
     @property
     def is_text(self) -> Mask:
         """Which rows are text to learn from end to end, without prompt and answer."""
-        of_part = np.array([part.format == "text" for part in self.parts])
-        mask: Mask = of_part[self.part_of]
+        mask: Mask = np.array([part.format == "text" for part in self.parts])[self.part_of]
         return mask
 
     def words(self, row: int, limit: int | None = None) -> Words:
@@ -133,7 +132,8 @@ class EncodedRows:
         record = self.index[row]
         length = int(record["length"])
         count = length if limit is None else min(limit, length)
-        return self.tokens_of[self.part_of[row]].read(int(record["start"]), count)
+        tokens: Tokens = self.tokens_of[self.part_of[row]]
+        return tokens.read(int(record["start"]), count)
 
     def read(self, row: int) -> tuple[Indices, Mask]:
         """Token ids of a row, int64 [length], and which of them are learned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qlora_cli.data.chat import has_template, render
+from qlora_cli.data.chat import Renderer, has_template
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.fitting import Fitted
 from qlora_cli.data.formats import Conversation
@@ -48,7 +49,8 @@ def find_end_of_turn(rows: Fitted, tokenizer: Any) -> EndOfTurn:
     if token is None:
         # A token that was added to the vocabulary without being special is one too, if nothing else ends a turn.
         token = _most_common(lasts)
-        if token not in tokenizer.get_added_vocab().values() or np.mean(lasts == token) <= 0.5:
+        added = tokenizer.get_added_vocab().values()
+        if token is None or token not in added or np.mean(lasts == token) <= 0.5:
             return EndOfTurn(None, _words_after_an_answer(tokenizer))
     kept = _last_learned(rows.kept)
     return EndOfTurn(
@@ -118,9 +120,9 @@ def _words_after_an_answer(tokenizer: Any) -> str | None:
     if not has_template(tokenizer):
         return None
     try:
-        text, spans = render(_PROBE, tokenizer, "a probe")
+        text, spans, _ = Renderer(tokenizer, today=datetime.date.today()).render(_PROBE, "a probe")[0]
     except DataError:  # it wants another kind of conversation
         return None
-    answer = text[slice(*spans[-1])]
+    answer = text[slice(*spans[-1])] if spans else ""
     said = _PROBE.messages[-1]["content"]
     return answer.partition(said)[2].strip() if said in answer else None

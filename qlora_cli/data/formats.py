@@ -1,4 +1,4 @@
-"""What a row means: five ways of laying out training data, reduced to three kinds of example.
+"""What a row means: six ways of laying out training data, reduced to three kinds of example.
 
 A `Conversation` goes through the tokenizer's chat template; a `Passage` does so if there is one, and is plain
 text if not; a `Text` is learned whole.
@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from qlora_cli.data.files import describe
+from qlora_cli.data.cells import field_name, got, read_optional_text, read_text
+from qlora_cli.data.messages import Turns, read_messages, read_tools, read_turns
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.rules import column_problems
-from qlora_cli.recipe.schema import FORMAT_COLUMNS, DatasetSection
+from qlora_cli.recipe.schema import FORMAT_COLUMNS, FormatName
 
-Format = Literal["messages", "alpaca", "prompt_completion", "text"]
+Format = Literal["messages", "conversations", "alpaca", "prompt_completion", "classification", "text"]
 
 REQUIRED: dict[Format, tuple[str, ...]] = {name: FORMAT_COLUMNS[name].required for name in get_args(Format)}
 OPTIONAL: dict[Format, tuple[str, ...]] = {name: FORMAT_COLUMNS[name].optional for name in get_args(Format)}
-ROLES = ("system", "user", "assistant", "tool")
 
 # Wording of Stanford Alpaca's prompts, so that models without a chat template see what they would there.
 _ALPACA_WITH_INPUT = (
@@ -37,18 +37,27 @@ _ALPACA_WITHOUT_INPUT = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in OpenAI's shape, at least one of them from the assistant; every assistant turn is learned."""
+    """Messages as chat templates take them, at least one of them from the assistant and to be learned.
+
+    `tools` are the functions that may be called, `unlearned` the positions of assistant turns that are only read.
+    """
 
     messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] | None = None
+    unlearned: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A prompt and the completion to learn. `bare_prompt` is the prompt where there is no chat template."""
+    """A prompt and the completion to learn. `bare_prompt` is the prompt where there is no chat template.
+
+    `system` is the system prompt, which `bare_prompt` has too.
+    """
 
     prompt: str
     completion: str
     bare_prompt: str
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,22 +70,22 @@ class Text:
 Example = Conversation | Passage | Text
 
 
-def resolve_format(section: DatasetSection, column_names: Sequence[str], source: str) -> Format:
-    """The format of rows with these columns, checked against `section.columns`.
+def resolve_format(format: FormatName, columns: Mapping[str, str], column_names: Sequence[str], source: str) -> Format:
+    """The format of rows with these columns, checked against `columns` (field: column).
 
     Raises DataError if `auto` fits no format or several, or if a column is not there.
     """
-    _check_fields(section)
-    for field, column in section.columns.items():
+    _check_fields(format, columns)
+    for field, column in columns.items():
         if column not in column_names:
             raise DataError(
                 f"{source}: dataset.columns takes {field} from the column {column!r}, which is not there"
                 f"{_suggestion(column, column_names)} The columns are {_listed(column_names)}."
             )
-    if section.format != "auto":
-        _check_needed(section, section.format, column_names, source)
-        return section.format
-    fitting = [name for name in REQUIRED if _fits(section, name, column_names)]
+    if format != "auto":
+        _check_needed(format, columns, column_names, source)
+        return format
+    fitting = _narrowest([name for name in REQUIRED if _fits(name, columns, column_names)])
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -85,48 +94,49 @@ def resolve_format(section: DatasetSection, column_names: Sequence[str], source:
             f"Set dataset.format to the one that is meant."
         )
     needs = "\n".join(f"  {name}: {', '.join(fields)}" for name, fields in REQUIRED.items())
-    named = f", with dataset.columns for {_listed(section.columns)}" if section.columns else ""
+    named = f", with dataset.columns for {_listed(columns)}" if columns else ""
     raise DataError(
         f"{source}: the columns {_listed(column_names)}{named} fit no format. A format needs\n{needs}\n"
         f"Set dataset.format, and dataset.columns as in {{prompt: your_column}}."
     )
 
 
-def columns_used(format: Format, columns: Mapping[str, str], column_names: Sequence[str]) -> list[str]:
-    """Those of `column_names` that `read_row` looks at."""
-    wanted = {columns.get(field, field) for field in (*REQUIRED[format], *OPTIONAL[format])}
-    return [name for name in column_names if name in wanted]
-
-
 def read_row(row: Mapping[str, Any], format: Format, columns: Mapping[str, str], *, where: str) -> Example:
     """The example in a row. `where` opens every message, as in `train.jsonl, line 3`; raises DataError."""
     match format:
-        case "messages":
-            return _conversation(row, columns, where)
+        case "messages" | "conversations":
+            return _conversation(row, format, columns, where)
         case "alpaca":
             return _alpaca(row, columns, where)
         case "prompt_completion":
-            prompt = _text(row, "prompt", columns, where)
-            return Passage(prompt, _text(row, "completion", columns, where), bare_prompt=prompt)
+            prompt = read_text(row, "prompt", columns, where)
+            return Passage(prompt, read_text(row, "completion", columns, where), bare_prompt=prompt)
+        case "classification":
+            return _classification(row, columns, where)
         case "text":
-            return Text(_text(row, "text", columns, where))
+            return Text(read_text(row, "text", columns, where))
 
 
-def _fits(section: DatasetSection, format: Format, column_names: Sequence[str]) -> bool:
+def _fits(format: Format, columns: Mapping[str, str], column_names: Sequence[str]) -> bool:
     known = (*REQUIRED[format], *OPTIONAL[format])
-    return all(field in known for field in section.columns) and all(
-        section.columns.get(field, field) in column_names for field in REQUIRED[format]
+    return all(field in known for field in columns) and all(
+        columns.get(field, field) in column_names for field in REQUIRED[format]
     )
 
 
-def _check_fields(section: DatasetSection) -> None:
-    for problem, _ in column_problems(section.format, section.columns).values():
+def _narrowest(formats: Sequence[Format]) -> list[Format]:
+    """Those that do not ask for part of what another asks for: text and label is more than text."""
+    return [name for name in formats if not any(set(REQUIRED[name]) < set(REQUIRED[other]) for other in formats)]
+
+
+def _check_fields(format: FormatName, columns: Mapping[str, str]) -> None:
+    for problem, _ in column_problems(format, columns).values():
         raise DataError(f"dataset.columns: {problem}")
 
 
-def _check_needed(section: DatasetSection, format: Format, column_names: Sequence[str], source: str) -> None:
+def _check_needed(format: Format, columns: Mapping[str, str], column_names: Sequence[str], source: str) -> None:
     for field in REQUIRED[format]:
-        if section.columns.get(field, field) not in column_names:
+        if columns.get(field, field) not in column_names:
             raise DataError(
                 f"{source}: the format {format} needs a column {field!r}, which is not there"
                 f"{_suggestion(field, column_names)} The columns are {_listed(column_names)}. "
@@ -143,57 +153,63 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _text(row: Mapping[str, Any], field: str, columns: Mapping[str, str], where: str) -> str:
-    column = columns.get(field, field)
-    name = field if column == field else f"{field} (column {column!r})"
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {name}: expected text, got {describe(value)}.")
-    _check_unicode(value, f"{where}: {name}")
-    return value
-
-
-def _check_unicode(value: str, where: str) -> None:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise DataError(f"{where}: expected text, got {half}, half of a surrogate pair.") from error
-
-
 def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Passage:
-    instruction = _text(row, "instruction", columns, where)
-    output = _text(row, "output", columns, where)
-    if row.get(columns.get("input", "input")) in (None, ""):
-        return Passage(instruction, output, _ALPACA_WITHOUT_INPUT.format(instruction=instruction))
-    context = _text(row, "input", columns, where)
-    bare = _ALPACA_WITH_INPUT.format(instruction=instruction, input=context)
-    return Passage(f"{instruction}\n\n{context}", output, bare)
+    instruction = read_text(row, "instruction", columns, where)
+    output = read_text(row, "output", columns, where)
+    context = read_optional_text(row, "input", columns, where)
+    system = read_optional_text(row, "system", columns, where)
+    prompt, bare = instruction, _ALPACA_WITHOUT_INPUT.format(instruction=instruction)
+    if context is not None:
+        prompt = f"{instruction}\n\n{context}"
+        bare = _ALPACA_WITH_INPUT.format(instruction=instruction, input=context)
+    return Passage(prompt, output, bare if system is None else f"{system}\n\n{bare}", system)
 
 
-def _conversation(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Conversation:
-    messages = row.get(columns.get("messages", "messages"))
-    if not isinstance(messages, list):
-        raise DataError(f"{where}: messages: expected a list of messages, got {describe(messages)}.")
-    if not messages:
-        raise DataError(f"{where}: messages: expected at least one message, got an empty list.")
-    turns = tuple(_message(message, f"{where}: message {n}") for n, message in enumerate(messages, 1))
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise DataError(f"{where}: messages: there is no assistant turn, so nothing to learn.")
-    return Conversation(turns)
+def _classification(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Passage:
+    prompt = read_text(row, "text", columns, where)
+    pair = read_optional_text(row, "text_pair", columns, where)
+    if pair is not None:
+        prompt = f"{prompt}\n{pair}"
+    # In plain text, the label must not run into the last word.
+    return Passage(prompt, _label(row, columns, where), bare_prompt=f"{prompt}\n")
 
 
-def _message(message: object, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise DataError(f"{where}: expected an object with role and content, got {describe(message)}.")
-    # Arrow fills keys that other messages have with null; a template would take those for given.
-    turn = {key: value for key, value in message.items() if value is not None}
-    role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
-        raise DataError(f"{where}: role: expected {', '.join(ROLES[:-1])} or {ROLES[-1]}, got {describe(role)}.")
-    if content is None and role == "assistant" and turn.get("tool_calls"):
-        return {**turn, "content": ""}
-    if not isinstance(content, str):
-        raise DataError(f"{where}: content: expected text, got {describe(content)}.")
-    _check_unicode(content, f"{where}: content")
-    return turn
+def _label(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> str:
+    column = columns.get("label", "label")
+    match row.get(column):
+        case bool(value):
+            return "true" if value else "false"
+        case int(value):
+            return str(value)
+        case float(value) if value.is_integer():  # whole numbers, in a column that has empty cells too
+            return str(int(value))
+        case str(value) if value:
+            return read_text(row, "label", columns, where)
+    name = field_name("label", columns)
+    raise DataError(f"{where}: {name}: expected text, a whole number or a boolean, got {got(row, column)}.")
+
+
+def _conversation(
+    row: Mapping[str, Any], format: Literal["messages", "conversations"], columns: Mapping[str, str], where: str
+) -> Conversation:
+    column = columns.get(format, format)
+    name = field_name(format, columns)
+    if column not in row:
+        noun = "message" if format == "messages" else "turn"
+        raise DataError(f"{where}: {name}: expected a list of {noun}s, got nothing.")
+    if format == "messages":
+        turns = read_messages(row[column], name, where, column=column)
+    else:
+        system = read_optional_text(row, "system", columns, where)
+        turns = _after_system(read_turns(row[column], name, where), system, where)
+    tools = read_tools(row.get(columns.get("tools", "tools")), f"{where}: {field_name('tools', columns)}")
+    return Conversation(turns.messages, tools, turns.unlearned)
+
+
+def _after_system(turns: Turns, system: str | None, where: str) -> Turns:
+    if system is None:
+        return turns
+    if any(message["role"] == "system" for message in turns.messages):
+        raise DataError(f"{where}: system: there is a system turn in the conversation as well: leave out one of them.")
+    opening = {"role": "system", "content": system}
+    return Turns((opening, *turns.messages), frozenset(position + 1 for position in turns.unlearned))

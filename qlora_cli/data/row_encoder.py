@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qlora_cli.data.chat import Rendered, Renderer, Span
+from qlora_cli.data.chat import Rendered, Renderer
 from qlora_cli.data.encoded import LEARNED, Indices, Ints, Mask, Words, summarise
 from qlora_cli.data.files import BadRow
 from qlora_cli.data.formats import Format, read_row
+from qlora_cli.data.rendering import Span
 from qlora_cli.data.sources import Source, SourceRow
 from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.schema import DatasetSection

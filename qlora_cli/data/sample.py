@@ -29,7 +29,6 @@ from qlora_cli.data.formats import (
 )
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.data_files import data_kind, find_data_files, shown_path
-from qlora_cli.recipe.schema import DatasetSection
 
 _ROWS = 10_000
 _CHARACTERS = 50_000_000  # of rows kept in memory
@@ -67,7 +66,6 @@ _NO_WORDS = re.compile(rb"\S{30,}")
 # Tokens that a chat template puts around a row, a system prompt of its own included, and around each message.
 _TEMPLATE = 64
 _TURN = 16
-_ANY = "rows"  # a section needs a source, where only its columns are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +135,8 @@ def layouts(sample: Sample, format: Format | Literal["auto"] = "auto") -> list[L
 
 def chosen_layout(sample: Sample, columns: Mapping[str, str], format: Format | Literal["auto"] = "auto") -> Layout:
     """The layout in which `columns` (field: column) are meant. Raises DataError if they do not fit the rows."""
-    section = DatasetSection(train=_ANY, format=format, columns=dict(columns))
-    return Layout(resolve_format(section, sample.columns, sample.source), dict(columns), named=format != "auto")
+    found = resolve_format(format, columns, sample.columns, sample.source)
+    return Layout(found, dict(columns), named=format != "auto")
 
 
 def format_of(columns: Mapping[str, str], format: Format | Literal["auto"] = "auto") -> Format:

@@ -75,10 +75,10 @@ class StoreWriter:
             os.fsync(file.fileno())
         facts.fingerprint = self._digest.hexdigest()
         document = {**asdict(facts), "tokens": self._written}
-        with (self._folder / _FACTS).open("w", encoding="utf-8") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with (self._folder / _FACTS).open("w", encoding="utf-8") as text:
+            json.dump(document, text)
+            text.flush()
+            os.fsync(text.fileno())
 
 
 class StoredTokens:
@@ -89,16 +89,14 @@ class StoredTokens:
 
     def read(self, start: int, count: int) -> Words:
         """Tokens [start, start + count), uint32. Raises OSError if they are not there any more."""
-        words = np.empty(count, dtype=_WORD)
-        view = memoryview(words).cast("B")
+        wanted, data = count * _WORD.itemsize, b""
         self._file.seek(start * _WORD.itemsize)
-        done = 0
-        while done < len(view):
-            read = self._file.readinto(view[done:])
-            if not read:
-                raise OSError(f"{self._file.name}: expected {len(view)} bytes, got {done}")
-            done += read
-        return words
+        while len(data) < wanted:
+            piece = self._file.read(wanted - len(data))
+            if not piece:
+                raise OSError(f"{self._file.name}: expected {wanted} bytes, got {len(data)}")
+            data += piece
+        return np.frombuffer(data, dtype=_WORD).astype(np.uint32, copy=False)
 
 
 def read_store(folder: Path) -> tuple[StoredFacts, StoredTokens, npt.NDArray[np.void]] | None:

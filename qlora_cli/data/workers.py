@@ -123,6 +123,7 @@ def _serve(function: Callable[[Any], Any], pipe: Connection, other_end: Connecti
             chunk = pipe.recv()
         except (EOFError, OSError):
             return
+        answer: tuple[Any, Exception | None]
         try:
             answer = (function(chunk), None)
         except Exception as error:

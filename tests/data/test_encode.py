@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,14 +14,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from qlora_cli.data.batches import collate
-from qlora_cli.data.chat import render
-from qlora_cli.data.encode import encode_rows
-from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.chat import Renderer
 from qlora_cli.data.formats import Conversation
-from qlora_cli.data.sources import Rows
 from qlora_cli.data.units import row_units
 from qlora_cli.errors import DataError, ModelError
-from qlora_cli.recipe.schema import DatasetSection
+from tests.support.encoded import encode
 from tests.support.tokenizers import CHATML, PLAIN, tiny_tokenizer
 
 LLAMA3 = (
@@ -86,17 +83,6 @@ SHAPES = {
 }
 
 Messages = list[dict[str, str]]
-
-
-def rows_of(*rows: dict[str, Any], unit: str = "line") -> Rows:
-    numbers = np.arange(1, len(rows) + 1, dtype=np.int64)
-    return Rows(datasets.Dataset.from_list(list(rows)), "rows.jsonl", "f" * 64, numbers, unit)
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, *rows: dict[str, Any], **fields: Any) -> EncodedRows:
-    vocab_size = fields.pop("vocab_size", None)
-    section = DatasetSection(train="rows.jsonl", **fields)
-    return encode_rows(rows_of(*rows), section, tokenizer, vocab_size=vocab_size)
 
 
 def refusal(tokenizer: PreTrainedTokenizerFast, *rows: dict[str, Any], **fields: Any) -> str:
@@ -196,7 +182,8 @@ def test_whitespace_of_an_answer_is_the_answers_own(said: str) -> None:
     """An answer's span holds all its whitespace and none of the template's, with an end marker or without."""
     for template, end in ((CHATML, "<|im_end|>"), (PLAIN, "")):
         messages = tuple(chat("Q", said, "Q", said))
-        text, spans = render(Conversation(messages), tiny_tokenizer(template), "row 1")
+        renderer = Renderer(tiny_tokenizer(template), today=datetime.date(2026, 1, 2))
+        text, spans, _ = renderer.render(Conversation(messages), "row 1")[0]
         assert [text[start:stop] for start, stop in spans] == [said + end] * 2
 
 
@@ -280,11 +267,11 @@ def test_counts_agree_with_batches() -> None:
     tokenizer = tiny_tokenizer()
     rows = [{"messages": chat("Q" * (i % 7), "The answer " * (i % 11))} for i in range(1, 1200)]
     encoded = encode(tokenizer, *rows)
-    batch = collate(encoded, row_units(encoded), range(len(encoded)), tokenizer.pad_token_id)
+    batch = collate(row_units(encoded), range(len(encoded)), tokenizer.pad_token_id)
     assert len(encoded) == 1199
     assert encoded.lengths.sum() == encoded.tokens == batch.tokens == int(batch.attention_mask.sum())
     assert encoded.supervised_tokens == batch.supervised_tokens
-    assert [row.number for row in batch.rows] == encoded.row_numbers.tolist() == list(range(1, 1200))
+    assert [row + 1 for row in batch.rows] == encoded.row_numbers.tolist() == list(range(1, 1200))
     for i in (0, 511, 512, 1198):
         assert encoded.input_ids(i).tolist() == tokenizer.apply_chat_template(rows[i]["messages"])["input_ids"]
 
@@ -348,15 +335,21 @@ def test_tokens_outside_the_model_are_refused() -> None:
     assert encode(tiny_tokenizer(), SHORT, vocab_size=384).tokens > 0
 
 
-def test_templates_that_rewrite_earlier_turns_are_refused() -> None:
-    """A template that shows an earlier answer differently once more follows is refused by row and message."""
+def test_turns_that_a_template_rewrites_become_rows_of_their_own() -> None:
+    """Each answer with the conversation up to it, as the model sees it then; the row is counted once."""
     tokenizer = tiny_tokenizer(LAST_TURN_ONLY)
-    assert refusal(tokenizer, {"messages": chat("One?", "Two.", "Three?", "Four.")}) == (
-        "rows.jsonl, line 1: message 2: the chat template changes this assistant turn, or what comes before it, "
-        "depending on what follows, so its place in the whole conversation is not known. Give one row per assistant "
-        "turn, or use a chat template that renders each turn once."
-    )
-    assert encode(tokenizer, {"messages": chat("One?", "Two.")}).supervised_tokens > 1
+    rows = [{"messages": chat("Zero?", "No.")}, {"messages": chat("One?", "Two.", "Three?", "Four.")}]
+    encoded = encode(tokenizer, *rows)
+    texts = [tokenizer.decode(encoded.input_ids(i)) for i in range(len(encoded))]
+    said = [tokenizer.decode(encoded.input_ids(i)[encoded.labels(i) != -100]) for i in range(len(encoded))]
+    assert texts == [
+        "user: Zero?<|im_end|>assistant: No.<|im_end|>",
+        "user: One?<|im_end|>assistant: Two.<|im_end|>",
+        "user: One?<|im_end|>assistant: …<|im_end|>user: Three?<|im_end|>assistant: Four.<|im_end|>",
+    ]
+    assert said == ["No.<|im_end|>", "Two.<|im_end|>", "Four.<|im_end|>"]
+    assert (encoded.split, encoded.row_numbers.tolist()) == (1, [1, 2, 2])
+    assert encoded.counted(np.arange(3)) == "2 rows (line 1, 2)"
 
 
 def test_conversations_that_the_template_refuses() -> None:
@@ -367,23 +360,14 @@ def test_conversations_that_the_template_refuses() -> None:
     )
 
 
-def test_conversations_need_a_template() -> None:
-    """Conversations are refused if the tokenizer has no chat template."""
-    assert refusal(tiny_tokenizer(None), {"messages": chat("x", "y")}) == (
-        "rows.jsonl, line 1: the format messages needs a chat template, and the tokenizer has none. "
-        "Use an instruction-tuned base model, or the format prompt_completion or text."
-    )
-
-
 def test_tokenizers_that_cannot_serve() -> None:
     """A tokenizer without character offsets, or plain text without an end token, is refused."""
 
     class SlowTokenizer:
         is_fast = False
 
-    section = DatasetSection(train="rows.jsonl")
     with pytest.raises(ModelError, match=r"^SlowTokenizer does not say which characters a token covers"):
-        encode_rows(rows_of(SHORT), section, SlowTokenizer())
+        encode(SlowTokenizer(), SHORT)
     endless = tiny_tokenizer()
     endless.eos_token = None
     assert refusal(endless, SHORT).startswith("the tokenizer has no end-of-sequence token")
@@ -392,4 +376,7 @@ def test_tokenizers_that_cannot_serve() -> None:
 def test_mistakes_name_the_row(tmp_path: Path) -> None:
     """A bad row far into the data is named by its own number."""
     rows = [{"prompt": "a", "completion": "b"}] * 700 + [{"prompt": "a", "completion": None}]
-    assert refusal(tiny_tokenizer(), *rows) == "rows.jsonl, line 701: completion: expected text, got null."
+    assert refusal(tiny_tokenizer(), *rows) == (
+        "rows.jsonl, line 701: completion: expected text, got null.\n"
+        "Mend the data, or set dataset.on_bad_row: skip to leave such rows out."
+    )

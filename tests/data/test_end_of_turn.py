@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasets
-import numpy as np
 import pytest
 
-from qlora_cli.data.encode import encode_whole
 from qlora_cli.data.end_of_turn import EndOfTurn, doubts_about_the_end, find_end_of_turn, missing_end
-from qlora_cli.data.fitting import cut_rows
-from qlora_cli.data.sources import Rows
 from qlora_cli.recipe.schema import DatasetSection
+from tests.support.encoded import fit
 from tests.support.tokenizers import CHATML, PLAIN, tiny_tokenizer
 
 TURN = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + END }}{% endfor %}" + (
@@ -35,12 +31,9 @@ ANSWERS = (chat("Q", "The answer is four."), chat("One?", "Two.", "Three?", "Fou
 
 def look(tokenizer: Any, *rows: dict[str, Any], **section: Any) -> tuple[EndOfTurn, list[str], list[str]]:
     """The end, what is wrong with it, and the doubts about it."""
-    numbers = np.arange(1, len(rows) + 1, dtype=np.int64)
-    source = Rows(datasets.Dataset.from_list(list(rows)), "rows.jsonl", "f" * 64, numbers, "line")
     fields = DatasetSection(train="rows.jsonl", **section)
-    whole = encode_whole(source, fields, tokenizer)
-    kept = cut_rows(whole, fields)
-    end = find_end_of_turn(whole, kept, tokenizer)
+    fitted = fit(tokenizer, *rows, **section)
+    end, kept = find_end_of_turn(fitted, tokenizer), fitted.kept
     limit = fields.max_length
     return end, list(missing_end(end, kept, limit)), list(doubts_about_the_end(end, kept, limit))
 
@@ -85,8 +78,8 @@ def test_a_template_without_an_end_is_wrong() -> None:
     assert end == EndOfTurn(None, "")
     assert wrong == [
         "rows.jsonl: the chat template puts nothing after an answer, so that no row teaches the model to stop. Use a "
-        "base model whose chat template ends a turn with a token, or add {{ eos_token }} after the assistant's content "
-        "in the template."
+        "base model whose chat template ends a turn with a token, or set dataset.chat_template to one that has {{ eos_token }} "
+        "after the assistant's content."
     ]
     assert doubts == []
 
@@ -123,7 +116,7 @@ def test_rows_that_lose_their_end_are_counted() -> None:
     end, wrong, doubts = look(tiny_tokenizer(), several, long, **cut)
     assert (end.rows, end.turns, wrong, doubts) == (0, 1, [], [])
     end, wrong, doubts = look(tiny_tokenizer(), long, long, **cut)
-    assert (end, doubts) == (EndOfTurn(2, "<|im_end|>", 0, 0), [])
+    assert (end, doubts) == (EndOfTurn(2, "<|im_end|>", 0, 0, unended=2), [])
     assert wrong == [
         "rows.jsonl: every row is cut before its first end of turn (<|im_end|>) at dataset.max_length (48 tokens), so "
         "that no row teaches the model to stop. Raise dataset.max_length."
