@@ -78,8 +78,8 @@ def test_a_template_without_an_end_is_wrong() -> None:
     assert end == EndOfTurn(None, "")
     assert wrong == [
         "rows.jsonl: the chat template puts nothing after an answer, so that no row teaches the model to stop. Use a "
-        "base model whose chat template ends a turn with a token, or set dataset.chat_template to one that has {{ eos_token }} "
-        "after the assistant's content."
+        "base model whose chat template ends a turn with a token, or set dataset.chat_template to one that has "
+        "{{ eos_token }} after the assistant's content."
     ]
     assert doubts == []
 

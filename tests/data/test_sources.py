@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from qlora_cli.data.sources import Rows, load_rows
+from qlora_cli.data.files import BadRow
+from qlora_cli.data.sources import Source, open_source
 from qlora_cli.errors import DataError, HubUnreachableError
 from qlora_cli.recipe.schema import DatasetSection
 
@@ -26,12 +26,26 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def load(train: Path | str, **section: Any) -> Rows:
-    return load_rows(DatasetSection(train=str(train), **section), seed=0)[0]
+def load(train: Path | str, **section: Any) -> Source:
+    fields = DatasetSection(train=str(train), **section)
+    return open_source("dataset.train", fields.train_sources[0], streaming=fields.streaming)
 
 
-def everything(rows: Rows) -> list[dict[str, Any]]:
-    return rows.read(0, len(rows))
+def everything(source: Source) -> list[Any]:
+    """The rows; what is wrong with one is raised."""
+    rows = [row.row for row in source.read()]
+    for row in rows:
+        if isinstance(row, BadRow):
+            raise DataError(row.problem)
+    return rows
+
+
+def numbers(source: Source) -> list[int]:
+    return [row.number for row in source.read()]
+
+
+def names(source: Source) -> list[str]:
+    return [source.where(row) for row in source.read()]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -52,7 +66,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def refusal(train: Path | str, **section: Any) -> str:
     with pytest.raises(DataError) as caught:
-        load(train, **section)
+        everything(load(train, **section))
     return str(caught.value)
 
 
@@ -61,9 +75,9 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> 
     """The five kinds of file hold the same rows, commas, quotes, newlines and leading zeros included."""
     rows = load(write(tmp_path / f"rows{suffix}", ROWS))
     assert everything(rows) == ROWS
-    assert rows.column_names == ["prompt", "completion"]
-    assert rows.numbers.tolist() == [1, 2]
-    assert rows.where(1) == f"rows{suffix}, {'line' if suffix == '.jsonl' else 'row'} 2"
+    assert [list(row) for row in everything(rows)] == [["prompt", "completion"]] * 2
+    assert numbers(rows) == [1, 2]
+    assert names(rows)[1] == f"rows{suffix}, {'line' if suffix == '.jsonl' else 'row'} 2"
 
 
 def test_text_is_never_taken_for_something_else(tmp_path: Path) -> None:
@@ -74,24 +88,14 @@ def test_text_is_never_taken_for_something_else(tmp_path: Path) -> None:
 
 
 def test_values_of_any_shape_come_back_as_they_were(tmp_path: Path) -> None:
-    """JSON rows may differ in keys and types from each other; only a missing key turns into null."""
+    """JSON rows may differ in keys and types from each other, and a missing key stays missing."""
     rows: list[dict[str, Any]] = [
         {"id": 1, "m": [{"role": "user", "content": "x"}], "late": None},
         {"id": "two", "m": [{"role": "tool", "name": "f", "args": {"n": [1, 2.5]}}], "late": "x"},
         {"id": None, "m": "text", "late": True},
     ]
     assert everything(load(write(tmp_path / "r.jsonl", rows))) == rows
-    assert everything(load(write(tmp_path / "s.jsonl", [{"a": "x"}, {"b": "y"}]))) == [
-        {"a": "x", "b": None},
-        {"a": None, "b": "y"},
-    ]
-
-
-def test_a_column_that_turns_out_mixed_late_is_kept(tmp_path: Path) -> None:
-    """A value that is not text after thousands that are changes none of them; nor does a column that comes late."""
-    rows: list[dict[str, Any]] = [{"a": str(i)} for i in range(9000)] + [{"a": 5, "b": "new"}]
-    got = everything(load(write(tmp_path / "r.jsonl", rows)))
-    assert got == [{"a": str(i), "b": None} for i in range(9000)] + [{"a": 5, "b": "new"}]
+    assert everything(load(write(tmp_path / "s.jsonl", [{"a": "x"}, {"b": "y"}]))) == [{"a": "x"}, {"b": "y"}]
 
 
 def test_rows_of_jsonl_are_numbered_by_line(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_rows_of_jsonl_are_numbered_by_line(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": "x"}\n\n \n{"a": "y"}\r\n{"a": "\xe2\x80\xa8"}')
     rows = load(path)
-    assert rows.numbers.tolist() == [1, 4, 5]
+    assert numbers(rows) == [1, 4, 5]
     assert [row["a"] for row in everything(rows)] == ["x", "y", "\u2028"]
 
 
@@ -129,8 +133,8 @@ def test_folders_and_globs_run_on_over_files(tmp_path: Path, suffix: str) -> Non
     for source in (folder, f"{folder}/*{suffix}"):
         rows = load(source)
         assert [row["a"] for row in everything(rows)] == ["1", "2", "3"]
-        assert rows.where(1).endswith(f", row 2 (row 2 of a{suffix})")
-        assert rows.where(2).endswith(f", row 3 (row 1 of b{suffix})")
+        unit = "line" if suffix == ".jsonl" else "row"
+        assert names(rows)[1:] == [f"data/a{suffix}, {unit} 2", f"data/b{suffix}, {unit} 1"]
 
 
 def test_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
@@ -143,39 +147,10 @@ def test_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     assert load(write(tmp_path / "r.jsonl", ROWS[::-1])).fingerprint != first
 
 
-def test_validation_from_its_own_file(tmp_path: Path) -> None:
-    """Validation rows come from the file that the recipe names."""
-    section = DatasetSection(
-        train=str(write(tmp_path / "t.jsonl", ROWS)), validation=str(write(tmp_path / "v.csv", ROWS[:1]))
-    )
-    train, validation = load_rows(section, seed=0)
-    assert validation is not None
-    assert (len(train), len(validation), validation.source) == (2, 1, "v.csv")
-
-
-@pytest.mark.parametrize(("fraction", "held_out"), [(0.25, 5), (0.001, 1), (0.999, 19)])
-def test_a_fraction_is_held_out(tmp_path: Path, fraction: float, held_out: int) -> None:
-    """A split is the same for the same seed, loses no row, keeps line numbers and leaves a row on each side."""
-    path = write(tmp_path / "r.jsonl", [{"a": str(i)} for i in range(1, 21)])
-    section = DatasetSection(train=str(path), validation_fraction=fraction)
-    train, validation = load_rows(section, seed=1)
-    assert validation is not None
-    assert (len(train), len(validation)) == (20 - held_out, held_out)
-    for part in (train, validation):
-        assert [row["a"] for row in everything(part)] == [str(number) for number in part.numbers]
-    assert sorted([*train.numbers, *validation.numbers]) == list(range(1, 21))
-    assert np.array_equal(load_rows(section, seed=1)[0].numbers, train.numbers)
-    if held_out == 5:
-        assert not np.array_equal(load_rows(section, seed=2)[0].numbers, train.numbers)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("r.jsonl", b"", "r.jsonl: the file is empty."),
-        ("r.jsonl", b"\n\n", "r.jsonl: there are no rows."),
-        ("r.json", b"[]", "r.json: there are no rows."),
-        ("r.csv", b"a,b\n", "r.csv: there are no rows."),
         (
             "r.jsonl",
             b'{"a": "x"}\n{"a": "y"\n',
@@ -235,12 +210,10 @@ def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "r.jsonl").endswith("(nested too deeply).")
 
 
-def test_broken_and_empty_parquet(tmp_path: Path) -> None:
-    """A Parquet file that cannot be read, or that has no rows, is refused by name."""
+def test_broken_parquet(tmp_path: Path) -> None:
+    """A Parquet file that cannot be read is refused by name."""
     (tmp_path / "r.parquet").write_bytes(b"PAR1 but not really")
     assert refusal(tmp_path / "r.parquet").startswith("r.parquet: not readable as Parquet (")
-    pyarrow.parquet.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "e.parquet")
-    assert refusal(tmp_path / "e.parquet") == "e.parquet: there are no rows."
 
 
 def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
@@ -267,51 +240,74 @@ def test_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     )
 
 
-def test_one_row_cannot_be_split(tmp_path: Path) -> None:
-    """Holding out a fraction of one row is refused."""
-    path = write(tmp_path / "r.jsonl", ROWS[:1])
-    assert refusal(path, validation_fraction=0.5) == (
-        "r.jsonl: dataset.validation_fraction needs at least 2 rows, got 1."
-    )
-
-
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_reading_files_is_quiet_and_leaves_nothing_behind(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], suffix: str
 ) -> None:
     """Reading local files prints nothing and writes nothing, to the cache or elsewhere."""
-    load(write(tmp_path / f"r{suffix}", ROWS))
+    everything(load(write(tmp_path / f"r{suffix}", ROWS)))
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == [f"r{suffix}"]
 
 
 def test_parquet_files_with_different_columns(tmp_path: Path) -> None:
-    """Parquet files of one folder are joined by column name; types that clash are refused."""
+    """Files of one folder are read one after another, each with its own columns."""
     write(tmp_path / "a.parquet", [{"a": "x", "b": "y"}])
-    write(tmp_path / "b.parquet", [{"b": "z"}])
-    assert everything(load(tmp_path)) == [{"a": "x", "b": "y"}, {"a": None, "b": "z"}]
     write(tmp_path / "b.parquet", [{"b": 5}])
-    assert "not readable as Parquet (" in refusal(tmp_path)
+    assert everything(load(tmp_path)) == [{"a": "x", "b": "y"}, {"b": 5}]
 
 
 def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is no path goes to the hub with its configuration and split; each section has its own split."""
+    """A name that is no path goes to the hub with its configuration and split; labels come by their names."""
     asked = []
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    labels = {"a": 1, "b": 0, "c": -1, "d": None}
+    rows = [{"text": text, "label": label} for text, label in labels.items()]
+    dataset = datasets.Dataset.from_list(rows, features=features)
 
-    def from_hub(name: str, config: str | None, *, split: str) -> datasets.Dataset:
-        asked.append((name, config, split))
-        return datasets.Dataset.from_list(ROWS)
+    def from_hub(name: str, config: str | None, *, split: str, streaming: bool) -> Any:
+        asked.append((name, config, split, streaming))
+        return dataset.to_iterable_dataset() if streaming else dataset
 
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
-    section = DatasetSection(
-        train="openai/gsm8k", validation="openai/gsm8k", hub_config="main", validation_split="test"
-    )
-    train, validation = load_rows(section, seed=0)
-    assert asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
-    assert validation is not None
-    assert everything(train) == ROWS
-    assert train.where(0) == "openai/gsm8k (train), row 1"
-    assert train.fingerprint == train.dataset._fingerprint
+    source = load("openai/gsm8k", hub_config="main", train_split="test")
+    streamed = load("openai/gsm8k", streaming=True)
+    assert asked == [("openai/gsm8k", "main", "test", False), ("openai/gsm8k", None, "train", True)]
+    for opened in (source, streamed):
+        assert [(row["text"], row["label"]) for row in everything(opened)] == [
+            ("a", "yes"),
+            ("b", "no"),
+            ("c", None),
+            ("d", None),
+        ]
+    assert names(source)[0] == "openai/gsm8k (test), row 1"
+    assert (source.fingerprint, source.size) == (dataset._fingerprint, 4)
+    # What is streamed may be other rows tomorrow.
+    assert (streamed.fingerprint, streamed.size) == (None, None)
+
+
+def test_a_stream_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row after which nothing came is told."""
+
+    class Broken:
+        features = None
+
+        def iter(self, batch_size: int) -> Any:
+            yield {"a": ["x", "y"]}
+            raise RuntimeError("the shard is damaged")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Broken())
+    assert refusal("o/d", streaming=True) == "o/d (train), after row 2: cannot be read on: the shard is damaged."
+
+
+def test_how_far_reading_has_come(tmp_path: Path) -> None:
+    """The bytes of all files, or the rows of a dataset, add up to the size."""
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path / name, [{"a": "x" * 1000}] * 300)
+    source = load(tmp_path)
+    read: list[int] = []
+    assert len(list(source.read(read.append))) == 600
+    assert sum(read) == source.size == sum(path.stat().st_size for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
