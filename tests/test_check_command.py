@@ -90,7 +90,8 @@ def test_a_recipe_that_is_right(recipe: str, shared: Path) -> None:
         ]
     assert lines[12:] == [
         "steps    8 steps of 4 rows, 1 epoch, on one process; warmup over the first 2",
-        f"example  line 1: {len(facts['examples'][0]['input_ids'])} tokens, 4 of them supervised, marked «so»",
+        f"         {facts['steps']['padding']:.1%} of the tokens in a batch are padding",
+        f"example  {shared / 'train-32.jsonl'}, line 1: {len(facts['examples'][0]['input_ids'])} tokens, 4 of them supervised, marked «so»",
         "<|im_start|>user",
         "red<|im_end|>",
         "<|im_start|>assistant",
@@ -128,17 +129,16 @@ FACTS = Facts(
     checked="recipe and data",
     context_length=8192,
     train=SplitFacts(
-        data=DataReady("train", "rows.csv", "f" * 64, "messages", 1997, 1_234_567, 987_654, 3, 0),
-        unit="row",
+        data=DataReady("train", "rows.csv", "f" * 64, "messages", 1997, 2000, 1_234_567, 987_654, 3, 0, 4),
         lengths=Lengths(12, 1000, 2000, 3000, 4000, 50_000),
         max_length=2048,
-        overlong=Overlong(3, "dropped", 3, 1234),
-        without_labels=SomeRows(7, (1, 20, 300, 4000, 50_000)),
-        silent=SomeRows(1, (5,)),
+        overlong=Overlong(3, "dropped", 3, 3, 1234),
+        without_labels=SomeRows(7, (1, 20, 300, 4000, 50_000), "row 1, 20, 300, 4000, 50000, …"),
+        silent=SomeRows(1, (5,), "row 5"),
         end_of_turn=EndOfTurn(2, "<|im_end|>", 1990),
     ),
     validation=None,
-    steps=Steps(1, 16, 0.008, 0),
+    steps=Steps(1, 16, 0.008, 0, packed=False, sequences=1997, padding=0.0123, fill=None),
     notices=(),
     problems=(),
     examples=(),
@@ -157,7 +157,8 @@ def shown(facts: Facts, *, terminal: bool = False) -> list[str]:
 def test_the_lines_of_rows_with_something_the_matter() -> None:
     """Long numbers, rows that are dropped, without labels, with empty answers, without their end."""
     assert shown(FACTS)[2:8] == [
-        "data     train: 1,997 rows, 1,234,567 tokens, 987,654 of them supervised, 3 dropped (messages, rows.csv)",
+        "data     train: 1,997 rows as 2,000 sequences, 1,234,567 tokens, 987,654 of them supervised, 4 skipped, "
+        "3 dropped (messages, rows.csv)",
         "length   12 to 50,000 tokens: half of the rows have up to 1,000, 90% 2,000, 95% 3,000, 99% 4,000",
         "         3 rows are longer than max_length (2,048) and dropped, with 1,234 supervised tokens",
         "labels   rows with no label: 7 (row 1, 20, 300, 4000, 50000, …); with an empty answer: 1 (row 5)",
@@ -169,11 +170,11 @@ def test_the_lines_of_rows_with_something_the_matter() -> None:
 @pytest.mark.parametrize(
     ("overlong", "line"),
     [
-        (Overlong(1, "refused", 0, 0), "1 row is longer than max_length (2,048) and refused"),
+        (Overlong(1, "refused", 0, 0, 0), "1 row is longer than max_length (2,048) and refused"),
         (
-            Overlong(20, "truncated", 19, 1),
-            "20 rows are longer than max_length (2,048) and truncated; 19 of them lose part of an answer, 1 supervised "
-            "token in all",
+            Overlong(20, "truncated", 19, 2, 1),
+            "20 rows are longer than max_length (2,048) and truncated; 19 of them lose part of an answer (2 a whole "
+            "one), 1 supervised token in all",
         ),
     ],
 )
@@ -186,15 +187,19 @@ def test_the_fate_of_long_rows(overlong: Overlong, line: str) -> None:
 
 
 EXAMPLE = Example(
-    4, (1, 2, 3), (-100, 2, 3), (Piece("\x1b[31mQ [b]\x07\n", supervised=False), Piece("É", supervised=True))
+    4,
+    "rows.csv, row 4",
+    (1, 2, 3),
+    (-100, 2, 3),
+    (Piece("\x1b[31mQ [b]\x07\n", supervised=False), Piece("É", supervised=True)),
 )
 
 
 def test_an_example_does_not_steer_the_terminal() -> None:
     """Control characters of a row are written out, brackets are no markup, and what is learned is marked."""
     lines = shown(Facts(**{**vars(FACTS), "examples": (EXAMPLE,)}))
-    assert lines[8:11] == [
-        "example  row 4: 3 tokens, 2 of them supervised, marked «so»",
+    assert lines[9:12] == [
+        "example  rows.csv, row 4: 3 tokens, 2 of them supervised, marked «so»",
         "\\x1b[31mQ [b]\\x07",
         "«É»",
     ]
@@ -214,10 +219,14 @@ def test_the_facts_as_json(recipe: str, shared: Path) -> None:
     facts = facts_of(recipe)
     assert (facts["ok"], facts["checked"], facts["recipe"]) == (True, "recipe and data", recipe)
     assert (facts["mistakes"], facts["problems"], facts["notices"], facts["context_length"]) == ([], [], [], 256)
-    assert facts["steps"] == {"total": 8, "rows_per_step": 4, "epochs": 1.0, "warmup": 2, "processes": 1}
+    assert facts["steps"] == {
+        "total": 8, "sequences_per_step": 4, "epochs": 1.0, "warmup": 2, "packed": False, "sequences": 32,
+        "padding": facts["steps"]["padding"], "fill": None, "processes": 1,
+    }  # fmt: skip
     train = facts["train"]
     assert train.keys() == facts["validation"].keys() == {
-        "source", "fingerprint", "format", "rows", "tokens", "supervised_tokens", "dropped", "truncated", "unit",
+        "source", "fingerprint", "format", "rows", "sequences", "tokens", "supervised_tokens", "dropped", "truncated",
+        "skipped",
         "lengths", "max_length", "overlong", "without_labels", "silent", "end_of_turn",
     }  # fmt: skip
     assert (train["source"], train["format"], train["rows"]) == (
@@ -225,15 +234,15 @@ def test_the_facts_as_json(recipe: str, shared: Path) -> None:
     )  # fmt: skip
     assert train["lengths"].keys() == {"min", "p50", "p90", "p95", "p99", "max"}
     assert train["overlong"] == {
-        "rows": 0, "fate": "refused", "rows_losing_labels": 0, "lost_supervised_tokens": 0
+        "rows": 0, "fate": "refused", "rows_losing_labels": 0, "rows_losing_answers": 0, "lost_supervised_tokens": 0
     }  # fmt: skip
-    assert train["without_labels"] == train["silent"] == {"rows": 0, "first": []}
-    assert train["end_of_turn"] == {"token": 2, "text": "<|im_end|>", "rows": 32, "turns": 32}
+    assert train["without_labels"] == train["silent"] == {"rows": 0, "first": [], "named": ""}
+    assert train["end_of_turn"] == {"token": 2, "text": "<|im_end|>", "rows": 32, "turns": 32, "unended": 0}
     assert [example["row"] for example in facts["examples"]] == [1, 2, 3]
     for example in facts["examples"]:
-        assert example.keys() == {"row", "input_ids", "labels"}
+        assert example.keys() == {"row", "where", "input_ids", "labels"}
         assert len(example["input_ids"]) == len(example["labels"])
-        assert all(label in (token, -100) for token, label in zip(*list(example.values())[1:], strict=True))
+        assert all(label in (token, -100) for token, label in zip(example["input_ids"], example["labels"], strict=True))
     assert len(facts_of(recipe, "--show", "1")["examples"]) == 1
     assert len(facts_of(recipe, "--show", "100")["examples"]) == 32
 

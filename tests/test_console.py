@@ -31,10 +31,12 @@ DATA = DataReady(
     fingerprint="f" * 64,
     format="prompt_completion",
     rows=7473,
+    sequences=7473,
     tokens=1_234_567,
     supervised_tokens=987_654,
     dropped=0,
     truncated=0,
+    skipped=0,
 )
 MODEL = ModelReady(
     name="org/model",

@@ -41,8 +41,8 @@ def check_data(recipe: Recipe, *, examples: int = 0, report: Report = lambda _: 
     train, validation = check_rows(section, base, found, seed=recipe.training.seed, report=report)
     facts = None if train is None else split_facts(train, section)
     steps = _steps(recipe, train.kept) if train is not None and len(train.kept) else None
-    if train is not None:
-        found.notices += doubts(train, validation, section)
+    if train is not None and base is not None:
+        found.notices += doubts(train, validation, section, base.tokenizer)
     if steps is not None and (doubt := endless_warmup(recipe.training, steps.total)):
         found.notices.append(doubt)
     held_out = section.validation is not None or section.validation_fraction is not None

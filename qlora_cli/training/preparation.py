@@ -170,7 +170,9 @@ def split_refusals(
         yield from _nothing_said(split, tokenizer)
 
 
-def doubts(train: Split, validation: Split | None, section: DatasetSection) -> Iterator[str]:
+def doubts(
+    train: Split, validation: Split | None, section: DatasetSection, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
     """What may be meant so, but is more often a mistake."""
     kept = train.kept
     for split in (train, validation):
@@ -188,6 +190,8 @@ def doubts(train: Split, validation: Split | None, section: DatasetSection) -> I
         yield f"{number:,} training {rows} an empty answer and {verb} only to stop ({kept.named(silent)})"
     if kept.dropped > len(kept):
         yield f"dataset.overlong: drop leaves {len(kept):,} of {len(train.whole):,} training rows"
+    if train.whole.format != "classification" and (answer := _only_answer(train.whole, tokenizer)):
+        yield f"all {len(train.whole):,} training rows have the same answer ({answer!r}), whatever the prompt"
     yield from _cut_answers(train)
     yield from doubts_about_the_end(train.end, kept, section.max_length)
     if validation is not None and section.validation is not None and _same_rows(train, validation):
@@ -210,20 +214,24 @@ def _cut_answers(train: Split) -> Iterator[str]:
 
 
 def _nothing_said(split: Split, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    rows = split.whole
-    if not len(rows) or rows.is_text.any():
-        return
     if len(split.kept) and len(split.silent_rows) == len(split.kept):
-        yield f"{rows.source}: every answer is empty: there is nothing to learn but to stop."
-        return
+        yield f"{split.kept.source}: every answer is empty: there is nothing to learn but to stop."
+    elif split.whole.format == "classification" and (label := _only_answer(split.whole, tokenizer)) is not None:
+        yield (
+            f"{split.whole.source}: all {len(split.whole):,} labels are the same ({label!r}): there is nothing to tell "
+            f"apart. Look at the column of labels, and at whether these are all rows."
+        )
+
+
+def _only_answer(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The beginning of the answer that all rows have, though they differ; None if there are several."""
     answers = rows.index["answer"]
     # The same row several times is a way of trying things out.
-    if len(rows) > 1 and (answers == answers[0]).all() and _differ(rows):
-        ids, labels = rows.input_ids(0), rows.labels(0)
-        said = tokenizer.decode(ids[labels >= 0], skip_special_tokens=True).strip()
-        shown = said if len(said) <= _SHOWN_ANSWER else said[:_SHOWN_ANSWER] + "…"
-        what = "labels" if rows.format == "classification" else "answers"
-        yield f"{rows.source}: all {len(rows):,} {what} are the same ({shown!r}): there is nothing to tell apart."
+    if len(rows) < 2 or (answers != answers[0]).any() or rows.is_text.any() or not _differ(rows):
+        return None
+    ids, learned = rows.read(0)
+    said: str = tokenizer.decode(ids[learned], skip_special_tokens=True).strip()
+    return said if len(said) <= _SHOWN_ANSWER else said[:_SHOWN_ANSWER] + "…"
 
 
 def _differ(rows: EncodedRows) -> bool:

@@ -133,7 +133,7 @@ def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
     for split in (train, validation):
         if split is not None:
             run.emit(split.ready())
-    for doubt in doubts(train, validation, section):
+    for doubt in doubts(train, validation, section, tokenizer):
         run.emit(Notice(doubt))
     pad_token_id = int(tokenizer.pad_token_id or 0)
     pack_to, seed = section.max_length if section.packing else None, run.recipe.training.seed

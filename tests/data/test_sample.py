@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_cli.data import sample as module
-from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.formats import REQUIRED, resolve_format
 from qlora_cli.data.sample import (
     Layout,
@@ -23,10 +22,10 @@ from qlora_cli.data.sample import (
     take_sample,
     token_bound,
 )
-from qlora_cli.data.sources import load_rows
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.schema import DatasetSection
 from tests.data.test_sources import write
+from tests.support.encoded import encode_training_rows
 from tests.support.tokenizers import tiny_tokenizer
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -232,7 +231,7 @@ def test_no_row_is_longer_than_its_bound(texts: list[str], template: bool) -> No
     Path("rows.jsonl").write_text(json.dumps(row) + "\n")
     section = DatasetSection(train="rows.jsonl", max_length=100_000)
     tokenizer = tiny_tokenizer() if template else tiny_tokenizer(None)
-    encoded = encode_rows(load_rows(section, seed=0)[0], section, tokenizer)
+    encoded = encode_training_rows(section, tokenizer)
     # Ordinary words of many letters are more than half as many tokens only to a vocabulary of 384.
     letters = sum(letter.isascii() and letter.isalpha() for text in texts for letter in text)
     assert encoded.tokens <= token_bound(take_sample("rows.jsonl"), Layout("prompt_completion")) + letters

@@ -12,9 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlora_cli.data.batches import collate
-from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
-from qlora_cli.data.sources import load_rows
 from qlora_cli.data.units import row_units
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
@@ -22,6 +20,7 @@ from qlora_cli.model.source import ModelSource, load_tokenizer
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.training.run import train
+from tests.support.encoded import encode_training_rows
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -53,9 +52,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
 @pytest.fixture(scope="module")
 def held_out(run: tuple[Recipe, Path]) -> EncodedRows:
     recipe, _ = run
-    _, rows = load_rows(recipe.dataset, seed=recipe.training.seed)
-    assert rows is not None
-    return encode_rows(rows, recipe.dataset, load_tokenizer(ModelSource(recipe.base_model)))
+    section = recipe.dataset.model_copy(update={"train": recipe.dataset.validation})
+    return encode_training_rows(section, load_tokenizer(ModelSource(recipe.base_model)))
 
 
 def _base(recipe: Recipe, dtype: str = "bfloat16") -> PreTrainedModel:
@@ -77,7 +75,7 @@ def _token_losses(model: nn.Module, rows: EncodedRows, count: int = HELD_OUT_ROW
     model.eval()
     losses = []
     for start in range(0, count, 8):
-        batch = collate(rows, row_units(rows), range(start, start + 8), 0)
+        batch = collate(row_units(rows), range(start, start + 8), 0)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
         targets = batch.labels[:, 1:]
         keep = targets != -100

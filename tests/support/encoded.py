@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from qlora_cli.data.encode import encode_source, find_format
-from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.encoded import LEARNED, EncodedRows, Part, Words, summarise
 from qlora_cli.data.files import BadRow
 from qlora_cli.data.fitting import Fitted, cut_rows, refusals
 from qlora_cli.data.sources import Source, SourceRow
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.schema import DatasetSection
+from qlora_cli.training.preparation import encode_all, lay_out
 
 DAY = datetime.date(2026, 1, 2)
 
@@ -48,3 +52,28 @@ def encode(
     for refusal in refusals(fitted, DatasetSection(train="rows.jsonl", **fields), vocab_size=vocab_size):
         raise DataError(refusal)
     return fitted.kept
+
+
+def encode_training_rows(section: DatasetSection, tokenizer: Any) -> EncodedRows:
+    """The training rows of a recipe as training sees them."""
+    return cut_rows(
+        encode_all(lay_out("dataset.train", section.train_sources, section), section, tokenizer, today=DAY), section
+    ).kept
+
+
+def rows_of_tokens(*rows: tuple[list[int], list[bool]], number: int = 1) -> EncodedRows:
+    """Rows of these ids, and which of them are learned, numbered from `number`."""
+    words = np.array([i | int(LEARNED) * m for ids, mask in rows for i, m in zip(ids, mask, strict=True)], np.uint32)
+    index = summarise(words, np.array([len(ids) for ids, _ in rows]), np.array([], dtype=np.int32))
+    index["number"] = range(number, number + len(rows))
+    part_of = np.zeros(len(rows), dtype=np.uint16)
+    part = Part("rows.jsonl", ("rows.jsonl",), "line", "text")
+    return EncodedRows(index, part_of, (part,), (_Held(words),), np.array([], dtype=np.int32), "f" * 64)
+
+
+@dataclass(frozen=True)
+class _Held:
+    words: Words
+
+    def read(self, start: int, count: int) -> Words:
+        return self.words[start : start + count]

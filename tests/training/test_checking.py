@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 
 from qlora_cli.data.batches import collate
-from qlora_cli.data.encode import encode_rows
-from qlora_cli.data.encoded import EncodedRows
-from qlora_cli.data.sources import load_rows
 from qlora_cli.data.units import row_units
 from qlora_cli.errors import DataError
 from qlora_cli.model.source import ModelSource, load_tokenizer
@@ -22,6 +19,7 @@ from qlora_cli.training.events import DataReady, Event, Notice
 from qlora_cli.training.examples import first_examples
 from qlora_cli.training.facts import Facts, Lengths, Overlong, SomeRows
 from qlora_cli.training.run import train
+from tests.support.encoded import encode_training_rows, rows_of_tokens
 from tests.support.runs import tiny_recipe
 from tests.support.tokenizers import PLAIN, tiny_tokenizer
 
@@ -119,15 +117,15 @@ def test_what_becomes_of_rows_that_are_too_long(overlong: str, tmp_path: Path) -
     lost = whole.data.supervised_tokens - facts.train.data.supervised_tokens
     match overlong:
         case "error":
-            assert facts.train.overlong == Overlong(2, "refused", 0, 0)
+            assert facts.train.overlong == Overlong(2, "refused", 0, 0, 0)
             assert facts.problems == (refusal_of_training(recipe),)
             assert facts.problems[0].startswith(f"{recipe.dataset.train}: 2 of 3 rows are longer than ")
         case "drop":
-            assert facts.train.overlong == Overlong(2, "dropped", 2, lost)
+            assert facts.train.overlong == Overlong(2, "dropped", 2, 2, lost)
             assert (facts.train.data.rows, facts.problems) == (1, ())
             assert facts.notices == ("dataset.overlong: drop leaves 1 of 3 training rows",)
         case "truncate":
-            assert facts.train.overlong == Overlong(2, "truncated", 2, lost)
+            assert facts.train.overlong == Overlong(2, "truncated", 2, 0, lost)
             assert facts.train.end_of_turn.rows == 1
             assert facts.notices == ("2 of 3 training rows lose part of their answer at dataset.max_length",)
             assert facts.problems == ()
@@ -150,15 +148,16 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
         "base_model: its weights are stored quantised (gptq), and the recipe's quantization asks for NF4, double "
         "quantisation, float32 compute. Use the unquantised model, or set quantization to what is stored, if that is "
         "4-bit by bitsandbytes",
+        f"{validation}, line 2: text: expected text, got the number 3.\n"
+        "Mend the data, or set dataset.on_bad_row: skip to leave such rows out.",
         f"{rows}: 1 of 3 rows are longer than dataset.max_length (200 tokens). The longest has {longest} tokens: "
         f"{rows}, line 2. Raise dataset.max_length, or set dataset.overlong to drop or truncate.",
         f"{rows}: 1 row (line 1) has nothing to learn: no token has a loss.",
-        f"{rows}: line 2 has {longest} tokens, the model has positions for 256. Set dataset.max_length to 256 or less, "
+        f"{rows}, line 2 has {longest} tokens, the model has positions for 256. Set dataset.max_length to 256 or less, "
         "and dataset.overlong to drop or truncate",
-        f"{validation}, line 2: text: expected text, got the number 3.",
     )
     assert facts.train is not None
-    assert facts.train.without_labels == SomeRows(1, (1,))
+    assert facts.train.without_labels == SomeRows(1, (1,), "line 1")
     assert (facts.validation, facts.checked) == (None, "recipe")
 
 
@@ -173,7 +172,7 @@ def test_rows_that_are_cut_to_nothing(tmp_path: Path) -> None:
     facts = check_data(recipe)
     assert facts.problems == (refusal_of_training(recipe),)
     assert facts.train is not None
-    assert facts.train.without_labels == SomeRows(1, (2,))
+    assert facts.train.without_labels == SomeRows(1, (2,), "line 2")
 
 
 def test_no_row_is_left(tmp_path: Path) -> None:
@@ -206,12 +205,13 @@ def test_examples_are_the_rows_of_training(number: int, tmp_path: Path) -> None:
     """After cutting, with the labels that a batch has, in the order of the file; more than there are gives all."""
     recipe = recipe_of(tmp_path, SHORT, LONG, SILENT, dataset={"max_length": 24, "overlong": "truncate"})
     tokenizer = load_tokenizer(ModelSource(recipe.base_model))
-    encoded = encode_rows(load_rows(recipe.dataset, seed=0)[0], recipe.dataset, tokenizer)
+    encoded = encode_training_rows(recipe.dataset, tokenizer)
     examples = check_data(recipe, examples=number).examples
     assert len(examples) == min(number, 3)
     for index, example in enumerate(examples):
-        batch = collate(encoded, row_units(encoded), [index], tokenizer.pad_token_id)
-        assert [example.row] == [row.number for row in batch.rows]
+        batch = collate(row_units(encoded), [index], tokenizer.pad_token_id)
+        assert [example.row] == [row + 1 for row in batch.rows]
+        assert example.where == f"{recipe.dataset.train}, line {index + 1}"
         assert list(example.input_ids) == batch.input_ids[0].tolist()
         assert list(example.labels) == batch.labels[0].tolist()
         assert all(label in (token, -100) for token, label in zip(example.input_ids, example.labels, strict=True))
@@ -226,11 +226,9 @@ def test_a_character_of_several_tokens_is_shown_whole() -> None:
     tokenizer = tiny_tokenizer()
     before, emoji = (tokenizer(text)["input_ids"] for text in ("the end ", "😀"))
     assert len(emoji) > 1
-    ids = np.array([*before, *emoji, *before], dtype=np.int32)
-    mask = np.zeros(len(ids), dtype=np.bool_)
-    mask[len(before) + 1 : -1] = True
-    offsets, numbers = np.array([0, len(ids)]), np.array([7])
-    rows = EncodedRows(ids, mask, offsets, numbers, "text", "rows.jsonl", "f" * 64)
+    ids = [*before, *emoji, *before]
+    mask = [len(before) < position < len(ids) - 1 for position in range(len(ids))]
+    rows = rows_of_tokens((ids, mask), number=7)
     (example,) = first_examples(rows, tokenizer, 1)
     last = tokenizer.decode(before[-1:])
     assert example.row == 7
@@ -385,4 +383,4 @@ def test_a_short_text_is_no_empty_answer(tmp_path: Path) -> None:
     """Of text, one token to learn is a short text: neither counted nor doubted."""
     facts = check_data(recipe_of(tmp_path, {"text": "a"}, {"text": "the end of it"}))
     assert facts.train is not None
-    assert (facts.train.silent, facts.notices) == (SomeRows(0, ()), ())
+    assert (facts.train.silent, facts.notices) == (SomeRows(0, (), ""), ())

@@ -12,9 +12,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from qlora_cli.data.batches import StepPlan, collate
-from qlora_cli.data.encode import encode_rows
 from qlora_cli.data.encoded import EncodedRows
-from qlora_cli.data.sources import load_rows
 from qlora_cli.data.units import row_units
 from qlora_cli.model.base import load_base
 from qlora_cli.model.inject import inject
@@ -27,6 +25,7 @@ from qlora_cli.training.events import Emitter, Event, StepDone
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer
 from qlora_cli.training.schedule import learning_rate, seed_step, total_steps
+from tests.support.encoded import encode_training_rows
 from tests.support.rows import fake_units
 from tests.support.runs import tiny_recipe
 
@@ -35,8 +34,7 @@ CPU = torch.device("cpu")
 
 def _encode(recipe: Recipe) -> tuple[EncodedRows, int]:
     tokenizer = load_tokenizer(ModelSource(recipe.base_model))
-    rows, _ = load_rows(recipe.dataset, seed=0)
-    return encode_rows(rows, recipe.dataset, tokenizer), tokenizer.pad_token_id
+    return encode_training_rows(recipe.dataset, tokenizer), tokenizer.pad_token_id
 
 
 class _Recorder(torch.optim.SGD):
@@ -62,7 +60,9 @@ def _one_step(recipe: Recipe, folder: Path) -> tuple[float, list[torch.Tensor]]:
     events: list[Event] = []
     output = LoopOutput(folder, lambda path: None, Emitter([events.append]))
     section = recipe.training.model_copy(update={"max_steps": 1})
-    Loop(Accelerator(cpu=True), model, optimizer, section, LoopData(rows, None, pad), output, Progress()).run()
+    Loop(
+        Accelerator(cpu=True), model, optimizer, section, LoopData(row_units(rows), None, pad), output, Progress()
+    ).run()
     loss = next(event.loss for event in events if isinstance(event, StepDone))
     return loss, optimizer.steps[0]
 
@@ -83,7 +83,7 @@ def test_four_unequal_micro_batches_are_one_batch(tmp_path: Path, checkpointing:
         results.append(_one_step(recipe, tmp_path / f"checkpoints-{batch}"))
     rows, _ = _encode(recipe)
     plan = StepPlan(row_units(rows), 2, accumulation=4, seed=recipe.training.seed)
-    counts = [collate(rows, plan.units, micro.indices, 0).supervised_tokens for micro in plan.step(0)]
+    counts = [collate(plan.units, micro.indices, 0).supervised_tokens for micro in plan.step(0)]
     assert len(set(counts)) > 1, "the micro-batches must differ, or the test shows nothing"
     (loss_a, grads_a), (loss_b, grads_b) = results
     assert loss_a == pytest.approx(loss_b, rel=1e-6)
@@ -126,7 +126,9 @@ def test_losses_are_those_of_a_plain_loop_over_peft(tmp_path: Path) -> None:
     events: list[Event] = []
     output = LoopOutput(tmp_path / "checkpoints", lambda path: None, Emitter([events.append]))
     optimizer = build_optimizer(section, lora_parameters(model), CPU)
-    Loop(Accelerator(cpu=True), model, optimizer, section, LoopData(rows, None, pad), output, Progress()).run()
+    Loop(
+        Accelerator(cpu=True), model, optimizer, section, LoopData(row_units(rows), None, pad), output, Progress()
+    ).run()
     ours = [(event.loss, event.grad_norm) for event in events if isinstance(event, StepDone)]
 
     base = load_base(ModelSource(recipe.base_model), recipe.quantization, CPU)
@@ -142,7 +144,7 @@ def test_losses_are_those_of_a_plain_loop_over_peft(tmp_path: Path) -> None:
     adamw = torch.optim.AdamW(trained, weight_decay=0.01, betas=(0.9, 0.999))
     plan = StepPlan(row_units(rows), 3, accumulation=2, seed=section.seed)
     for step in range(8):
-        batches = [collate(rows, plan.units, micro.indices, pad) for micro in plan.step(step)]
+        batches = [collate(plan.units, micro.indices, pad) for micro in plan.step(step)]
         tokens = sum(batch.supervised_tokens for batch in batches)
         total = 0.0
         for batch in batches:
