@@ -26,27 +26,30 @@ Lengths = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows padded on the right to the longest of them.
+    """Rows padded on the right to the longest of them; or several in a sequence, none of which may see another.
 
-    Tensors are int64 [batch, seq]; labels are -100 where there is no loss, and unshifted. `rows` are original
-    row numbers. `tokens` counts what is not padding, `supervised_tokens` the labels in [:, 1:], since the first
-    position predicts nothing; both are 0 for a blank batch and known without asking the device.
+    Tensors are int64 [batch, seq]; labels are -100 where there is no loss, and unshifted. Packed rows have no mask but
+    `position_ids` that begin at 0 with each, padding at the end being a row of its own. `rows` are original row
+    numbers. `tokens` counts what is not padding, `supervised_tokens` the labels in [:, 1:], since the first position
+    predicts nothing; both are 0 for a blank batch and known without asking the device.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     labels: torch.Tensor
     rows: list[int]
     tokens: int
     supervised_tokens: int
+    position_ids: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         return replace(
             self,
             input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             labels=self.labels.to(device),
+            position_ids=None if self.position_ids is None else self.position_ids.to(device),
         )
 
 
