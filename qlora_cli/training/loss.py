@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli.data.batches import Batch
 from qlora_cli.data.encoded import IGNORED
+from qlora_cli.model.packing import packed_inputs
 
 
 def supervised_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -18,16 +20,20 @@ def supervised_loss(model: nn.Module, batch: Batch) -> Tensor:
 
     The logits of position t are scored against the label of position t + 1. Only positions with a label reach the
     output head where the architecture allows it: the head's product and its logits, vocabulary wide, are the largest
-    in the step.
+    in the step. Packed rows see each other unless `prepare_packing` was done on the model.
 
     Args:
         model: a causal language model, wrapped by Accelerate or not.
-        batch: ids, attention mask and labels, each [batch, seq].
+        batch: ids and labels, each [batch, seq], with an attention mask or, packed, with positions.
     """
     # The last position has nothing to predict.
     targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
     supervised = targets != IGNORED
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.position_ids is None:
+        inputs["attention_mask"] = batch.attention_mask
+    else:
+        inputs |= packed_inputs(model, batch.position_ids)
     if _slices_by_mask(model):
         logits = model(**inputs, logits_to_keep=supervised).logits  # [supervised tokens, vocabulary]
     else:
