@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import re
@@ -16,9 +17,11 @@ from qlora_cli.errors import DataError
 _PIECE = 2**20  # bytes
 _LONGEST_WORD = 16  # characters; `-Infinity` has nine, and an escaped surrogate pair twelve
 
-_BLANKS = re.compile(r"[ \t\n\r]*")
-_STRUCTURE = re.compile(r'["\[\]{},]')
-_STRING_END = re.compile(r'["\\]')
+_BLANKS = re.compile(r"[ \t\n\r]*+")
+# Up to a bracket, past whole strings: what `at` can skip within a list or an object; then what ends a string, or not.
+_FLAT = re.compile(r'[^"\[\]{}]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"\[\]{}]*+)*+', re.DOTALL)
+_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_WORD = re.compile(r"[^,\[\]{}]*+")
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 
 
@@ -30,17 +33,21 @@ def holds_json_lines(stream: io.BufferedReader, shown: str) -> bool:
     window = _Window(stream, shown)
     if window.peek() != "{":
         return False
-    keys: list[str] = []
     try:
-        keys.extend(cast(Row, window.value()))
+        keys = list(cast(Row, window.value()))
     except json.JSONDecodeError as error:
         raise window.refusal(reason(error), error.pos) from error
-    except _TooLongError:
-        keys.extend(_keys(window))
-    except (ValueError, RecursionError):
+    except _TooLongError:  # for a row, so that no more rows follow
+        keys = _first_keys(window)
+    except (ValueError, RecursionError) as error:
+        refusal = window.refusal(reason(error), window.at)
         window.pass_over()
-    if window.peek():
+        if not window.peek():
+            raise refusal from error
         return True
+    else:
+        if window.peek():
+            return True
     raise DataError(
         f"{shown}: expected a JSON list of objects, got one object with the keys {name_columns(keys)}. "
         f"Save the list of rows by itself, or name the file .jsonl if each line is a row."
@@ -50,19 +57,16 @@ def holds_json_lines(stream: io.BufferedReader, shown: str) -> bool:
 def read_json_list(stream: io.BufferedReader, shown: str) -> Iterator[tuple[int, Row | BadRow]]:
     """Yield (row, row), from row 1. Raises DataError for what is no list, and with the line for a syntax error."""
     window = _Window(stream, shown)
-    if window.peek() != "[":
+    if not window.skip("["):
         raise _no_list(window, shown)
-    window.at += 1
     number = 0
-    separator = "]" if window.peek() == "]" else ","
-    while separator == ",":
+    more = window.peek() != "]"
+    while more:
         number += 1
         yield number, _element(window, f"{shown}, row {number}")
-        separator = window.peek()
-        if separator not in (",", "]"):
-            raise window.refusal("expecting ',' delimiter", window.at)
-        window.at += separator == ","
-    window.at += 1
+        more = window.skip(",")
+    if not window.skip("]"):
+        raise window.refusal("expecting ',' delimiter", window.at)
     if window.peek():
         raise window.refusal("extra data", window.at)
 
@@ -83,7 +87,6 @@ def _no_list(window: _Window, shown: str) -> DataError:
 
 def _element(window: _Window, where: str) -> Row | BadRow:
     """The next element, which is taken whatever is wrong with it."""
-    window.peek()
     try:
         value = window.value()
     except json.JSONDecodeError as error:
@@ -103,19 +106,15 @@ def _element(window: _Window, where: str) -> Row | BadRow:
     return BadRow(f"{where}: {fault}") if fault else value
 
 
-def _keys(window: _Window) -> Iterator[str]:
-    """The keys of an object too long to be read at once, as far as they can be told."""
-    window.at += 1
-    while window.peek() == '"':
-        yield str(window.value())
-        if window.peek() != ":":
-            return
-        window.at += 1
-        window.pass_over()
-        if window.peek() != ",":
-            break
-        window.at += 1
-    window.at += window.peek() == "}"
+def _first_keys(window: _Window) -> list[str]:
+    """The keys of an object that is too long to be read, up to the one whose value is."""
+    keys: list[str] = []
+    with contextlib.suppress(ValueError, RecursionError, _TooLongError):
+        while window.skip(",{") and window.peek() == '"':
+            keys.append(str(window.value()))
+            window.skip(":")
+            window.value()
+    return [*keys, "…"]
 
 
 class _TooLongError(Exception):
@@ -140,20 +139,21 @@ class _Window:
 
     def peek(self) -> str:
         """The next character that is no blank, at which `at` then is; "" at the end."""
-        while True:
-            self.at = _BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if self._ended:
-                return ""
-            self._read_on()
+        return self._pass(_BLANKS)
+
+    def skip(self, marks: str) -> bool:
+        """Take one of these characters if it is the next."""
+        found = self.peek() in tuple(marks)
+        self.at += found
+        return found
 
     def value(self) -> object:
-        """Take a value.
+        """Take a value, and the blanks before it.
 
         Raises json.JSONDecodeError with its position in `text`, ValueError and RecursionError as the decoder does, and
         _TooLongError; `at` is then where the value begins.
         """
+        self.peek()
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
@@ -170,16 +170,19 @@ class _Window:
             self._read_on()
 
     def pass_over(self) -> None:
-        """Take a value without keeping it or looking at what is in it: up to a comma, or the end of what it is in."""
-        depth = 0
-        while match := self._find(_STRUCTURE):
-            mark = match.group()
-            if depth == 0 and mark in ",]}":
-                return
-            self.at = match.end()
-            if mark == '"':
-                self._pass_over_string()
-            elif mark != ",":
+        """Take the value that begins here, without keeping it or looking closely at what is in it."""
+        first = self.text[self.at : self.at + 1]
+        if first == '"':
+            self._pass_over_string()
+        elif first not in ("[", "{"):
+            self._pass(_WORD)
+        else:
+            depth = 0
+            while mark := self._pass(_FLAT):
+                if mark == '"':  # a string that ends in another piece
+                    self._pass_over_string()
+                    continue
+                self.at += 1
                 depth += 1 if mark in "[{" else -1
                 if depth == 0:
                     return
@@ -222,27 +225,26 @@ class _Window:
         line, column, self._bytes = self._place(self.at)
         self._line, self._columns = line, column - 1
         rest = self.text[self.at :]
-        raw = self._stream.read(max(_PIECE, len(rest)))
+        raw = self._stream.read(max(_PIECE, min(len(rest), LONGEST_ROW - len(rest))))
         piece = self._decode(raw, not raw)
         self._spoilt = self._spoilt or bool(_NO_UTF8.search(piece))
         self._ended = not raw
         self.text, self.at = rest + piece, 0
 
-    def _find(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """The next match, all before it taken; None at the end of the document."""
-        while not (match := pattern.search(self.text, self.at)):
-            self.at = len(self.text)
+    def _pass(self, pattern: re.Pattern[str]) -> str:
+        """Take all that matches, and give the character after it; "" at the end of the document."""
+        while True:
+            self.at = pattern.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text):
+                return self.text[self.at]
             if self._ended:
-                return None
+                return ""
             self._read_on()
-        self.at = match.start()
-        return match
 
     def _pass_over_string(self) -> None:
-        while match := self._find(_STRING_END):
-            self.at = match.end()
-            if match.group() == '"':
+        self.at += 1
+        while self._pass(_STRING) == "\\":  # half of an escape, at the end of the piece
+            if self._ended:
                 return
-            if self.at == len(self.text) and not self._ended:
-                self._read_on()
-            self.at += 1
+            self._read_on()
+        self.at += 1

@@ -29,7 +29,8 @@ from qlora_cli.errors import DataError
 
 _RULE = "A cell that begins with a double quote must end with one, and have those inside it doubled."
 _NO_RESUMING = "Where the next row begins cannot be told."
-_NOT_SOON = f"more than {LONGEST_ROW // 2**20} MiB in one row"
+_MOST_LINES = 100_000  # of a row; the shorter they are, the more memory each takes for what it holds
+_NOT_SOON = f"more than {LONGEST_ROW // 2**20} MiB or {_MOST_LINES:,} lines in one row"
 _LINE = LONGEST_ROW + 2  # characters with its end
 _PIECE = 2**20  # characters of a line that is too long, to skip it by
 
@@ -233,7 +234,7 @@ def _and_on(taken: list[str], lines: _Lines) -> Iterator[str]:
             raise _UnclosedError("unexpected end of data")
         taken.append(line)
         size += len(line)
-        if size > LONGEST_ROW:
+        if size > LONGEST_ROW or len(taken) > _MOST_LINES:
             raise _UnclosedError(_NOT_SOON)
         yield line
 
