@@ -349,15 +349,14 @@ def test_tokens_outside_the_model_are_refused() -> None:
     assert encode(tiny_tokenizer(), SHORT, vocab_size=384).tokens > 0
 
 
-def test_templates_that_rewrite_earlier_turns_are_refused() -> None:
-    """A template that shows an earlier answer differently once more follows is refused by row and message."""
+def test_templates_that_rewrite_earlier_turns_make_several_sequences() -> None:
+    """A template that shows an earlier answer differently once more follows makes a sequence of each, of one row."""
     tokenizer = tiny_tokenizer(LAST_TURN_ONLY)
-    assert refusal(tokenizer, {"messages": chat("One?", "Two.", "Three?", "Four.")}) == (
-        "rows.jsonl, line 1: message 2: the chat template changes this assistant turn, or what comes before it, "
-        "depending on what follows, so its place in the whole conversation is not known. Give one row per assistant "
-        "turn, or use a chat template that renders each turn once."
-    )
-    assert encode(tokenizer, {"messages": chat("One?", "Two.")}).supervised_tokens > 1
+    row, short = {"messages": chat("One?", "Two.", "Three?", "Four.")}, {"messages": chat("One?", "Two.")}
+    encoded = encode(tokenizer, short, row)
+    assert encoded.row_numbers.tolist() == [1, 2, 2]
+    learned = [tokenizer.decode(encoded.input_ids(i)[encoded.labels(i) != -100]) for i in range(3)]
+    assert learned == ["Two.<|im_end|>", "Two.<|im_end|>", "Four.<|im_end|>"]
 
 
 def test_conversations_that_the_template_refuses() -> None:
@@ -371,8 +370,8 @@ def test_conversations_that_the_template_refuses() -> None:
 def test_conversations_need_a_template() -> None:
     """Conversations are refused if the tokenizer has no chat template."""
     assert refusal(tiny_tokenizer(None), {"messages": chat("x", "y")}) == (
-        "rows.jsonl, line 1: the format messages needs a chat template, and the tokenizer has none. "
-        "Use an instruction-tuned base model, or the format prompt_completion or text."
+        "rows.jsonl, line 1: a conversation needs a chat template, and the tokenizer has none. "
+        "Set dataset.chat_template, or use the format prompt_completion or text."
     )
 
 
