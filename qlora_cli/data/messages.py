@@ -63,8 +63,8 @@ def read_turns(value: object, name: str, where: str) -> Turns:
 
 def read_tools(value: object, where: str) -> tuple[Message, ...] | None:
     """The functions that a conversation may call: a list of objects, or JSON text of one. None if there are none."""
-    tools = _parsed(value) if isinstance(value, str) and value.strip() else value
-    if not tools and (tools is None or isinstance(tools, str | list)):
+    tools = _parsed(value) if isinstance(value, str) else value
+    if tools is None or tools == [] or (isinstance(tools, str) and not tools.strip()):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{where}: expected a list of objects, or JSON text of one, got {describe(value)}.")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qlora_cli.data.cells import check_unicode
+from qlora_cli.data.files import shorten
 from qlora_cli.data.markers import Markers
 from qlora_cli.errors import DataError
 
@@ -95,11 +96,14 @@ class ChatTemplate:
                 f"Set dataset.chat_template to a template that writes them."
             )
         if self._tagged:
-            return self._tagged_turn(messages, place)
-        text = self.write(messages, place.where, place.tools)
-        start = self._start(messages[:-1], text, place)
-        stop = max(len(text.removesuffix(self._tail)), start)
-        return Turn(text, start, self._end(text, start, stop, str(message["content"])))
+            turn = self._tagged_turn(messages, place)
+        else:
+            text = self.write(messages, place.where, place.tools)
+            start = self._start(messages[:-1], text, place)
+            stop = max(len(text.removesuffix(self._tail)), start)
+            turn = Turn(text, start, self._end(text, start, stop, str(message["content"])))
+        self._check_said(message, turn, place)
+        return turn
 
     def end_within(self, turn: Turn, whole: str) -> int | None:
         """Where `turn` ends in the conversation that goes on after it; None if it is written differently.
@@ -135,7 +139,8 @@ class ChatTemplate:
         return texts[0], spans
 
     def _tagged_turn(self, messages: Messages, place: Place) -> Turn:
-        text, (spans,) = self._render(messages, place.where, place.tools, return_assistant_tokens_mask=True)
+        text, (tagged,) = self._render(messages, place.where, place.tools, return_assistant_tokens_mask=True)
+        spans = _joined(tagged)
         turns = sum(message["role"] == "assistant" for message in messages)
         if len(spans) != turns:
             raise DataError(
@@ -144,19 +149,29 @@ class ChatTemplate:
                 f"them out, in a template of your own: dataset.chat_template."
             )
         start, end = spans[-1]
-        said = str(messages[-1]["content"]).strip()
-        if said not in text[start:end] and said in text[start:]:
-            raise DataError(
-                f"{place}: the {{% generation %}} tags of the chat template do not stand around what is said, but "
-                f"around {text[start:end]!r}. Inside a macro or a set block they are not followed: set "
-                f"dataset.chat_template to a template that has them at the top."
-            )
         # Left out by the tags, but written right after the last turn of a conversation: the end of the turn.
         closing = self._markers.end(text, end)
         if closing > end and not self._prompt.startswith(text[end:closing]):
             return Turn(text, start, closing)
         marked = start + len(text[start:end].rstrip())
         return Turn(text, start, marked if self._markers.begin(text, marked) in range(start, marked) else end)
+
+    def _check_said(self, message: Mapping[str, Any], turn: Turn, place: Place) -> None:
+        """Refuse a turn without the answer in it, or at least the end of the answer: reasoning may be left out."""
+        said = str(message["content"]).strip()
+        written = turn.text[turn.start : turn.end]
+        if said in written or message.get("tool_calls") or said.split()[-1] in written:
+            return
+        if self._tagged and said in turn.text:
+            raise DataError(
+                f"{place}: the {{% generation %}} tags of the chat template do not stand around what is said, but "
+                f"around {shorten(written)}. Inside a macro or a set block they are not followed: set "
+                f"dataset.chat_template to a template that has them at the top."
+            )
+        raise DataError(
+            f"{place}: the chat template writes {shorten(written)} for what is said, {shorten(said)}. "
+            f"Set dataset.chat_template to a template that writes content that is text."
+        )
 
     def _start(self, before: Messages, text: str, place: Place) -> int:
         """Where the turn after `before` begins in `text`: behind the generation prompt."""
@@ -219,6 +234,16 @@ class ChatTemplate:
         # The first template of Llama 3, and many after it, write the generation prompt whether asked for or not.
         tail = answered[self._markers.end(answered, len(prompted + _ANSWER)) :]
         return (tail, tail) if prompted.endswith(tail) else ("", "")
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    """Stretches that touch as one: a template may put an answer and its end in tags of their own."""
+    joined: list[Span] = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return joined
 
 
 def _shared(one: str, other: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from qlora_cli.data.chat import Renderer
 from qlora_cli.data.formats import Passage, Text
 from qlora_cli.errors import DataError
 from tests.support.masks import DAY, assistant, conversation, encode, marked, render_marked, system, user
-from tests.support.templates import FAMILIES, PHI3, TAGGED_WITH_END, family_tokenizer
+from tests.support.templates import FAMILIES, TAGGED_WITH_END, family_tokenizer
 from tests.support.tokenizers import CHATML, tiny_tokenizer
 from tests.support.tokenizers import PLAIN as NO_HEADERS
 
@@ -125,17 +124,12 @@ def test_turns_with_weight_zero_are_read_and_not_learned() -> None:
         assert render_marked(tokenizer, *messages, unlearned=first, supervise="everything") == [
             f"⟦{ASKED}⟧A<|im_end|>⟦\n{ASKED}B<|im_end|>\n⟧"
         ]
-    qwen = family_tokenizer("qwen-3")
-    assert (
-        render_marked(qwen, *messages, unlearned=second)
-        == [
-            ASKED
-            + "⟦<think>\n\n</think>\n\nA<|im_end|>⟧\n"
-            + ASKED.replace("<|im_start|>assistant\n", "")
-            + "<|im_start|>assistant\nB<|im_end|>\n"
-        ]
-        or len(render_marked(qwen, *messages, unlearned=second)) == 1
-    )
+    qwen, question = family_tokenizer("qwen-3"), "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    thought = "<think>\n\n</think>\n\n"
+    assert render_marked(qwen, *messages, unlearned=second) == [question + f"⟦{thought}A<|im_end|>⟧\n"]
+    assert render_marked(qwen, *messages, unlearned=first) == [
+        question + "A<|im_end|>\n" + question + f"⟦{thought}B<|im_end|>⟧\n"
+    ]
     assert "weight 0 cannot be left out" in refusal(qwen, *messages, unlearned=first, supervise="everything")
 
 
@@ -163,8 +157,8 @@ def test_what_comes_before_a_turn_must_not_depend_on_it() -> None:
 def test_what_a_template_refuses() -> None:
     """What it raises is told, with the row and the roles."""
     assert refusal(family_tokenizer("llama-2"), ASK, ASK, ANSWER) == (
-        "the chat template refuses this conversation (user, user): roles must alternate: user, assistant, user, "
-        "assistant"
+        "the chat template refuses this conversation (user, user, assistant): roles must alternate: user, assistant, "
+        "user, assistant"
     )
 
 
@@ -201,8 +195,12 @@ def test_tags_that_do_not_fit_are_refused() -> None:
         "dataset.chat_template."
     )
     assert refusal(tagged(some), ASK, assistant("")) == message.format(0)
-    twice = "{% generation %}{{ message['content'] }}{% endgeneration %}{% generation %}<|im_end|>{% endgeneration %}"
-    assert refusal(tagged(twice), ASK, ANSWER) == message.format(2)
+    twice = (
+        "{% generation %}{{ message['content'] }}{% endgeneration %}BETWEEN"
+        "{% generation %}<|im_end|>{% endgeneration %}"
+    )
+    assert refusal(tagged(twice.replace("BETWEEN", "-")), ASK, ANSWER) == message.format(2)
+    assert render_marked(tagged(twice.replace("BETWEEN", "")), ASK, ANSWER, ASK, ANSWER) == [ANSWERED * 2]
     # Transformers counts from where the macro's text will stand, not from where the tag does.
     macro = (
         "{% macro answer(said) %}(answer) {% generation %}{{ said }}{% endgeneration %}<|im_end|>{% endmacro %}"
@@ -210,8 +208,17 @@ def test_tags_that_do_not_fit_are_refused() -> None:
     )
     assert refusal(tagged(macro), ASK, assistant("Four.")) == (
         "assistant turn 1: the {% generation %} tags of the chat template do not stand around what is said, but around "
-        "'(answ'. Inside a macro or a set block they are not followed: set dataset.chat_template to a template that "
+        '"(answ". Inside a macro or a set block they are not followed: set dataset.chat_template to a template that '
         "has them at the top."
+    )
+
+
+def test_an_answer_that_the_template_does_not_write() -> None:
+    """Templates for images take content in parts, and write nothing of a text: it would be learned as silence."""
+    parts = CHATML.replace("message['content'] +", "message['content'] | selectattr('text') | join +")
+    assert refusal(tiny_tokenizer(parts), ASK, assistant("Four.")) == (
+        'assistant turn 1: the chat template writes "<|im_end|>" for what is said, "Four.". '
+        "Set dataset.chat_template to a template that writes content that is text."
     )
 
 
@@ -241,13 +248,10 @@ def test_tags_are_read_as_transformers_reads_them(family: str) -> None:
 
 def test_several_templates_of_one_tokenizer() -> None:
     """Tools choose the one for tools, as transformers does; without a default, the way out is said."""
-    tokenizer = tiny_tokenizer(
-        {"default": CHATML, "tool_use": PHI3.replace("'<|'", "(tools | length | string) + '<|'")}
-    )
-    tools = ({"name": "f"},)
+    with_tools = "{{ 'Tools: ' + tools[0]['name'] + '\n' }}" + CHATML
+    tokenizer = tiny_tokenizer({"default": CHATML, "tool_use": with_tools})
     assert render_marked(tokenizer, ASK, ANSWER) == [ANSWERED]
-    (text,) = render_marked(tokenizer, ASK, ANSWER, tools=tools)
-    assert text.startswith("1<|user|>\nQ<|end|>")
+    assert render_marked(tokenizer, ASK, ANSWER, tools=({"name": "f"},)) == ["Tools: f\n" + ANSWERED]
     tokenizer.chat_template = {"tool_use": CHATML, "other": CHATML}
     with pytest.raises(DataError) as caught:
         render_marked(tokenizer, ASK, ANSWER)
@@ -302,4 +306,3 @@ def test_dates_are_written_as_asked_for() -> None:
     )
     (text,) = render_marked(tiny_tokenizer(template), ASK, ANSWER)
     assert text == "2026-01-02 % Friday\n" + ANSWERED
-    assert datetime.date(2026, 1, 2) == DAY

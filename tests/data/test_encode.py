@@ -360,6 +360,14 @@ def test_conversations_that_the_template_refuses() -> None:
     )
 
 
+def test_conversations_need_a_template() -> None:
+    """Conversations are refused if the tokenizer has no chat template."""
+    assert refusal(tiny_tokenizer(None), {"messages": chat("x", "y")}) == (
+        "rows.jsonl, line 1: a conversation needs a chat template, and the tokenizer has none. "
+        "Set dataset.chat_template, or use the format prompt_completion or text."
+    )
+
+
 def test_tokenizers_that_cannot_serve() -> None:
     """A tokenizer without character offsets, or plain text without an end token, is refused."""
 

@@ -38,6 +38,13 @@ def refusal(row: dict[str, Any], format: Any, columns: dict[str, str] | None = N
         (["question", "completion", "text"], {"prompt": "question"}, "prompt_completion"),
         (["text", "prompt"], {}, "text"),
         (["body"], {"text": "body"}, "text"),
+        (["conversations", "id"], {}, "conversations"),
+        (["dialogue", "system", "tools"], {"conversations": "dialogue"}, "conversations"),
+        (["messages", "tools"], {}, "messages"),
+        (["text", "label"], {}, "classification"),
+        (["sentence", "label"], {"text": "sentence"}, "classification"),
+        (["premise", "hypothesis", "label"], {"text": "premise", "text_pair": "hypothesis"}, "classification"),
+        (["instruction", "output", "system"], {}, "alpaca"),
     ],
 )
 def test_auto_recognises_the_format(names: list[str], mapping: dict[str, str], format: str) -> None:
@@ -53,8 +60,8 @@ def test_auto_recognises_the_format(names: list[str], mapping: dict[str, str], f
             ["question", "answer"],
             {},
             "x.jsonl: the columns question, answer fit no format. A format needs\n"
-            "  messages: messages\n  alpaca: instruction, output\n"
-            "  prompt_completion: prompt, completion\n  text: text\n"
+            "  messages: messages\n  conversations: conversations\n  alpaca: instruction, output\n"
+            "  prompt_completion: prompt, completion\n  classification: text, label\n  text: text\n"
             "Set dataset.format, and dataset.columns as in {prompt: your_column}.",
         ),
         (
@@ -62,6 +69,12 @@ def test_auto_recognises_the_format(names: list[str], mapping: dict[str, str], f
             {},
             "x.jsonl: the columns instruction, output, text fit more than one format: alpaca, text. "
             "Set dataset.format to the one that is meant.",
+        ),
+        (
+            ["text", "label", "prompt", "completion"],
+            {},
+            "x.jsonl: the columns text, label, prompt, completion fit more than one format: prompt_completion, "
+            "classification. Set dataset.format to the one that is meant.",
         ),
         (
             ["question", "answer"],
@@ -154,13 +167,115 @@ def test_conversations_keep_what_templates_may_use() -> None:
     )
 
 
-USER = {"role": "user", "content": "x"}
+def messages_of(*messages: dict[str, Any], **row: Any) -> Conversation:
+    example = read_row({"messages": list(messages), **row}, "messages", {}, where="")
+    assert isinstance(example, Conversation)
+    return example
+
+
+def shared(*turns: dict[str, Any], **row: Any) -> Conversation:
+    example = read_row({"conversations": list(turns), **row}, "conversations", {}, where="")
+    assert isinstance(example, Conversation)
+    return example
+
+
+USER, SAID = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+HUMAN, GPT = {"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}
+
+
+@pytest.mark.parametrize(
+    ("speaker", "role"),
+    [
+        *((name, "user") for name in ("human", "user")),
+        *((name, "assistant") for name in ("gpt", "chatgpt", "bot", "model", "assistant", "function_call")),
+        *((name, "tool") for name in ("tool", "function", "observation", "function_response", "tool_response")),
+        ("system", "system"),
+    ],
+)
+def test_sharegpt_speakers(speaker: str, role: str) -> None:
+    """Every name that ShareGPT data uses for a role, from/value and role/content alike; other keys are kept."""
+    expected = (*({"role": role, "content": "x", "name": "n"},), {"role": "assistant", "content": "y"})
+    assert shared({"from": speaker, "value": "x", "name": "n", "tag": None}, GPT).messages == expected
+    assert shared({"role": speaker, "content": "x", "name": "n"}, GPT).messages == expected
+
+
+def test_a_system_column_stands_before_a_conversation() -> None:
+    """Unless it is empty; weights stay with their turns; two system prompts are one too many."""
+    example = shared(HUMAN, {**GPT, "weight": 0}, HUMAN, GPT, system="S")
+    assert example.messages[0] == {"role": "system", "content": "S"}
+    assert len(example.messages) == 5
+    assert example.unlearned == {2}
+    for nothing in (None, ""):
+        assert shared(HUMAN, GPT, system=nothing) == shared(HUMAN, GPT)
+    row = {"conversations": [{"from": "system", "value": "s"}, HUMAN, GPT], "system": "S"}
+    assert refusal(row, "conversations") == (
+        "system: there is a system turn in the conversation as well: leave out one of them."
+    )
+
+
+def test_the_system_of_alpaca() -> None:
+    """It is the system prompt where there is a template, and opens the bare prompt where there is none."""
+    example = read_row({"instruction": "I", "output": "O", "system": "S"}, "alpaca", {}, where="")
+    assert isinstance(example, Passage)
+    assert (example.prompt, example.completion, example.system) == ("I", "O", "S")
+    assert example.bare_prompt.startswith("S\n\nBelow is an instruction")
+    plain = read_row({"instruction": "I", "output": "O", "system": ""}, "alpaca", {}, where="")
+    assert plain == read_row({"instruction": "I", "output": "O"}, "alpaca", {}, where="")
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [("good", "good"), (3, "3"), (-1, "-1"), (0, "0"), (2.0, "2"), (True, "true"), (False, "false")],
+)
+def test_classification(label: object, text: str) -> None:
+    """The text is the prompt and the label its completion, on a line of its own where there is no template."""
+    assert read_row({"text": "T", "label": label}, "classification", {}, where="") == Passage("T", text, "T\n")
+    pair = {"premise": "T", "hypothesis": "U", "label": label}
+    columns = {"text": "premise", "text_pair": "hypothesis"}
+    assert read_row(pair, "classification", columns, where="") == Passage("T\nU", text, "T\nU\n")
+
+
+def test_arguments_of_calls_become_objects() -> None:
+    """OpenAI writes them as JSON text, and templates want objects; what is no JSON object stays as it is."""
+    given = ['{"a": {"b": [1, null]}}', {"a": 1}, "a=1", "[1]"]
+    calls = [{"id": "1", "type": None, "function": {"name": "f", "arguments": value}} for value in given]
+    message = messages_of(USER, {"role": "assistant", "content": None, "tool_calls": calls}).messages[1]
+    assert message["content"] == ""
+    assert [call["function"]["arguments"] for call in message["tool_calls"]] == [
+        {"a": {"b": [1, None]}},
+        {"a": 1},
+        "a=1",
+        "[1]",
+    ]
+    assert message["tool_calls"][0].keys() == {"id", "function"}
+    assert calls[0]["function"]["arguments"] == given[0]
+
+
+def test_tools() -> None:
+    """A list of objects, or JSON text of one; nothing where there are none."""
+    for tools in ([{"name": "f"}], '[{"name": "f"}]'):
+        assert messages_of(USER, SAID, tools=tools).tools == shared(HUMAN, GPT, tools=tools).tools == ({"name": "f"},)
+    for nothing in (None, [], "", " ", "[]", "null"):
+        assert messages_of(USER, SAID, tools=nothing).tools is None
+
+
+def test_content_in_parts_and_newer_roles() -> None:
+    """Parts of text are joined, and developer is system."""
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b", "image_url": None}]
+    example = messages_of({"role": "developer", "content": parts}, SAID)
+    assert example.messages[0] == {"role": "system", "content": "a b"}
+
+
+def test_turns_with_weight_zero_are_not_learned() -> None:
+    """As OpenAI has it; the weight itself is not shown to the template."""
+    example = messages_of({**USER, "weight": 0}, {**SAID, "weight": 0}, USER, {**SAID, "weight": 1.0}, SAID)
+    assert example == Conversation((USER, SAID, USER, SAID, SAID), unlearned=frozenset({1}))
 
 
 @pytest.mark.parametrize(
     ("row", "format", "message"),
     [
-        ({"prompt": "x"}, "prompt_completion", "completion: expected text, got null."),
+        ({"prompt": "x", "completion": None}, "prompt_completion", "completion: expected text, got null."),
         ({"prompt": 5, "completion": "x"}, "prompt_completion", "prompt: expected text, got the number 5."),
         ({"text": ["x", "y"]}, "text", "text: expected text, got a list of 2."),
         ({"text": {"x": 1}}, "text", "text: expected text, got an object."),
@@ -185,7 +300,8 @@ USER = {"role": "user", "content": "x"}
         (
             {"messages": [{"from": "human", "value": "x"}]},
             "messages",
-            "message 1: role: expected system, user, assistant or tool, got null.",
+            "message 1: expected role and content, got from and value, as in ShareGPT. "
+            "Set dataset.format: conversations, and dataset.columns: {conversations: messages}.",
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": None}]},
@@ -193,9 +309,122 @@ USER = {"role": "user", "content": "x"}
             "message 2: content: expected text, got null.",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]},
             "messages",
-            "message 1: content: expected text, got a list of 1.",
+            "message 1: content: expected text, or parts of type text, got a part of type image_url as part 2.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": ["x"]}]},
+            "messages",
+            'message 1: content: expected text, or parts of type text, got the text "x" as part 1.',
+        ),
+        (
+            {"messages": [{"role": "user", "content": []}]},
+            "messages",
+            "message 1: content: expected text, got a list of 0.",
+        ),
+        (
+            {"messages": [{"content": "x"}]},
+            "messages",
+            "message 1: role: expected system, user, assistant or tool, got nothing.",
+        ),
+        (
+            {"messages": [{"role": ["user"], "content": "x"}]},
+            "messages",
+            "message 1: role: expected system, user, assistant or tool, got a list of 1.",
+        ),
+        ({"messages": [{"role": "user"}]}, "messages", "message 1: content: expected text, got nothing."),
+        (
+            {"messages": [{"role": "user", "content": {"x": 1}}]},
+            "messages",
+            "message 1: content: expected text, got an object.",
+        ),
+        (
+            {"messages": [USER, {**SAID, "weight": 0.5}]},
+            "messages",
+            "message 2: weight: expected 0 or 1, got the number 0.5.",
+        ),
+        (
+            {"messages": [USER, {**SAID, "weight": True}]},
+            "messages",
+            "message 2: weight: expected 0 or 1, got the boolean true.",
+        ),
+        (
+            {"messages": [{**USER, "weight": 1}, SAID]},
+            "messages",
+            "message 1: weight: expected 0, got 1: of a conversation, only assistant turns are learned.",
+        ),
+        (
+            {"messages": [USER, {**SAID, "weight": 0}]},
+            "messages",
+            "messages: every assistant turn has weight 0, so there is nothing to learn.",
+        ),
+        (
+            {"messages": [USER, {**SAID, "tool_calls": "f()"}]},
+            "messages",
+            'message 2: tool_calls: expected a list of objects, got the text "f()".',
+        ),
+        (
+            {"messages": [USER, SAID], "tools": "f()"},
+            "messages",
+            'tools: expected a list of objects, or JSON text of one, got the text "f()".',
+        ),
+        (
+            {"messages": [USER, SAID], "tools": ["f"]},
+            "messages",
+            "tools: expected a list of objects, or JSON text of one, got a list of 1.",
+        ),
+        ({"text": "x"}, "messages", "messages: expected a list of messages, got nothing."),
+        ({"prompt": "x"}, "prompt_completion", "completion: expected text, got nothing."),
+        ({}, "conversations", "conversations: expected a list of turns, got nothing."),
+        ({"conversations": []}, "conversations", "conversations: expected at least one turn, got an empty list."),
+        (
+            {"conversations": [HUMAN]},
+            "conversations",
+            "conversations: there is no assistant turn, so nothing to learn.",
+        ),
+        (
+            {"conversations": [HUMAN, 5]},
+            "conversations",
+            "turn 2: expected an object with from and value, got the number 5.",
+        ),
+        (
+            {"conversations": [{"from": "narrator", "value": "x"}]},
+            "conversations",
+            'turn 1: from: expected system, human, gpt or tool, got the text "narrator".',
+        ),
+        (
+            {"conversations": [{"value": "x"}]},
+            "conversations",
+            "turn 1: from: expected system, human, gpt or tool, got nothing.",
+        ),
+        (
+            {"conversations": [HUMAN, {"from": "gpt", "value": None}]},
+            "conversations",
+            "turn 2: value: expected text, got null.",
+        ),
+        ({"conversations": [HUMAN, {"role": "gpt"}]}, "conversations", "turn 2: content: expected text, got nothing."),
+        ({"conversations": [HUMAN, GPT], "system": 5}, "conversations", "system: expected text, got the number 5."),
+        (
+            {"text": "x", "label": None},
+            "classification",
+            "label: expected text, a whole number or a boolean, got null.",
+        ),
+        ({"text": "x"}, "classification", "label: expected text, a whole number or a boolean, got nothing."),
+        (
+            {"text": "x", "label": 0.5},
+            "classification",
+            "label: expected text, a whole number or a boolean, got the number 0.5.",
+        ),
+        (
+            {"text": "x", "label": ""},
+            "classification",
+            'label: expected text, a whole number or a boolean, got the text "".',
+        ),
+        (
+            {"text": "x", "label": ["a"]},
+            "classification",
+            "label: expected text, a whole number or a boolean, got a list of 1.",
         ),
     ],
 )
