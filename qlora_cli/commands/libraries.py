@@ -14,8 +14,8 @@ def set_up_libraries(recipe: Recipe, *, progress: bool) -> None:
     To be called before they are imported. Ours says what matters, in one voice; their errors still come through, and
     with `progress` the bars of long loads and downloads.
     """
-    names = (recipe.base_model, recipe.dataset.train, recipe.dataset.validation)
-    go_offline_if_unreachable(name for name in names if name is not None)
+    sources = (*recipe.dataset.train_sources, *recipe.dataset.validation_sources)
+    go_offline_if_unreachable([recipe.base_model, *(source.path for source in sources)])
 
     import datasets
     import transformers

@@ -100,8 +100,12 @@ def _inner_field(field: FieldInfo, part: str | int) -> FieldInfo | None:
         if get_origin(kind) is dict and isinstance(part, str):
             return FieldInfo.from_annotation(get_args(kind)[1])
         if _is_section(kind) and isinstance(part, str):
-            return kind.model_fields.get(part)
+            return _own_field(kind, part)
     return None
+
+
+def _own_field(model: type[BaseModel], name: str) -> FieldInfo | None:
+    return model.model_fields.get(name)
 
 
 def _is_section(kind: Any) -> bool:

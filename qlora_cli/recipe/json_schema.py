@@ -38,7 +38,11 @@ def recipe_schema() -> dict[str, Any]:
             definition = definitions[field["$ref"].removeprefix("#/$defs/")]
             if "required" in definition:
                 required_in_sections[name] = {"required": definition.pop("required"), "doNotSuggest": True}
+            del definitions[field["$ref"].removeprefix("#/$defs/")]
             schema["properties"][name] = _section(name, definition, rules.get(name, []))
+    for definition in definitions.values():  # of the sections that are items of lists
+        definition["title"] = f"{definition['title'].removesuffix('Section').lower()} section"
+    schema["$defs"] = definitions
     # What a recipe that extends another leaves out, the other may say.
     schema["if"] = {"properties": {"extends": _GIVEN}, "required": ["extends"]}
     schema["else"] = {
@@ -71,6 +75,8 @@ class _EditorSchema(GenerateJsonSchema):
         if isinstance(inner.get("type"), str) and not inner.keys() & {"enum", "const"}:
             # One list of types, not two alternatives: an editor then names both when a value is neither.
             return {**inner, "type": [inner["type"], "null"]}
+        if "anyOf" in inner:
+            return {**inner, "anyOf": [*inner["anyOf"], {"type": "null"}]}
         return super().nullable_schema(schema)
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
@@ -107,12 +113,20 @@ def _section_rules() -> dict[str, list[Schema]]:
                 {"validation": _GIVEN, "validation_fraction": _GIVEN},
                 "give either validation or validation_fraction, not both",
                 "validation_fraction",
-            )
+            ),
+            _one_weight("validation"),
         ],
         "training": [
             _refuse({"max_steps": _GIVEN}, "give either max_steps or num_train_epochs, not both", "num_train_epochs")
         ],
     }
+
+
+def _one_weight(rows: str) -> Schema:
+    """The rule that the sources of `rows` have no weight, or say that it is 1."""
+    weight = {"weight": {"const": 1, "doNotSuggest": True}}
+    message = f"a weight has no meaning in {rows}, whose rows are evaluated once each"
+    return {"properties": {rows: {"items": {"properties": weight, "errorMessage": message}, "doNotSuggest": True}}}
 
 
 def _evaluation_needs_rows() -> Schema:

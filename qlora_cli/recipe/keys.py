@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from qlora_cli.errors import Mistake
 from qlora_cli.recipe.fields import all_fields, item_sections, main_field, section_at, section_fields, sections
-from qlora_cli.recipe.foreign import explain, foreign_name
+from qlora_cli.recipe.foreign import explain, foreign_name, is_anothers
 from qlora_cli.recipe.schema import FORMAT_COLUMNS
 from qlora_cli.recipe.words import alike, is_slip, misspelt, plain
 from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, shorten, value_at
@@ -28,7 +28,7 @@ _OF_A_SOURCE = {
     **dict.fromkeys(("train", "validation", "file", "files", "source", "dataset", "url", "uri"), "path"),
     **dict.fromkeys(("train_split", "validation_split"), "split"),
     **dict.fromkeys(("config", "config_name", "subset"), "hub_config"),
-    **dict.fromkeys(("ratio", "proportion", "probability", "prob", "sampling_weight", "fraction", "share"), "weight"),
+    **dict.fromkeys(("ratio", "proportion", "probability", "prob", "probabilities", "fraction", "share"), "weight"),
 }
 
 
@@ -53,8 +53,9 @@ def repair_keys(source: Source) -> list[Mistake]:
 def _section_paths(data: Value, path: Path = ()) -> list[Path]:
     """Where in the data the sections are that the grammar has, those in lists among them; outer ones first."""
     if isinstance(data, dict) and section_at(path):
-        inner = [found for key in data if key in section_fields(path) for found in _section_paths(data[key], (*path, key))]
-        return [path, *inner]
+        known = section_fields(path)
+        inner = ((*path, key) for key in data if key in known)
+        return [path, *(found for at in inner for found in _section_paths(value_at(data, at[-1:]), at))]
     items = enumerate(data if isinstance(data, list) and section_at((*path, 0)) else [])
     return [found for number, item in items for found in _section_paths(item, (*path, number))]
 
@@ -95,12 +96,12 @@ def _repair_section(source: Source, section: Path) -> list[Mistake]:
 
 
 def _read_key(key: str, section: Path, *, beside: Mapping[str, Value] | None = None) -> _Reading:
-    """What a key was taken for; `beside` is what else the section has."""
-    word = plain(key)
+    """What a key was taken for; `beside` is what the section has."""
+    word, beside = plain(key), beside or {}
     return (
-        _slip(key, word, section)
+        _slip(key, word, section, beside.get(key))
         or _dotted_name(key, section)
-        or _in_source(key, word, section, beside or {})
+        or _in_source(key, word, section, beside)
         or _misplaced(key, word, section)
         or _other_tools(key, section)
         or _alike(word, section)
@@ -129,13 +130,15 @@ def _in_source(key: str, word: str, section: Path, beside: Mapping[str, Value]) 
     return None
 
 
-def _slip(key: str, word: str, section: Path) -> _Reading | None:
+def _slip(key: str, word: str, section: Path, value: Value) -> _Reading | None:
     """Another way of writing a key of this section, a slip of one letter, or the one key that has it as a part."""
     here = section_fields(section)
     name = word if word in here else next((name for name in here if is_slip(word, name)), None)
     foreign = foreign_name(key)
-    if name and foreign and f"{foreign.here}.".startswith(f"{dotted((*section, name))}."):
-        return None  # `datasets` is not `dataset` misspelt
+    at = dotted((*section, name or ""))
+    inner = is_anothers(key) and not isinstance(value, dict)  # what a section has would be no section
+    if foreign and foreign.here and (foreign.here == at or (inner and foreign.here.startswith(f"{at}."))):
+        return None  # a list called `datasets` is not `dataset` misspelt
     if name is None and section and not (foreign and foreign.here and foreign.here.startswith(f"{section[0]}.")):
         parts = [name for name in here if word in name.split("_")]
         name = parts[0] if len(parts) == 1 else None

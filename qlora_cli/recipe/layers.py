@@ -204,8 +204,8 @@ def _numbered(words: tuple[str, ...]) -> yaml_source.Path:
     """The keys of an override, those that are numbers of items as numbers."""
     keys: yaml_source.Path = ()
     for word in words:
-        number = word.isascii() and word.isdecimal() and len(word) < _LONGEST_NUMBER and field_at((*keys, 0)) is not None
-        keys = (*keys, int(word) if number else word)
+        number = word.isascii() and word.isdecimal() and len(word) < _LONGEST_NUMBER
+        keys = (*keys, int(word) if number and field_at((*keys, 0)) is not None else word)
     return keys
 
 

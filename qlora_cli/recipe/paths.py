@@ -97,7 +97,7 @@ def _absent(keys: yaml_source.Path, value: str) -> str | None:
     return None
 
 
-_TEMPLATES = f"expected a Jinja file, the template itself, or {PLAIN_TEMPLATE}."
+_TEMPLATES = f"expected a Jinja file, the template itself, or {PLAIN_TEMPLATE}; left out, it is the tokenizer's own."
 _NO_NAME = "{} is no path that is there, and no hub name such as org/name."
 
 

@@ -33,8 +33,8 @@ _TRUE, _FALSE = {"yes", "on", "y"}, {"no", "off", "n"}
 def describe_errors(details: Sequence[ErrorDetails], places: Mapping[Path, Place]) -> list[Mistake]:
     """One mistake a place: a field that takes either of two types fails once for each in pydantic."""
     # Of what is wrong with one value, that it is of another type says the least.
-    ranked = sorted(reversed(details), key=lambda detail: not detail["type"].endswith("_type"))
-    found = {_location(detail, places): detail for detail in ranked}
+    ranked = sorted(details, key=lambda detail: detail["type"].endswith("_type"))
+    found = {_location(detail, places): detail for detail in reversed(ranked)}
     # A list with a wrong item is no text either, nor is an item with a wrong key; the inner one says more.
     outer = {path[:length] for path in found for length in range(1, len(path))}
     return [_mistake(path, found[path], places) for path in reversed(found) if path not in outer]
@@ -122,7 +122,7 @@ def _hint(got: Any, path: Path, field: FieldInfo, place: Place | None) -> tuple[
         return _from_text(got, path, field)
     if isinstance(got, float) and takes(field, int) and got.is_integer() and abs(got) < 1e15:
         return f"; write {int(got)}", str(int(got))
-    if isinstance(got, dict) and section_at((*path, 0)):
+    if isinstance(got, dict) and got.keys() & section_fields((*path, 0)):
         return "; a section is an item of a list: put `- ` before its first line", None
     if hint := takes(field, str) and _text_hint(got, place):
         return hint, None
