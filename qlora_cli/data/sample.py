@@ -149,9 +149,9 @@ def chosen_layout(sample: Sample, columns: Mapping[str, str], format: Format | L
 def format_of(columns: Mapping[str, str], format: Format | Literal["auto"] = "auto") -> Format:
     """The format whose fields `columns` names, for rows that cannot be looked at. Raises DataError if there is none."""
     wanted = _wanted(format)
-    for name in wanted:
-        if set(columns) <= {*REQUIRED[name], *OPTIONAL[name]}:
-            return name
+    fitting = [name for name in wanted if set(columns) <= {*REQUIRED[name], *OPTIONAL[name]}]
+    if fitting:  # one that needs nothing else first: text alone is no half of a text and its label
+        return next((name for name in fitting if set(REQUIRED[name]) <= set(columns)), fitting[0])
     fields = "; ".join(f"{name}: {', '.join((*REQUIRED[name], *OPTIONAL[name]))}" for name in wanted)
     raise DataError(f"expected fields of one format ({fields}), got {', '.join(columns)}.")
 

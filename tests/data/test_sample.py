@@ -171,7 +171,7 @@ def test_several_well_known_pairs() -> None:
     assert [layout.columns["completion"] for layout in found] == ["answer", "solution", "answer"]
 
 
-@pytest.mark.parametrize("columns", ["content category", "a b", "question choices", "content document"])
+@pytest.mark.parametrize("columns", ["title category", "a b", "question choices", "content document"])
 def test_columns_that_do_not_tell(columns: str) -> None:
     assert layouts(with_columns(columns)) == []
 
@@ -221,10 +221,12 @@ def test_columns_that_somebody_chose() -> None:
 def test_the_format_of_fields_alone() -> None:
     assert format_of({"completion": "x"}) == "prompt_completion"
     assert format_of({"input": "x", "output": "y"}) == "alpaca"
+    assert format_of({"text": "x"}) == "text"
+    assert format_of({"text": "x", "label": "y"}) == "classification"
     with pytest.raises(DataError) as caught:
         format_of({"prompt": "x", "output": "y"}, "alpaca")
-    assert (
-        str(caught.value) == "expected fields of one format (alpaca: instruction, output, input), got prompt, output."
+    assert str(caught.value) == (
+        "expected fields of one format (alpaca: instruction, output, input, system), got prompt, output."
     )
 
 
