@@ -79,6 +79,16 @@ class _EditorSchema(GenerateJsonSchema):
             return {**inner, "anyOf": [*inner["anyOf"], {"type": "null"}]}
         return super().nullable_schema(schema)
 
+    def union_schema(self, schema: core_schema.UnionSchema) -> JsonSchemaValue:
+        union = super().union_schema(schema)
+        sections = [part for part in union.get("anyOf", ()) if "$ref" in part]
+        if len(sections) == 1:
+            # Said so, an editor tells what is wrong in a section; of two alternatives it would take the shorter.
+            others = [part for part in union["anyOf"] if part not in sections]
+            otherwise = others[0] if len(others) == 1 else {"anyOf": others}
+            return {"if": {"type": "object", "doNotSuggest": True}, "then": sections[0], "else": otherwise}
+        return union
+
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         model = super().model_schema(schema)
         for field in model["properties"].values():
@@ -124,9 +134,9 @@ def _section_rules() -> dict[str, list[Schema]]:
 
 def _one_weight(rows: str) -> Schema:
     """The rule that the sources of `rows` have no weight, or say that it is 1."""
-    weight = {"weight": {"const": 1, "doNotSuggest": True}}
     message = f"a weight has no meaning in {rows}, whose rows are evaluated once each"
-    return {"properties": {rows: {"items": {"properties": weight, "errorMessage": message}, "doNotSuggest": True}}}
+    weight = {"weight": {"const": 1, "errorMessage": message, "doNotSuggest": True}}
+    return {"properties": {rows: {"items": {"properties": weight, "doNotSuggest": True}, "doNotSuggest": True}}}
 
 
 def _evaluation_needs_rows() -> Schema:

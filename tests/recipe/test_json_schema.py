@@ -208,8 +208,9 @@ def test_what_an_editor_knows_in_an_item_of_a_list() -> None:
     """The keys with their meanings, the formats and the fields of `columns`; what is unknown or wrong is underlined."""
     (section,) = [part for part in SCHEMA["properties"]["dataset"]["allOf"] if "additionalProperties" in part]
     alternatives = section["properties"]["train"]["anyOf"]
-    (items,) = [part["items"]["anyOf"] for part in alternatives if part["type"] == "array"]
-    assert {"$ref": "#/$defs/SourceSection"} in items
+    (items,) = [part["items"] for part in alternatives if part["type"] == "array"]
+    assert items["if"] == {"type": "object", "doNotSuggest": True}
+    assert (items["then"], items["else"]["type"]) == ({"$ref": "#/$defs/SourceSection"}, "string")
     assert SCHEMA["$defs"]["SourceSection"]["title"] == "source section"
     assert [*SCHEMA["$defs"]] == ["SourceSection"]
     for item in ({"pth": "a"}, {"path": "a", "weight": 0}, {"path": "a", "format": "x"}, {"weight": 1}, 3, "", ["a"]):
