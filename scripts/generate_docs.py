@@ -12,12 +12,20 @@ import os
 import sys
 from pathlib import Path
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_group
 from typer.testing import CliRunner
 
 from qlora_cli.cli import app
-from qlora_cli.recipe.fields import all_fields, expected, section_fields, sections, takes_environment
+from qlora_cli.recipe.fields import (
+    all_fields,
+    expected,
+    item_sections,
+    section_fields,
+    sections,
+    takes_environment,
+)
 from qlora_cli.recipe.json_schema import recipe_schema_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +48,7 @@ values of another type or out of range, fields that exclude each other, files th
 In `--set`, the value is YAML: `[q_proj, v_proj]` is a list, `null` unsets what may be null, and a whole section, as in
 `--set lora={{rank: 4}}`, takes the place of the recipe's. What a later one says ends what it excludes: `--set
 training.max_steps=20` shortens any recipe, also one that gives `num_train_epochs`; `quantization.bits=16` ends
-`quant_type` and `double_quant`, another `base_model` the `revision`, and local rows the split of a hub dataset.
+`quant_type` and `double_quant`, another `base_model` the `revision`, and local rows what is said of a hub dataset.
 
 **`extends: other.yaml`** builds on another recipe. Sections are laid over its sections key by key; any other value, a
 list or `columns` too, replaces the other's.
@@ -49,11 +57,29 @@ list or `columns` too, replaces the other's.
 path, and that nothing here has, is a hub name.
 
 **`${{NAME}}`** is replaced by the environment variable in {_ENVIRONMENT},
-and nowhere else; there, `$$` writes a dollar.
+and nowhere else; there, `$$` writes a dollar. A chat template that stands in the recipe itself is left as it is.
 
 **YAML** is read by the 1.2 core rules, with `_` between digits and without `0x` and `0o`: `2e-4` and `1_000` are
 numbers; `no`, `on` and `2024-01-01` are text. Anchors and aliases are read; tags, merge keys (`<<`), keys given twice
 and files beyond 1 MB are refused.
+"""
+
+
+_ITEMS = """An item of the list is text, such as there is in place of the list, or has fields of its own:
+
+```yaml
+dataset:
+  train:
+    - data/mine.jsonl
+    - path: openai/gsm8k
+      hub_config: main
+      format: prompt_completion
+      columns: {prompt: question, completion: answer}
+      weight: 0.5
+```
+
+In `--set`, `dataset.train.1.weight=2` changes the second item, numbered from 0, and `dataset.train=[a.jsonl, b.jsonl]`
+all of them.
 """
 
 
@@ -63,7 +89,21 @@ def recipe_page() -> str:
     parts = [_RECIPE_HEAD, "## Top level\n", _table(top)]
     for name, model in sections().items():
         parts += [f"## `{name}`\n", f"{(model.__doc__ or '').strip()}\n", _table(section_fields((name,)))]
+        parts += _item_tables(name)
     return "\n".join(parts)
+
+
+def _item_tables(section: str) -> list[str]:
+    """The fields of the sections that are items of lists in this section."""
+    lists: dict[type[BaseModel], list[str]] = {}
+    for path, model in item_sections():
+        if path[0] == section:
+            lists.setdefault(model, []).append(f"`{'.'.join(path)}`")
+    parts = []
+    for model, names in lists.items():
+        parts += [f"### An item of {' or '.join(names)}\n", f"{(model.__doc__ or '').strip()}\n"]
+        parts += [_ITEMS, _table(dict(model.model_fields))]
+    return parts
 
 
 def commands_page() -> str:

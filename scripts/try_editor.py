@@ -5,8 +5,8 @@ python scripts/try_editor.py                 takes the one on PATH or in node_mo
 python scripts/try_editor.py --server PATH
 
 The documents are opened as if they lay in recipes/, but nothing is written. Prints what is underlined, offered and
-told. Exits 1 if a misspelt key is not underlined, `quant_type` or its values are not offered, or anything in a shipped
-recipe is underlined; 2 if there is no server.
+told. Exits 1 if a misspelt key is not underlined, a key or a value that fits is not offered, or anything in a
+shipped recipe is underlined; 2 if there is no server.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ quantization:
 lora:
   rnk: 4
 dataset:
-  train: rows.jsonl
+  train:
+    - rows.jsonl
+    - pth: more.jsonl
   format: chatml
   max_length: long
 training:
@@ -50,6 +52,7 @@ output_dir: runs/mine
 # The cursor is at the bar.
 AT_TOP = f"{MODELINE}|\n"
 UNDER_SECTION = f"{MODELINE}quantization:\n  |\n"
+IN_ITEM = f"{MODELINE}dataset:\n  train:\n    - path: rows.jsonl\n      |\n"
 AFTER_KEY = f"{MODELINE}quantization:\n  quant_type: |\n"
 ON_KEY = f"{MODELINE}quantization:\n  quant|_type: nf4\n"
 
@@ -149,9 +152,10 @@ def show(server: Server) -> list[str]:
         print(f"  {number + 1:2}  {line}".rstrip())
         for start, end, message in _marks(diagnostics, number):
             print(f"      {' ' * start}{'~' * (end - start)} {message}")
-    top, under, after = (server.offered(text) for text in (AT_TOP, UNDER_SECTION, AFTER_KEY))
+    top, under, item, after = (server.offered(text) for text in (AT_TOP, UNDER_SECTION, IN_ITEM, AFTER_KEY))
     print(f"\nOffered\n\n  at the top:             {', '.join(top)}")
-    print(f"  under `quantization:`:  {', '.join(under)}\n  after `quant_type: `:   {', '.join(after)}")
+    print(f"  under `quantization:`:  {', '.join(under)}")
+    print(f"  in an item of `train:`: {', '.join(item)}\n  after `quant_type: `:   {', '.join(after)}")
     told = server.at_cursor("hover", ON_KEY)["contents"]["value"].replace("\n\n", "\n").splitlines()
     print("\nTold of `quant_type`\n")
     print("\n".join(f"  {line}" for line in told if not line.startswith("Source:")))
@@ -159,10 +163,11 @@ def show(server: Server) -> list[str]:
     shipped = {path.name: server.open(path.read_text(encoding="utf-8"))[1] for path in sorted(RECIPES.glob("*.yaml"))}
     for name, found in shipped.items():
         print(f"  {name:20} {'; '.join(d['message'] for d in found) or 'nothing'}")
-    misspelt = MISTAKES[: MISTAKES.index("rnk")].count("\n")
+    lines = {key: MISTAKES[: MISTAKES.index(key)].count("\n") for key in ("rnk", "pth")}
     checks = {
-        "the misspelt key `rnk` is not underlined": _marks(diagnostics, misspelt) != [],
+        **{f"the misspelt key `{key}` is not underlined": _marks(diagnostics, n) != [] for key, n in lines.items()},
         "`quant_type` is not offered": "quant_type" in under,
+        "`weight` is not offered in an item of `train`": "weight" in item,
         "the values of `quant_type` are not offered": {"nf4", "fp4"} <= set(after),
         "a shipped recipe has something underlined": bool(shipped) and not any(shipped.values()),
     }

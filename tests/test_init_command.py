@@ -192,6 +192,30 @@ def test_set_writes_what_it_sets() -> None:
     assert (recipe.dataset.validation, recipe.dataset.validation_fraction) == (None, None)
 
 
+def test_a_list_of_sources_is_for_the_recipe() -> None:
+    """The questions are about one source; nothing is written."""
+    told = init("--set", "dataset.train=[a.jsonl, b.jsonl]", code=2).stderr
+    message = "init asks about one source; give one, and list the others in the recipe"
+    assert told == f"error: --set dataset.train: {message}\n"
+    assert not RECIPE.exists()
+
+
+def test_what_set_says_of_rows_and_templates_is_written() -> None:
+    """A template that stands in the recipe keeps its dollars."""
+    rows("train.jsonl", "prompt", "completion")
+    template = "{{ '${HOME} $$' }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    init("--set", f"dataset.chat_template={json.dumps(template)}", "--set", "dataset.packing=true")
+    assert (written().dataset.chat_template, written().dataset.packing) == (template, True)
+
+
+def test_shared_conversations() -> None:
+    """ShareGPT's turns need no word: `auto` sees them."""
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    Path("train.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    init()
+    assert (written().dataset.format, written().dataset.columns) == ("auto", {})
+
+
 def test_a_flag_beats_set() -> None:
     init("--set", "output_dir=a", "--output-dir", "b")
     assert written().output_dir == "b"

@@ -18,18 +18,18 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_five_questions_at_most() -> None:
     """In this order, each with its default; the fourth only because the columns do not tell."""
     model("models/tiny")
-    rows("train.jsonl", "sentence", "label")
-    person = Person({"Columns": "sentence, label"})
+    rows("train.jsonl", "remark", "verdict")
+    person = Person({"Columns": "remark, verdict"})
     answers = ask(person)
     assert person.asked == [
         ("Base model (hub name or folder)", "models/tiny"),
         ("Rows to learn (file, folder, glob or hub name)", "train.jsonl"),
         ("Held-out rows (file, or a share of the rows; 0: none)", "0.05"),
-        ("Columns of the prompt and the answer (there are sentence, label)", None),
+        ("Columns of the prompt and the answer (there are remark, verdict)", None),
         ("Run folder", "runs/tiny"),
     ]
-    assert person.told == ["3 rows with the columns sentence, label"]
-    assert answers.columns == {"prompt": "sentence", "completion": "label"}
+    assert person.told == ["3 rows with the columns remark, verdict"]
+    assert answers.columns == {"prompt": "remark", "completion": "verdict"}
 
 
 def test_rows_among_several_files_are_not_guessed() -> None:
@@ -145,7 +145,7 @@ def test_columns_of_hub_rows_are_asked_for() -> None:
     assert ask(person).columns == {"prompt": "q", "completion": "a"}
     assert [text.split(",")[0] for text in person.told] == [
         "expected the columns of the prompt and of the answer",
-        "expected fields of one format (messages: messages; alpaca: instruction",
+        "expected fields of one format (messages: messages",
     ]
     person = Person({"Rows": "openai/gsm8k"})
     assert ask(person).columns == {"prompt": "question", "completion": "answer"}

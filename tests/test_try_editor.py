@@ -67,7 +67,9 @@ def test_a_server_that_sees_nothing(tmp_path: Path) -> None:
     done = try_editor("--server", program(tmp_path / "server", BLIND_SERVER), folder=tmp_path)
     assert done.stderr == (
         "error: the misspelt key `rnk` is not underlined\n"
+        "error: the misspelt key `pth` is not underlined\n"
         "error: `quant_type` is not offered\n"
+        "error: `weight` is not offered in an item of `train`\n"
         "error: the values of `quant_type` are not offered\n"
     )
     assert done.returncode == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qlora_cli.commands.replies import read_columns, understood
+from qlora_cli.errors import RequestError
 from qlora_cli.recipe.data_files import shown_path
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.paths import is_local
@@ -76,8 +77,10 @@ def _set_fields(section: Section) -> dict[str, Any]:
     return {name: _set_fields(value) if isinstance(value, Section) else value for name, value in values}
 
 
-def _path_said(key: str, value: str) -> Said | None:
+def _path_said(key: str, value: str | list[Any]) -> Said | None:
     """The value of a field that names a path or something on the hub, near to how it was typed."""
+    if isinstance(value, list):
+        raise RequestError(f"--set {key}: init asks about one source; give one, and list the others in the recipe")
     if value == _NOBODY:
         return None
     short = shown_path(Path(value)) if is_local(value) else value

@@ -56,6 +56,10 @@ _PAIRS: dict[str, tuple[str, ...]] = {
 _INSTRUCTIONS = ("question", "instruction", "query", "prompt", "problem")
 _CONTEXTS = ("context", "input")
 _CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+_TURN_KEYS: dict[str, tuple[str, str]] = {"messages": ("role", "content"), "conversations": ("from", "value")}
+# Texts and what they are told to be: few names, since a text beside some category may as well be learned itself.
+_JUDGED = ("text", "sentence", "review", "tweet", "utterance")
+_LABELS = ("label", "labels", "sentiment", "intent")
 _PASSAGES = ("content", "document", "passage", "body", "article", "story")
 
 # Byte-level tokenizers make at most a token of every byte. Of letters and spaces they make far fewer, about one of
@@ -119,17 +123,16 @@ def take_sample(name: str) -> Sample:
 def layouts(sample: Sample, format: Format | Literal["auto"] = "auto") -> list[Layout]:
     """What the columns may mean, the likeliest first: none if they do not tell, one if they do.
 
-    Columns named as a format's fields are that format. Raises DataError for conversations in a shape that is not read.
+    Columns named as a format's fields are that format, but for turns of ShareGPT's in a column called messages.
     """
     wanted = _wanted(format)
     exact = [name for name in wanted if all(column in sample.columns for column in REQUIRED[name])]
-    if exact:
+    if exact and not (exact[0] == "messages" and _holds_turns(sample, "messages", *_TURN_KEYS["conversations"])):
         return [_layout(sample, exact[0], {})]
     known = {column.strip().lower(): column for column in reversed(sample.columns)}
     for name in wanted:
         if found := [_layout(sample, name, columns) for columns in _likely_columns(sample, name, known)]:
             return found
-    _refuse_other_conversations(sample, known)
     return []
 
 
@@ -142,9 +145,9 @@ def chosen_layout(sample: Sample, columns: Mapping[str, str], format: Format | L
 def format_of(columns: Mapping[str, str], format: Format | Literal["auto"] = "auto") -> Format:
     """The format whose fields `columns` names, for rows that cannot be looked at. Raises DataError if there is none."""
     wanted = _wanted(format)
-    for name in wanted:
-        if set(columns) <= {*REQUIRED[name], *OPTIONAL[name]}:
-            return name
+    fitting = [name for name in wanted if set(columns) <= {*REQUIRED[name], *OPTIONAL[name]}]
+    if fitting:  # one that needs nothing else first: text alone is no half of a text and its label
+        return next((name for name in fitting if set(REQUIRED[name]) <= set(columns)), fitting[0])
     fields = "; ".join(f"{name}: {', '.join((*REQUIRED[name], *OPTIONAL[name]))}" for name in wanted)
     raise DataError(f"expected fields of one format ({fields}), got {', '.join(columns)}.")
 
@@ -184,9 +187,9 @@ def _layout(sample: Sample, format: Format, columns: Mapping[str, str]) -> Layou
 
 def _likely_columns(sample: Sample, format: Format, known: dict[str, str]) -> list[dict[str, str]]:
     """`dataset.columns`, in full, for the columns that are `known` by their lower-case names."""
-    if format == "messages":
+    if format in _TURN_KEYS:
         names = [known[name] for name in _CONVERSATIONS if name in known]
-        return [{"messages": name} for name in names if _holds_turns(sample, name, "role", "content")]
+        return [{format: name} for name in names if _holds_turns(sample, name, *_TURN_KEYS[format])]
     texts = {name: column for name, column in known.items() if _holds_text(sample, column)}
     pairs = [(p, c) for p, answers in _PAIRS.items() for c in answers if p in texts and c in texts]
     instructed = [(p, c, x) for p, c in pairs for x in _CONTEXTS if p in _INSTRUCTIONS and x in texts]
@@ -194,6 +197,9 @@ def _likely_columns(sample: Sample, format: Format, known: dict[str, str]) -> li
         return [{"instruction": texts[p], "input": texts[x], "output": texts[c]} for p, c, x in instructed]
     if format == "prompt_completion":
         return [{"prompt": texts[p], "completion": texts[c]} for p, c in pairs]
+    if format == "classification":
+        labels = [known[name] for name in _LABELS if name in known and _holds_labels(sample, known[name])]
+        return [{"text": texts[name], "label": label} for name in _JUDGED if name in texts for label in labels]
     passages = [texts[name] for name in _PASSAGES if name in texts]
     if not passages and len(known) == 1:  # a word, and not the first row of a file that has no header
         passages = [column for name, column in texts.items() if re.fullmatch(r"\w{1,30}", name)]
@@ -204,19 +210,14 @@ def _holds_text(sample: Sample, column: str) -> bool:
     return all(isinstance(row.get(column), str | None) for _, row in sample.rows[:100])
 
 
+def _holds_labels(sample: Sample, column: str) -> bool:
+    return all(isinstance(row.get(column), str | int | None) for _, row in sample.rows[:100])
+
+
 def _holds_turns(sample: Sample, column: str, *keys: str) -> bool:
     values = [row[column] for _, row in sample.rows[:100] if row.get(column)]
     turns = [turn for value in values if isinstance(value, list) for turn in value]
     return bool(turns) and all(isinstance(turn, dict) and turn.keys() >= set(keys) for turn in turns)
-
-
-def _refuse_other_conversations(sample: Sample, known: dict[str, str]) -> None:
-    for name in _CONVERSATIONS:
-        if name in known and _holds_turns(sample, known[name], "from", "value"):
-            raise DataError(
-                f"{sample.source}: {known[name]} holds turns of from and value; expected role (system, user, assistant "
-                f"or tool) and content. Rewrite them so."
-            )
 
 
 def _bound(example: Example) -> int:

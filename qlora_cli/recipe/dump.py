@@ -5,9 +5,8 @@ from __future__ import annotations
 import yaml
 
 from qlora_cli.recipe import yaml_source
-from qlora_cli.recipe.fields import all_fields, takes_environment
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.recipe.substitution import escape
+from qlora_cli.recipe.substitution import escape_all
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -18,12 +17,7 @@ def dump_recipe(recipe: Recipe) -> str:
         del data["training"]["num_train_epochs"]
     if recipe.quantization.bits == 16:
         del data["quantization"]["quant_type"], data["quantization"]["double_quant"]
-    for path, _ in all_fields():
-        section = data[path[0]] if len(path) > 1 else data
-        name = path[-1]
-        if takes_environment(path) and isinstance(section.get(name), str):
-            section[name] = escape(section[name])
-    return yaml.dump(data, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(escape_all(data), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
 
 
 class RecipeDumper(yaml.SafeDumper):

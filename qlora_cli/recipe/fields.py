@@ -22,17 +22,38 @@ def sections() -> dict[str, type[BaseModel]]:
     }
 
 
+def item_sections() -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """Every field that may be a list with sections in it, with its path and the section that an item is."""
+    for path, _ in all_fields():
+        if model := section_at((*path, 0)):
+            yield path, model
+
+
+def section_at(path: Path) -> type[BaseModel] | None:
+    """The section that stands, or may stand, at `path`: the recipe itself for (); None if there is no such section."""
+    field = field_at(path)
+    kinds = [_plain(part) for part in _alternatives(field.annotation)] if field else []
+    return next((kind for kind in kinds if _is_section(kind)), None) if path else Recipe
+
+
 def section_fields(path: Path) -> dict[str, FieldInfo]:
     """The fields of the section at `path`, of the top level for (); empty if there is no such section."""
-    if not path:
-        return dict(Recipe.model_fields)
-    model = sections().get(str(path[0])) if len(path) == 1 else None
+    model = section_at(path)
     return dict(model.model_fields) if model else {}
 
 
 def field_at(path: Path) -> FieldInfo | None:
-    """The field at `path`, or None."""
-    return section_fields(path[:-1]).get(str(path[-1])) if path else None
+    """The field at `path`, or None. An item of a list is one, and so is a value of a mapping."""
+    field = Recipe.model_fields.get(str(path[0])) if path else None
+    for part in path[1:]:
+        field = _inner_field(field, part) if field is not None else None
+    return field
+
+
+def main_field(model: type[BaseModel]) -> str | None:
+    """The one field of a section that must be given, if it is one: what the section is about."""
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    return required[0] if len(required) == 1 else None
 
 
 def all_fields() -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
@@ -53,18 +74,42 @@ def takes_environment(path: Path) -> bool:
 
 def choices(field: FieldInfo) -> tuple[Any, ...]:
     """The values to choose from, if the field has a choice."""
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return next((get_args(part) for part in _alternatives(field.annotation) if get_origin(part) is Literal), ())
 
 
 def takes(field: FieldInfo, kind: type) -> bool:
-    """Whether values of this plain type, such as `bool` or `str`, are among what the field takes."""
-    return any(_plain(part) is kind for part in _alternatives(field.annotation))
+    """Whether values of this plain type, such as `bool` or `list`, are among what the field takes."""
+    parts = [_plain(part) for part in _alternatives(field.annotation)]
+    return any(part is kind or get_origin(part) is kind for part in parts)
 
 
-def expected(field: FieldInfo) -> str:
-    """What the field takes: "a whole number above 0", "nf4 or fp4", "text or null"."""
-    parts = [_in_words(part, field.metadata) for part in _alternatives(field.annotation)]
-    return _either(parts)
+def expected(field: FieldInfo, kind: type | None = None) -> str:
+    """What the field takes: "a whole number above 0", "nf4 or fp4", "text or null"; or what of one `kind` it takes."""
+    found = [part for part in _alternatives(field.annotation) if kind is None or _plain(part) is kind]
+    return _either([_in_words(part, field.metadata) for part in found])
+
+
+def _inner_field(field: FieldInfo, part: str | int) -> FieldInfo | None:
+    """What is in a field: by its number in a list, or by its key."""
+    for kind in (_plain(alternative) for alternative in _alternatives(field.annotation)):
+        if get_origin(kind) is list and isinstance(part, int):
+            item = FieldInfo.from_annotation(get_args(kind)[0])
+            if field.json_schema_extra == ENVIRONMENT:
+                item.json_schema_extra = ENVIRONMENT
+            return item
+        if get_origin(kind) is dict and isinstance(part, str):
+            return FieldInfo.from_annotation(get_args(kind)[1])
+        if _is_section(kind) and isinstance(part, str):
+            return _own_field(kind, part)
+    return None
+
+
+def _own_field(model: type[BaseModel], name: str) -> FieldInfo | None:
+    return model.model_fields.get(name)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -81,13 +126,17 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) is Literal:
         return _either([str(value) for value in get_args(annotation)])
     if get_origin(annotation) is list:
-        return f"a list of {_in_words(get_args(annotation)[0], [])}"
+        return f"a list of {' and '.join(_in_plural(part) for part in _alternatives(get_args(annotation)[0]))}"
     if get_origin(annotation) is dict:
         return "a mapping such as {prompt: question}"
     names = {str: "text", bool: "true or false", types.NoneType: "null", int: "a whole number", float: "a number"}
     if annotation in (int, float):
         return f"{names[annotation]}{_bounds(metadata, whole=annotation is int)}"
     return names.get(annotation, "a section")
+
+
+def _in_plural(annotation: Any) -> str:
+    return "sections" if _is_section(_plain(annotation)) else _in_words(annotation, [])
 
 
 def _bounds(metadata: list[Any], *, whole: bool) -> str:

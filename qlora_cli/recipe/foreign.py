@@ -39,6 +39,11 @@ def foreign_name(key: str) -> ForeignName | None:
     return _NAMES.get(_compact(key))
 
 
+def is_anothers(key: str) -> bool:
+    """Whether a key is another tool's name to the letter."""
+    return key in _WRITTEN
+
+
 def explain(key: str, name: ForeignName) -> str:
     """A sentence without its full stop: whose name it is, and what to write here."""
     whose = f"`{key}` is {name.tool}'s name; "
@@ -81,9 +86,9 @@ def _compact(word: str) -> str:
 
 
 _NAMES: Mapping[str, ForeignName] = {_compact(name): meaning for name, meaning in all_foreign_names()}
+_WRITTEN = frozenset(name for name, _ in all_foreign_names())
 
-# Our values and other tools' words for them. What has no value here has no word: 16-bit floats, cuda:1, and ShareGPT's
-# {from, value} turns, which the format `messages` does not read.
+# Our values and other tools' words for them. What has no value here has no word: 16-bit floats, cuda:1.
 FOREIGN_VALUES: Mapping[str, Mapping[str, str]] = {
     "task": {"causal_lm": "CAUSAL_LM clm sft AutoModelForCausalLM text-generation language-modeling"},
     "quantization.quant_type": {"nf4": "NF4 bnb.nf4 bnb_nf4 nf4-dq", "fp4": "FP4 bnb.fp4 bnb_fp4 fp4-dq"},
@@ -94,10 +99,18 @@ FOREIGN_VALUES: Mapping[str, Mapping[str, str]] = {
     "lora.target_modules": {"all-linear": "all all_linear all-linear-layers linear"},
     "dataset.format": {
         "messages": "chat chat_template chatml openai conversational chat_dataset",
+        "conversations": "sharegpt sharegpt_dataset vicuna",
         "alpaca": "instruction alpaca_dataset alpaca_cleaned_dataset",
         "prompt_completion": "prompt-completion completions",
+        "classification": "text-classification sequence-classification",
         "text": "completion pretrain pretraining language-modeling text_completion_dataset",
     },
+    "dataset.supervise": {
+        "all_assistant": "train_on_assistant assistant",
+        "last_assistant": "train_on_last last",
+        "everything": "train_on_all all",
+    },
+    "dataset.on_bad_row": {"error": "raise fail", "skip": "drop ignore"},
     "dataset.overlong": {"error": "raise", "truncate": "truncation keep_start"},
     "training.lr_scheduler_type": {
         "linear": "linear_with_warmup get_linear_schedule_with_warmup",

@@ -38,7 +38,11 @@ def recipe_schema() -> dict[str, Any]:
             definition = definitions[field["$ref"].removeprefix("#/$defs/")]
             if "required" in definition:
                 required_in_sections[name] = {"required": definition.pop("required"), "doNotSuggest": True}
+            del definitions[field["$ref"].removeprefix("#/$defs/")]
             schema["properties"][name] = _section(name, definition, rules.get(name, []))
+    for definition in definitions.values():  # of the sections that are items of lists
+        definition["title"] = f"{definition['title'].removesuffix('Section').lower()} section"
+    schema["$defs"] = definitions
     # What a recipe that extends another leaves out, the other may say.
     schema["if"] = {"properties": {"extends": _GIVEN}, "required": ["extends"]}
     schema["else"] = {
@@ -71,7 +75,19 @@ class _EditorSchema(GenerateJsonSchema):
         if isinstance(inner.get("type"), str) and not inner.keys() & {"enum", "const"}:
             # One list of types, not two alternatives: an editor then names both when a value is neither.
             return {**inner, "type": [inner["type"], "null"]}
+        if "anyOf" in inner:
+            return {**inner, "anyOf": [*inner["anyOf"], {"type": "null"}]}
         return super().nullable_schema(schema)
+
+    def union_schema(self, schema: core_schema.UnionSchema) -> JsonSchemaValue:
+        union = super().union_schema(schema)
+        sections = [part for part in union.get("anyOf", ()) if "$ref" in part]
+        if len(sections) == 1:
+            # Said so, an editor tells what is wrong in a section; of two alternatives it would take the shorter.
+            others = [part for part in union["anyOf"] if part not in sections]
+            otherwise = others[0] if len(others) == 1 else {"anyOf": others}
+            return {"if": {"type": "object", "doNotSuggest": True}, "then": sections[0], "else": otherwise}
+        return union
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         model = super().model_schema(schema)
@@ -107,12 +123,20 @@ def _section_rules() -> dict[str, list[Schema]]:
                 {"validation": _GIVEN, "validation_fraction": _GIVEN},
                 "give either validation or validation_fraction, not both",
                 "validation_fraction",
-            )
+            ),
+            _one_weight("validation"),
         ],
         "training": [
             _refuse({"max_steps": _GIVEN}, "give either max_steps or num_train_epochs, not both", "num_train_epochs")
         ],
     }
+
+
+def _one_weight(rows: str) -> Schema:
+    """The rule that the sources of `rows` have no weight, or say that it is 1."""
+    message = f"a weight has no meaning in {rows}, whose rows are evaluated once each"
+    weight = {"weight": {"const": 1, "errorMessage": message, "doNotSuggest": True}}
+    return {"properties": {rows: {"items": {"properties": weight, "doNotSuggest": True}, "doNotSuggest": True}}}
 
 
 def _evaluation_needs_rows() -> Schema:

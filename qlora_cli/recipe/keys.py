@@ -6,11 +6,12 @@ same breath. The mistake itself stays one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from qlora_cli.errors import Mistake
-from qlora_cli.recipe.fields import all_fields, section_fields, sections
-from qlora_cli.recipe.foreign import explain, foreign_name
+from qlora_cli.recipe.fields import all_fields, item_sections, main_field, section_at, section_fields, sections
+from qlora_cli.recipe.foreign import explain, foreign_name, is_anothers
 from qlora_cli.recipe.schema import FORMAT_COLUMNS
 from qlora_cli.recipe.words import alike, is_slip, misspelt, plain
 from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, shorten, value_at
@@ -21,6 +22,14 @@ _DATASET: Path = ("dataset",)
 _ROWS = dict.fromkeys(("file", "files", "name", "path", "train_file", "train_data"), "train") | dict.fromkeys(
     ("test", "val", "valid", "dev", "eval", "evaluation", "validation_file", "test_file", "held_out"), "validation"
 )
+# Lists of sources, and what is said of a source by the dataset's names, or by others.
+_SOURCES: tuple[Path, ...] = ((*_DATASET, "train"), (*_DATASET, "validation"))
+_OF_A_SOURCE = {
+    **dict.fromkeys(("train", "validation", "file", "files", "source", "dataset", "url", "uri"), "path"),
+    **dict.fromkeys(("train_split", "validation_split"), "split"),
+    **dict.fromkeys(("config", "config_name", "subset"), "hub_config"),
+    **dict.fromkeys(("ratio", "proportion", "probability", "prob", "probabilities", "fraction", "share"), "weight"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,20 @@ class _Reading:
 def repair_keys(source: Source) -> list[Mistake]:
     """Every unknown key as a mistake; in `source` each is moved to the field that was meant, or taken out."""
     mistakes: list[Mistake] = []
-    places: list[Path] = [(), *((name,) for name in sections())]
     # What is moved into a section that was looked at before may be wrong itself.
-    while found := [mistake for place in places for mistake in _repair_section(source, place)]:
+    while found := [mistake for place in _section_paths(source.data) for mistake in _repair_section(source, place)]:
         mistakes += found
     return mistakes
+
+
+def _section_paths(data: Value, path: Path = ()) -> list[Path]:
+    """Where in the data the sections are that the grammar has, those in lists among them; outer ones first."""
+    if isinstance(data, dict) and section_at(path):
+        known = section_fields(path)
+        inner = ((*path, key) for key in data if key in known)
+        return [path, *(found for at in inner for found in _section_paths(value_at(data, at[-1:]), at))]
+    items = enumerate(data if isinstance(data, list) and section_at((*path, 0)) else [])
+    return [found for number, item in items for found in _section_paths(item, (*path, number))]
 
 
 def _repair_section(source: Source, section: Path) -> list[Mistake]:
@@ -48,11 +66,12 @@ def _repair_section(source: Source, section: Path) -> list[Mistake]:
     unknown = [key for key in data if key not in known] if isinstance(data, dict) else []
     if not isinstance(data, dict) or not unknown:
         return []
-    where = f"`{section[0]}`" if section else "the top level"
+    where = f"`{dotted(section)}`" if section else "the top level"
     allowed = f"{where} takes {', '.join(known)}"
     mistakes = []
     for key in unknown[:_MANY_KEYS]:
-        reading, path = _read_key(key, section), (*section, key)
+        path = (*section, key)
+        reading = _read_key(key, section, beside=data)
         mistakes.append(
             Mistake(
                 source.places[path].key,
@@ -76,11 +95,13 @@ def _repair_section(source: Source, section: Path) -> list[Mistake]:
     return mistakes
 
 
-def _read_key(key: str, section: Path) -> _Reading:
-    word = plain(key)
+def _read_key(key: str, section: Path, *, beside: Mapping[str, Value] | None = None) -> _Reading:
+    """What a key was taken for; `beside` is what the section has."""
+    word, beside = plain(key), beside or {}
     return (
-        _slip(key, word, section)
+        _slip(key, word, section, beside.get(key))
         or _dotted_name(key, section)
+        or _in_source(key, word, section, beside)
         or _misplaced(key, word, section)
         or _other_tools(key, section)
         or _alike(word, section)
@@ -88,13 +109,36 @@ def _read_key(key: str, section: Path) -> _Reading:
     )
 
 
-def _slip(key: str, word: str, section: Path) -> _Reading | None:
+def _in_source(key: str, word: str, section: Path, beside: Mapping[str, Value]) -> _Reading | None:
+    """A key of one of several sources, by the name of what the dataset says for all of them, or by another."""
+    if section[:-1] not in _SOURCES:
+        return None
+    here, foreign = section_fields(section), foreign_name(key)
+    name = _OF_A_SOURCE.get(word)
+    if word == "name":  # beside a path, other tools call the configuration so
+        name = "hub_config" if "path" in beside else "path"
+    if name:
+        return _did_you_mean((*section, name), f"`{name}`")
+    of_dataset = (foreign.here or "").removeprefix("dataset.") if foreign else ""
+    name = of_dataset if of_dataset in here else _OF_A_SOURCE.get(of_dataset)
+    if foreign and name:
+        at = (*section, name)
+        return _Reading(explain(key, replace(foreign, here=dotted(at))), at, foreign.same_value)
+    if any(word in columns.fields for columns in FORMAT_COLUMNS.values()):
+        at = (*section, "columns")
+        return _Reading(f"`{shorten(key)}` belongs under `{dotted(at)}`", at, movable=False)
+    return None
+
+
+def _slip(key: str, word: str, section: Path, value: Value) -> _Reading | None:
     """Another way of writing a key of this section, a slip of one letter, or the one key that has it as a part."""
     here = section_fields(section)
     name = word if word in here else next((name for name in here if is_slip(word, name)), None)
     foreign = foreign_name(key)
-    if foreign and foreign.here == dotted((*section, name or "")):
-        return None  # `datasets` is not `dataset` misspelt
+    at = dotted((*section, name or ""))
+    inner = is_anothers(key) and not isinstance(value, dict)  # what a section has would be no section
+    if foreign and foreign.here and (foreign.here == at or (inner and foreign.here.startswith(f"{at}."))):
+        return None  # a list called `datasets` is not `dataset` misspelt
     if name is None and section and not (foreign and foreign.here and foreign.here.startswith(f"{section[0]}.")):
         parts = [name for name in here if word in name.split("_")]
         name = parts[0] if len(parts) == 1 else None
@@ -118,6 +162,10 @@ def _misplaced(key: str, word: str, section: Path) -> _Reading | None:
     if homes:
         place = f"under `{homes[0][0]}`" if len(homes[0]) > 1 else "at the top level"
         return _Reading(f"`{shorten(key)}` belongs {place}", homes[0])
+    for path, model in item_sections():
+        if word in model.model_fields and word not in _ROWS and foreign_name(key) is None:
+            example = f"[{{{main_field(model)}: ..., {word}: ...}}]"
+            return _Reading(f"`{shorten(key)}` belongs to an item of `{dotted(path)}`, as in {example}")
     if section and word in section_fields(()):
         return _Reading(f"`{shorten(key)}` belongs at the top level", (word,))
     if section in ((), _DATASET) and any(word in columns.fields for columns in FORMAT_COLUMNS.values()):
@@ -156,13 +204,14 @@ def _did_you_mean(path: Path, name: str, *, movable: bool = True) -> _Reading:
 
 def _put(source: Source, path: Path, meant: Path, value: Value) -> None:
     """Move a value with the places of everything in it; what stands there already goes before."""
-    target: dict[str, Value] = source.data
-    for part in meant[:-1]:
-        inner = target.setdefault(str(part), {})
-        if not isinstance(inner, dict):
-            return
-        target = inner
-        source.places.setdefault((part,), source.places[path])
+    target: Value = source.data
+    for length, part in enumerate(meant[:-1], 1):
+        if isinstance(target, dict):
+            target.setdefault(str(part), {})
+        target = value_at(target, (part,))
+        source.places.setdefault(meant[:length], source.places[path])
+    if not isinstance(target, dict):
+        return
     name = str(meant[-1])
     present = target.setdefault(name, value)
     if present is not value:

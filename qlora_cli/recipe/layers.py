@@ -14,6 +14,7 @@ from pathlib import Path
 from qlora_cli.errors import Mistake, Position, RecipeError
 from qlora_cli.recipe import yaml_source
 from qlora_cli.recipe.data_files import near_name
+from qlora_cli.recipe.fields import field_at, main_field, section_at
 from qlora_cli.recipe.keys import repair_keys
 from qlora_cli.recipe.paths import LONGEST_PATH, expand_home, resolve_paths
 from qlora_cli.recipe.rules import displaced
@@ -23,6 +24,7 @@ from qlora_cli.recipe.yaml_source import Place, Source, Value, shorten, value_at
 
 _EXTENDS: yaml_source.Path = ("extends",)
 _MAX_CHAIN = 20
+_LONGEST_NUMBER = 6  # digits: no list has as many items
 _SECTIONS_DEEP = 1  # levels of mappings that files are laid over each other in
 
 
@@ -37,7 +39,7 @@ class Stack(Source):
     def lay(self, source: Source, folder: Path, *, depth: int = _SECTIONS_DEEP) -> None:
         """Lay a source, whose paths are relative to `folder`, over what there is."""
         self.mistakes += substitute(source)
-        resolve_paths(source.data, folder)
+        source.data = resolve_paths(source.data, folder)
         self._layers += 1
         for path, value in _settings(source.data):
             if value_at(self.data, path) != value:  # said again, it is no change
@@ -55,20 +57,38 @@ class Stack(Source):
     def settle(self) -> None:
         """Take out what no longer holds under a later layer."""
         first = self._first_override or self._layers + 1
-        for path in displaced(self.data, self._set_by, first):
-            section = value_at(self.data, path[:-1])
-            if isinstance(section, dict):
-                section.pop(str(path[-1]), None)
-                self._forget(path)
+        # What is taken out may leave more without a use.
+        while gone := displaced(self.data, self._set_by, first):
+            for path in gone:
+                section = value_at(self.data, path[:-1])
+                if isinstance(section, dict):
+                    section.pop(str(path[-1]), None)
+                    self._forget(path)
 
     def _lay(self, below: dict[str, Value], above: dict[str, Value], path: yaml_source.Path, depth: int) -> None:
         for key, value in above.items():
             inner = below.get(key)
             if depth and isinstance(value, dict) and isinstance(inner, dict):
                 self._lay(inner, value, (*path, key), depth - 1)
+            elif depth and isinstance(value, list) and isinstance(inner, list):
+                self._lay_item(inner, value, (*path, key), depth - 1)
             else:
                 self._forget((*path, key))
                 below[key] = value
+
+    def _lay_item(self, below: list[Value], above: list[Value], path: yaml_source.Path, depth: int) -> None:
+        """Lay the one item that an override names, the last of `above`."""
+        number = len(above) - 1
+        at, value = (*path, number), above[number]
+        section, inner = section_at(at), below[number]
+        if depth and isinstance(value, dict) and isinstance(inner, str) and section and (main := main_field(section)):
+            inner = {main: inner}  # what was only named becomes the section that it stands for
+        if depth and isinstance(value, dict) and isinstance(inner, dict):
+            self._lay(inner, value, at, depth - 1)
+        else:
+            self._forget(at)
+            inner = value
+        below[number] = inner
 
     def _forget(self, path: yaml_source.Path) -> None:
         for known in [known for known in self.places if known[: len(path)] == path]:
@@ -139,10 +159,14 @@ def _lay_parent(stack: Stack, parent: Path, chain: tuple[Path, ...]) -> str | No
 def lay_override(stack: Stack, override: str) -> None:
     """Lay one `key.path=value` over the stack; its place is the argument itself."""
     name, _, text = override.partition("=")
-    keys = tuple(part.strip() for part in name.split("."))
+    words = tuple(part.strip() for part in name.split("."))
     argument = Position(f"--set {shorten(override)}")
-    if problem := _override_problem(override, keys, text):
+    if problem := _override_problem(override, words, text):
         stack.mistakes.append(Mistake(argument, "", problem))
+        return
+    keys = _numbered(words)
+    if found := _item_problem(stack, keys):
+        stack.mistakes.append(Mistake(argument, *found))
         return
     try:
         value, source = yaml_source.parse_value(text, argument.file, keys)
@@ -156,14 +180,14 @@ def lay_override(stack: Stack, override: str) -> None:
         stack.mistakes.append(Mistake(argument, "", "`#` begins a comment; put the value in quotes"))
         return
     for key in reversed(keys):
-        value = {key: value}
+        value = [None] * key + [value] if isinstance(key, int) else {key: value}
     source.data = value if isinstance(value, dict) else {}
     for length in range(len(keys)):
         source.places.setdefault(keys[:length], Place(argument, argument))
     stack.mistakes += repair_keys(source)
     for length in range(len(keys)):
-        # A section that the recipe has stands there still.
-        if isinstance(value_at(stack.data, keys[:length]), dict):
+        # A section or a list that the recipe has stands there still.
+        if isinstance(value_at(stack.data, keys[:length]), list if isinstance(keys[length], int) else dict):
             source.places.pop(keys[:length], None)
     stack.lay(source, Path.cwd(), depth=len(keys) - 1)
 
@@ -174,6 +198,27 @@ def _override_problem(override: str, keys: tuple[str, ...], text: str) -> str | 
     if not text.strip():
         return 'there is no value; write null to unset one, or "" for an empty text'
     return "a recipe can extend another only in its file" if keys == _EXTENDS else None
+
+
+def _numbered(words: tuple[str, ...]) -> yaml_source.Path:
+    """The keys of an override, those that are numbers of items as numbers."""
+    keys: yaml_source.Path = ()
+    for word in words:
+        number = word.isascii() and word.isdecimal() and len(word) < _LONGEST_NUMBER
+        keys = (*keys, int(word) if number and field_at((*keys, 0)) is not None else word)
+    return keys
+
+
+def _item_problem(stack: Stack, keys: yaml_source.Path) -> tuple[str, str] | None:
+    """The name of what an override takes an item of, and why there is no such item."""
+    for length, key in enumerate(keys):
+        items = value_at(stack.data, keys[:length])
+        if isinstance(key, int) and not (isinstance(items, list) and key < len(items)):
+            name = yaml_source.dotted(keys[:length])
+            if not isinstance(items, list):
+                return name, f"is no list that has items by number; give it whole, as in --set '{name}=[...]'"
+            return name, f"there is no item {key}: the list has {len(items)}, numbered from 0"
+    return None
 
 
 def _is_cut_short(text: str, place: Place | None) -> bool:

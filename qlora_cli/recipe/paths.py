@@ -6,28 +6,47 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_cli.errors import DataError
 from qlora_cli.recipe import yaml_source
 from qlora_cli.recipe.data_files import DATA_SUFFIXES, find_data_files, near_name, shown_path
-from qlora_cli.recipe.yaml_source import Value, shorten, value_at
+from qlora_cli.recipe.fields import takes_environment
+from qlora_cli.recipe.words import nearest
+from qlora_cli.recipe.yaml_source import Value, map_texts, shorten, texts
 
-# Fields that name a local file or folder, or else something on the hub.
 _MODEL: yaml_source.Path = ("base_model",)
-_PATH_FIELDS: tuple[yaml_source.Path, ...] = (_MODEL, ("dataset", "train"), ("dataset", "validation"))
+# Fields whose text may name a file or a folder: itself, in the items of a list, or in one of its sections' fields.
+_ROWS: tuple[yaml_source.Path, ...] = (("dataset", "train"), ("dataset", "validation"))
+_TEMPLATE: yaml_source.Path = ("dataset", "chat_template")
+_OUTPUT: yaml_source.Path = ("output_dir",)
 
+PLAIN_TEMPLATE = "plain"
 LONGEST_PATH = 4096  # characters of a path that a file system takes
 HUB_NAME = re.compile(r"(?=.{1,96}$)[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
-def resolve_paths(data: dict[str, Value], base: Path) -> None:
-    """Make the path-valued fields absolute where they name something local; `~` is a home folder everywhere."""
-    if isinstance(output := data.get("output_dir"), str):
-        data["output_dir"] = expand_home(output)
-    for keys, section, value in _path_values(data):
-        section[str(keys[-1])] = _resolve(value, base)
+def is_inline_template(text: str) -> bool:
+    """Whether a `chat_template` is the template itself, and not the name of one: only a template has Jinja's marks."""
+    return "{{" in text or "{%" in text
+
+
+def is_path(keys: yaml_source.Path, text: str) -> bool:
+    """Whether the text at `keys` may name a file: `${NAME}` is replaced there, and nowhere else."""
+    return takes_environment(keys) and not (keys == _TEMPLATE and is_inline_template(text))
+
+
+def resolve_paths(data: dict[str, Value], base: Path) -> dict[str, Value]:
+    """`data` with absolute paths where it names something local; `~` is a home folder everywhere."""
+
+    def resolved(keys: yaml_source.Path, text: str) -> str:
+        if keys == _OUTPUT:
+            return expand_home(text)
+        if keys == _TEMPLATE and is_path(keys, text) and text not in ("", PLAIN_TEMPLATE):
+            return _resolve(text, base, local=True)
+        return _resolve(text, base) if _may_be_of_the_hub(keys) else text
+
+    return {key: map_texts(value, resolved, (key,)) for key, value in data.items()}
 
 
 def misplaced_paths(data: dict[str, Value], recipe_folder: Path) -> dict[yaml_source.Path, str]:
@@ -39,26 +58,35 @@ def misplaced_paths(data: dict[str, Value], recipe_folder: Path) -> dict[yaml_so
     return {
         keys: f"{value} is not beside the recipe but in the current folder; a path is relative to the recipe: "
         f"write {os.path.relpath(value, recipe_folder)}"
-        for keys, _, value in _path_values(data)
-        if value and not os.path.isabs(value) and os.path.exists(value)  # noqa: PTH110, PTH117
+        for keys, value in texts(data)
+        if _may_be_of_the_hub(keys) and value and not os.path.isabs(value) and os.path.exists(value)  # noqa: PTH110, PTH117
     }
 
 
 def absent_paths(data: dict[str, Value]) -> dict[yaml_source.Path, str]:
     """Resolved values that name nothing that is there and can be used, nor anything a hub could have."""
-    problems = {}
-    for keys, _, value in _path_values(data):
-        if value and (problem := _absent(keys, value)):
-            problems[keys] = problem
-    return problems
+    problems = {keys: _absent(keys, value) for keys, value in texts(data) if value and is_path(keys, value)}
+    return {keys: problem for keys, problem in problems.items() if problem}
+
+
+def _may_be_of_the_hub(keys: yaml_source.Path) -> bool:
+    return takes_environment(keys) and (keys == _MODEL or keys[:2] in _ROWS)
 
 
 def _absent(keys: yaml_source.Path, value: str) -> str | None:
+    template = keys == _TEMPLATE
+    if keys == _OUTPUT or (template and value == PLAIN_TEMPLATE):
+        return None
+    expected = _TEMPLATES if template else "expected a path, or a hub name such as org/name."
     if "://" in value:
-        return f"{shorten(value)} is a URL; expected a path, or a hub name such as org/name."
+        return f"{shorten(value)} is a URL; {expected}"
     if not os.path.isabs(value):  # noqa: PTH117
+        if template:
+            return f"{shorten(repr(value))}: {_TEMPLATES}"
         return None if HUB_NAME.fullmatch(value) else _NO_NAME.format(shorten(repr(value)))
     try:
+        if template:
+            return _template_problem(Path(value), shown_path(Path(value)))
         if keys == _MODEL:
             return model_problem(Path(value), shown_path(Path(value)))
         find_data_files(value)
@@ -69,6 +97,7 @@ def _absent(keys: yaml_source.Path, value: str) -> str | None:
     return None
 
 
+_TEMPLATES = f"expected a Jinja file, the template itself, or {PLAIN_TEMPLATE}; left out, it is the tokenizer's own."
 _NO_NAME = "{} is no path that is there, and no hub name such as org/name."
 
 
@@ -106,23 +135,24 @@ def model_problem(path: Path, shown: str) -> str | None:
     return None
 
 
-def _path_values(data: dict[str, Value]) -> Iterator[tuple[yaml_source.Path, dict[str, Value], str]]:
-    """Every path-valued field that holds text: its keys, the section it is in, and the text."""
-    for keys in _PATH_FIELDS:
-        section = value_at(data, keys[:-1])
-        value = section.get(str(keys[-1])) if isinstance(section, dict) else None
-        if isinstance(section, dict) and isinstance(value, str):
-            yield keys, section, value
+def _template_problem(path: Path, shown: str) -> str | None:
+    """Why this is no file that could hold a chat template; None if it may be one."""
+    if path.is_file():
+        return None
+    if path.exists():
+        return f"{shown} is no file; {_TEMPLATES}"
+    meant = f"; did you mean {PLAIN_TEMPLATE}?" if nearest(path.name, [PLAIN_TEMPLATE]) else near_name(path)
+    return f"{shown}: there is no such file{meant if len(meant) > 1 else f'; {_TEMPLATES}'}"
 
 
-def _resolve(value: str, base: Path) -> str:
-    """An absolute path for what is a path by its look or because it exists; a hub name stays as it is."""
+def _resolve(value: str, base: Path, *, local: bool = False) -> str:
+    """An absolute path for what is `local`, a path by its look, or there; a hub name stays as it is."""
     if "://" in value or len(value) > LONGEST_PATH:
         return value
     # Where it stands is no pattern.
-    path = (Path(glob.escape(str(base))) if glob.has_magic(value) else base) / expand_home(value)
+    path = (Path(glob.escape(str(base))) if glob.has_magic(value) and not local else base) / expand_home(value)
     # Nothing at all is not the folder itself; and what cannot be looked at (too long, say) is no path.
-    if looks_local(value) or (value and os.path.exists(path)):  # noqa: PTH110
+    if local or looks_local(value) or (value and os.path.exists(path)):  # noqa: PTH110
         full = Path.cwd() / path
         tidy = os.path.normpath(full)
         with contextlib.suppress(OSError, ValueError):  # not ours to read, or a name that no file can have

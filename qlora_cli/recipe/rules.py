@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from qlora_cli.errors import Mistake
-from qlora_cli.recipe.fields import field_at
+from qlora_cli.recipe.facts import TRAIN, VALIDATION, Facts
 from qlora_cli.recipe.foreign import foreign_value
 from qlora_cli.recipe.schema import ALL_LINEAR, FORMAT_COLUMNS
-from qlora_cli.recipe.values import position_of
+from qlora_cli.recipe.source_rules import effective, source_contradictions, without_use
 from qlora_cli.recipe.words import distance, nearest
-from qlora_cli.recipe.yaml_source import Path, Place, Value, dotted, shorten, value_at
+from qlora_cli.recipe.yaml_source import Path, Place, Value, shorten, value_at
 
 _PAIRS: tuple[tuple[Path, Path], ...] = (
     (("training", "max_steps"), ("training", "num_train_epochs")),
-    (("dataset", "validation"), ("dataset", "validation_fraction")),
+    (VALIDATION, ("dataset", "validation_fraction")),
 )
 _OF_FOUR_BITS: tuple[Path, ...] = (("quantization", "quant_type"), ("quantization", "double_quant"))
 _BITS: Path = ("quantization", "bits")
 _MODEL: Path = ("base_model",)
 _REVISION: Path = ("revision",)
+_FORMAT: Path = ("dataset", "format")
+_COLUMNS: Path = ("dataset", "columns")
 # What is asked of the hub, and for which rows.
 _OF_THE_HUB: dict[Path, Path] = {
-    ("dataset", "train_split"): ("dataset", "train"),
-    ("dataset", "validation_split"): ("dataset", "validation"),
+    ("dataset", "train_split"): TRAIN,
+    ("dataset", "validation_split"): VALIDATION,
 }
+# What is given in place of validation rows, and so ends what is said of them.
+_IN_PLACE_OF_ROWS: tuple[Path, ...] = (("dataset", "validation_fraction"),)
 
 
 def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override: int) -> list[Path]:
@@ -37,10 +40,15 @@ def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override
     of the layer that each field comes from; those from `first_override` on are arguments.
     """
     given = {path for path in set_by if value_at(data, path) is not None}
+    facts = Facts(data, {}, set())
     over = [pair for a, b in _PAIRS for pair in ((a, b), (b, a))]
     over += [(path, _BITS) for path in _OF_FOUR_BITS if value_at(data, _BITS) == 16]
     over += _OF_THE_HUB.items()
     gone = [path for path, owner in over if {path, owner} <= given and set_by[path] < set_by[owner]]
+    for path, rows, _ in without_use(facts):
+        others = [other for other in (*rows, *_IN_PLACE_OF_ROWS) if other in set_by]
+        if path in given and set_by[path] < max((set_by[other] for other in others), default=0):
+            gone.append(path)
     # Of arguments, the order is no matter: a revision given with a model is of that model.
     if {_REVISION, _MODEL} <= given and set_by[_REVISION] < min(set_by[_MODEL], first_override):
         gone.append(_REVISION)
@@ -55,48 +63,12 @@ def contradictions(
     `hinted` are fields that were meant, with a value that is not known. `whole` is off if some fields could not be
     read, so that what is missing may be there.
     """
-    facts = _Facts(data, places, hinted)
+    facts = Facts(data, places, hinted)
     needs = _without_validation(facts) if whole else []
-    return [*_excluding(facts), *_meaningless(facts), *needs, *_names(facts)]
+    return [*_excluding(facts), *_meaningless(facts), *source_contradictions(facts), *needs, *_names(facts)]
 
 
-class _Facts:
-    """The data of a recipe by paths; what is of the wrong type is told elsewhere, and here only looked at."""
-
-    def __init__(self, data: dict[str, Value], places: Mapping[Path, Place], hinted: set[Path]) -> None:
-        self._data, self._places, self._hinted = data, places, hinted
-
-    def get(self, path: Path) -> Any:
-        return value_at(self._data, path)
-
-    def given(self, path: Path) -> bool:
-        """Whether there is a value, or at least one was meant."""
-        return self.get(path) is not None or path in self._hinted
-
-    def is_local(self, path: Path) -> bool:
-        """Whether there is a path, which has become an absolute one, and not a hub name."""
-        value = self.get(path)
-        return isinstance(value, str) and os.path.isabs(value)  # noqa: PTH117
-
-    def mistake(self, path: Path, message: str, suggestion: str | None = None) -> Mistake:
-        return Mistake(position_of(path, self._places), dotted(path), message, suggestion)
-
-    def key_mistake(self, path: Path, message: str, suggestion: str | None = None) -> Mistake:
-        return Mistake(self._places[path].key, dotted(path), message, suggestion)
-
-    def line(self, path: Path) -> str:
-        """` (line 7)`, or the argument, where another field stands."""
-        place = self._places.get(path)
-        if place is None:
-            return ""
-        return f" (line {place.key.line})" if place.key.line else f" ({place.key})"
-
-    def later(self, a: Path, b: Path) -> tuple[Path, Path]:
-        """Both paths, the one that stands further down first."""
-        return (a, b) if self._places[a].key > self._places[b].key else (b, a)
-
-
-def _excluding(facts: _Facts) -> list[Mistake]:
+def _excluding(facts: Facts) -> list[Mistake]:
     mistakes = []
     for pair in _PAIRS:
         if all(facts.get(path) is not None for path in pair):
@@ -106,7 +78,7 @@ def _excluding(facts: _Facts) -> list[Mistake]:
     return mistakes
 
 
-def _meaningless(facts: _Facts) -> list[Mistake]:
+def _meaningless(facts: Facts) -> list[Mistake]:
     mistakes = []
     if facts.get(_BITS) == 16:
         for path in _OF_FOUR_BITS:
@@ -116,16 +88,10 @@ def _meaningless(facts: _Facts) -> list[Mistake]:
     if facts.get(_REVISION) is not None and facts.is_local(_MODEL):
         text = "is for models of the hub, and `base_model` is a local folder: leave it out"
         mistakes.append(facts.key_mistake(_REVISION, text))
-    for path, rows in _OF_THE_HUB.items():
-        field = field_at(path)
-        usual = facts.get(path) is None or (field is not None and facts.get(path) == field.default)
-        if facts.is_local(rows) and not usual:
-            text = f"is for datasets of the hub, and `{rows[-1]}` is a local path: leave it out"
-            mistakes.append(facts.key_mistake(path, text))
     return mistakes
 
 
-def _without_validation(facts: _Facts) -> list[Mistake]:
+def _without_validation(facts: Facts) -> list[Mistake]:
     sources: tuple[Path, ...] = (("dataset", "validation"), ("dataset", "validation_fraction"))
     path = ("training", "eval_steps")
     if facts.get(path) is None or any(facts.given(source) for source in sources):
@@ -134,7 +100,7 @@ def _without_validation(facts: _Facts) -> list[Mistake]:
     return [facts.key_mistake(path, text)]
 
 
-def _names(facts: _Facts) -> list[Mistake]:
+def _names(facts: Facts) -> list[Mistake]:
     """Names that are no choice of the grammar's own, but that can be seen to fit nothing."""
     path: Path = ("lora", "target_modules")
     targets = facts.get(path)
@@ -166,13 +132,19 @@ def _is_all_linear(target: str) -> bool:
     return meant == ALL_LINEAR or (len(target) < 20 and distance(target.lower(), ALL_LINEAR) <= 2)
 
 
-def _columns(facts: _Facts) -> list[Mistake]:
-    path: Path = ("dataset", "columns")
-    columns, form = facts.get(path), facts.get(("dataset", "format"))
-    if not isinstance(columns, dict):
-        return []
-    problems = column_problems(form, columns)
-    return [facts.key_mistake((*path, name), text, near) for name, (text, near) in problems.items()]
+def _columns(facts: Facts) -> list[Mistake]:
+    """Fields in `columns` that the format lacks which they are for, in the dataset and in its sources."""
+    places: dict[Path, list[Any]] = {_COLUMNS: []}
+    for source in [source for rows in (TRAIN, VALIDATION) for source in facts.sources(rows)]:
+        own = source.said.get("columns") is not None
+        places.setdefault((*source.at, "columns") if own else _COLUMNS, []).append(effective(facts, source, "format"))
+    mistakes: dict[Path, Mistake] = {}
+    for path, formats in places.items():
+        columns = facts.get(path)
+        for format in formats or [facts.get(_FORMAT)] if isinstance(columns, dict) else []:
+            for name, problem in column_problems(format, columns).items():
+                mistakes.setdefault((*path, name), facts.key_mistake((*path, name), *problem))
+    return [*mistakes.values()]
 
 
 def column_problems(format: object, columns: Mapping[str, object]) -> dict[str, tuple[str, str | None]]:

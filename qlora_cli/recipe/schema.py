@@ -115,7 +115,7 @@ class SourceSection(Section):
     )
 
 
-RowSource = str | Annotated[list[str | SourceSection], Field(min_length=1)]
+RowSource = str | Annotated[list[Annotated[str, Field(min_length=1)] | SourceSection], Field(min_length=1)]
 
 
 class DatasetSection(Section):
@@ -147,6 +147,7 @@ class DatasetSection(Section):
         min_length=1,
         description="a Jinja file (relative to the recipe), the template itself, or plain; "
         "by default the tokenizer's own, and plain for conversations where it has none",
+        json_schema_extra=ENVIRONMENT,
     )
     supervise: Literal["all_assistant", "last_assistant", "everything"] = Field(
         "all_assistant", description="which turns are learned: each answer, the last one alone, or the prompts too"

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from qlora_cli.recipe.dump import RecipeDumper
 from qlora_cli.recipe.fields import sections
-from qlora_cli.recipe.schema import ENVIRONMENT, Recipe
-from qlora_cli.recipe.substitution import escape
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.substitution import escape_all
 from qlora_cli.recipe.yaml_source import Value
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -85,7 +85,7 @@ class Answers:
 
 def starter_text(answers: Answers) -> str:
     """The recipe, a comment on every line that sets something, and what people change first, commented out."""
-    settings = answers.settings()
+    settings = escape_all(answers.settings())  # a name that is `${x}` to the letter is no reference
     notes = {
         "train": answers.rows_note and f"the rows to learn: {answers.rows_note}",
         "max_length": answers.length_note and f"longest row, in tokens: {answers.length_note}",
@@ -138,8 +138,6 @@ def _lines(
     lines = []
     for name, value in values.items():
         known = model.model_fields[name]
-        if isinstance(value, str) and known.json_schema_extra == ENVIRONMENT:
-            value = escape(value)  # a name that is `${x}` to the letter is no reference
         lines.append((f"{start}{name}: {_flow(value)}", _one_line(notes.get(name) or known.description or "")))
     return lines
 

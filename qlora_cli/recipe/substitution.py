@@ -7,9 +7,10 @@ import re
 
 from qlora_cli.errors import Mistake
 from qlora_cli.recipe.fields import all_fields, field_at, takes, takes_environment
+from qlora_cli.recipe.paths import is_path
 from qlora_cli.recipe.values import position_of
 from qlora_cli.recipe.words import nearest
-from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, shorten, value_at
+from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, map_texts, shorten
 
 # `$$`, `${NAME}` or what is meant for it, `$NAME`.
 _DOLLAR = re.compile(r"\$\$|\$\{(?:(?P<name>[^{}$]{0,200})\})?|\$(?P<bare>[A-Za-z_][A-Za-z0-9_]*)")
@@ -18,24 +19,31 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def substitute(source: Source) -> list[Mistake]:
     """Replace references by what the environment has; what cannot be replaced, or may not be there, is a mistake."""
-    mistakes = []
-    for path, _ in all_fields():
-        section = value_at(source.data, path[:-1])
-        if not isinstance(section, dict) or str(path[-1]) not in section:
-            continue
-        value = section[str(path[-1])]
-        if takes_environment(path):
-            if isinstance(value, str):
-                section[str(path[-1])], problems = _expand(value)
-                mistakes += [Mistake(position_of(path, source.places), dotted(path), text) for text in problems]
-        else:
-            mistakes += _elsewhere(path, value, source)
+    mistakes: list[Mistake] = []
+
+    def replaced(path: Path, text: str) -> str:
+        if not is_path(path, text):
+            mistakes.extend(_elsewhere(path, text, source))
+            return text
+        expanded, problems = _expand(text)
+        mistakes.extend(Mistake(position_of(path, source.places), dotted(path), problem) for problem in problems)
+        return expanded
+
+    source.data = {key: map_texts(value, replaced, (key,)) for key, value in source.data.items()}
     return mistakes
 
 
 def escape(text: str) -> str:
-    """Text that `substitute` turns back into `text`."""
+    """Text that `substitute` turns back into `text`, in a field that takes references."""
     return text.replace("$", "$$")
+
+
+def escape_all(data: dict[str, Value]) -> dict[str, Value]:
+    """A recipe's data that `substitute` turns back into `data`."""
+    return {
+        key: map_texts(value, lambda path, text: escape(text) if is_path(path, text) else text, (key,))
+        for key, value in data.items()
+    }
 
 
 def _expand(text: str) -> tuple[str, list[str]]:
@@ -59,15 +67,11 @@ def _expand(text: str) -> tuple[str, list[str]]:
     return _DOLLAR.sub(replacement, text), list(problems)
 
 
-def _elsewhere(path: Path, value: Value, source: Source) -> list[Mistake]:
+def _elsewhere(path: Path, text: str, source: Source) -> list[Mistake]:
     """References in text that takes none, which would be taken to the letter."""
-    if isinstance(value, dict):
-        return [mistake for key, item in value.items() for mistake in _elsewhere((*path, key), item, source)]
-    if isinstance(value, list):
-        return [mistake for number, item in enumerate(value) for mistake in _elsewhere((*path, number), item, source)]
     field = field_at(path)
-    if not isinstance(value, str) or "${" not in value or (field is not None and not takes(field, str)):
+    if "${" not in text or takes_environment(path) or (field is not None and not takes(field, str)):
         return []
     fields = ", ".join(dotted(known) for known, _ in all_fields() if takes_environment(known))
-    text = f"environment variables are not read in this field, only in {fields}; got {shorten(repr(value))}"
-    return [Mistake(position_of(path, source.places), dotted(path), text)]
+    told = f"environment variables are not read in this field, only in {fields}; got {shorten(repr(text))}"
+    return [Mistake(position_of(path, source.places), dotted(path), told)]

@@ -11,7 +11,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from qlora_cli.errors import Mistake, Position
-from qlora_cli.recipe.fields import choices, expected, field_at, section_fields, sections, takes, takes_environment
+from qlora_cli.recipe.fields import (
+    choices,
+    expected,
+    field_at,
+    main_field,
+    section_at,
+    section_fields,
+    sections,
+    takes,
+    takes_environment,
+)
 from qlora_cli.recipe.foreign import foreign_value
 from qlora_cli.recipe.words import nearest
 from qlora_cli.recipe.yaml_source import Path, Place, dotted, parse_scalar, shorten
@@ -22,9 +32,11 @@ _TRUE, _FALSE = {"yes", "on", "y"}, {"no", "off", "n"}
 
 def describe_errors(details: Sequence[ErrorDetails], places: Mapping[Path, Place]) -> list[Mistake]:
     """One mistake a place: a field that takes either of two types fails once for each in pydantic."""
-    found = {_location(detail, places): detail for detail in reversed(details)}
-    # A list with a wrong item is no text either; the item says more.
-    outer = {path[:-1] for path in found if isinstance(path[-1], int)}
+    # Of what is wrong with one value, that it is of another type says the least.
+    ranked = sorted(details, key=lambda detail: detail["type"].endswith("_type"))
+    found = {_location(detail, places): detail for detail in reversed(ranked)}
+    # A list with a wrong item is no text either, nor is an item with a wrong key; the inner one says more.
+    outer = {path[:length] for path in found for length in range(1, len(path))}
     return [_mistake(path, found[path], places) for path in reversed(found) if path not in outer]
 
 
@@ -40,8 +52,7 @@ def _location(detail: ErrorDetails, places: Mapping[Path, Place]) -> Path:
     # pydantic names the member of a union that failed, as in ("lora", "target_modules", "list[str]").
     path: Path = ()
     for part in detail["loc"]:
-        tag = isinstance(part, str) and (part in {"str", "int", "float", "bool"} or "[" in part)
-        if (*path, part) in places or not tag:
+        if (*path, part) in places or field_at((*path, part)) is not None:
             path = (*path, part)
     return path
 
@@ -66,24 +77,33 @@ def _mistake(path: Path, detail: ErrorDetails, places: Mapping[Path, Place]) -> 
         message = f"expected a section of `key: value` lines, got {_show(got, place)}"
         if isinstance(got, str) and (found := _NO_SPACE.match(got)):
             message += f"; a space is missing after `{found[1]}:`"
+        elif inner := _main_field_for(got, path):
+            message += f"; that is for `{dotted(inner)}`"
         return Mistake(position, dotted(path), message, allowed=allowed)
     field = field_at(path)
-    if field is None:  # an item of a list, a value of `columns`
-        hint = _text_hint(got, place)
-        return Mistake(position, dotted(path), f"expected text, got {_show(got, place)}{hint or ''}")
+    if field is None:
+        return Mistake(position, dotted(path), f"is not what can be here: {_show(got, place)}")
     hint, suggestion = _hint(got, path, field, place)
-    message = f"expected {_words(detail, field)}, got {_show(got, place)}{hint}"
+    message = f"expected {_words(detail, field, got)}, got {_show(got, place)}{hint}"
     return Mistake(position, dotted(path), message, suggestion)
 
 
-def _words(detail: ErrorDetails, field: FieldInfo) -> str:
+def _main_field_for(got: Any, path: Path) -> Path | None:
+    """The field that a section is about, where its value stands in place of the section."""
+    section = section_at(path)
+    name = main_field(section) if section else None
+    field = field_at((*path, name)) if name and got else None
+    return (*path, name) if name and field and takes(field, list) and isinstance(got, str | list) else None
+
+
+def _words(detail: ErrorDetails, field: FieldInfo, got: Any) -> str:
     match detail["type"]:
         case "finite_number":
             return f"{expected(field)}; one that is finite"
         case "string_unicode":
             return f"{expected(field)} (this holds half a character)"
-        case "string_too_short":
-            return f"{expected(field)} that is not empty"
+        case "string_too_short" | "too_short" if got == "":
+            return f"{expected(field, str)} that is not empty"
         case "too_short":
             return f"{expected(field)}, with at least one item"
     return expected(field)
@@ -102,6 +122,8 @@ def _hint(got: Any, path: Path, field: FieldInfo, place: Place | None) -> tuple[
         return _from_text(got, path, field)
     if isinstance(got, float) and takes(field, int) and got.is_integer() and abs(got) < 1e15:
         return f"; write {int(got)}", str(int(got))
+    if isinstance(got, dict) and got.keys() & section_fields((*path, 0)):
+        return "; a section is an item of a list: put `- ` before its first line", None
     if hint := takes(field, str) and _text_hint(got, place):
         return hint, None
     return "", None
@@ -121,7 +143,9 @@ def _choice(got: Any, path: Path, known: tuple[Any, ...]) -> str | None:
         return word  # 4 in quotes
     if not isinstance(got, str) or any(isinstance(value, int) for value in known):
         return None
-    return foreign_value(dotted(path), word) or nearest(word, names)
+    # What an item of a list says means the same as in the section that has the list.
+    field = dotted((path[0], path[-1]) if any(isinstance(part, int) for part in path) else path)
+    return foreign_value(field, word) or nearest(word, names)
 
 
 def _from_text(got: str, path: Path, field: FieldInfo) -> tuple[str, str | None]:

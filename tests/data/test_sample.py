@@ -115,6 +115,9 @@ def test_rows_that_cannot_be_read(name: str, content: str, message: str) -> None
         ("instruction input output", "alpaca"),
         ("instruction output", "alpaca"),
         ("messages source", "messages"),
+        ("conversations id", "conversations"),
+        ("text label", "classification"),
+        ("text text_pair label", "classification"),
     ],
 )
 def test_columns_with_the_formats_own_names(columns: str, format: str) -> None:
@@ -142,6 +145,8 @@ def test_columns_with_the_formats_own_names(columns: str, format: str) -> None:
         ("content url", "text", "text=content"),
         ("title document", "text", "text=document"),
         ("sentence", "text", "text=sentence"),
+        ("sentence label idx", "classification", "text=sentence"),
+        ("review sentiment", "classification", "text=review label=sentiment"),
     ],
 )
 def test_columns_with_well_known_names(columns: str, format: str, mapping: str) -> None:
@@ -165,7 +170,7 @@ def test_several_well_known_pairs() -> None:
     assert [layout.columns["completion"] for layout in found] == ["answer", "solution", "answer"]
 
 
-@pytest.mark.parametrize("columns", ["sentence label", "a b", "question choices", "content document"])
+@pytest.mark.parametrize("columns", ["title category", "a b", "question choices", "content document"])
 def test_columns_that_do_not_tell(columns: str) -> None:
     assert layouts(with_columns(columns)) == []
 
@@ -178,15 +183,20 @@ def test_only_text_is_an_answer() -> None:
 
 
 def test_conversations() -> None:
-    """By whatever well-known name, if the turns have role and content."""
-    assert layouts(of({"id": "1", "conversations": TURNS})) == [Layout("messages", {"messages": "conversations"})]
+    """By whatever well-known name, if the turns have role and content, or from and value, as ShareGPT's."""
+    shared = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert layouts(of({"id": "1", "conversations": TURNS})) == [Layout("conversations")]
+    assert layouts(of({"id": "1", "conversations": shared})) == [Layout("conversations")]
+    assert layouts(of({"id": "1", "dialog": TURNS})) == [Layout("messages", {"messages": "dialog"})]
+    assert layouts(of({"id": "1", "dialog": shared})) == [Layout("conversations", {"conversations": "dialog"})]
+    assert layouts(of({"messages": shared})) == [Layout("conversations", {"conversations": "messages"})]
     assert layouts(of({"dialog": "a talk", "x": "y"})) == []
-    with pytest.raises(DataError) as caught:
-        layouts(of({"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}))
-    assert str(caught.value) == (
-        "rows: conversations holds turns of from and value; expected role (system, user, assistant or tool) and "
-        "content. Rewrite them so."
-    )
+
+
+def test_labels_are_text_or_numbers() -> None:
+    """Lists of them, as of texts with several labels, are not read."""
+    assert layouts(of({"sentence": "good", "label": 1})) == [Layout("classification", {"text": "sentence"})]
+    assert layouts(of({"sentence": "good", "label": [1, 2]})) == []
 
 
 def test_a_format_that_is_wanted() -> None:
@@ -210,10 +220,12 @@ def test_columns_that_somebody_chose() -> None:
 def test_the_format_of_fields_alone() -> None:
     assert format_of({"completion": "x"}) == "prompt_completion"
     assert format_of({"input": "x", "output": "y"}) == "alpaca"
+    assert format_of({"text": "x"}) == "text"
+    assert format_of({"text": "x", "label": "y"}) == "classification"
     with pytest.raises(DataError) as caught:
         format_of({"prompt": "x", "output": "y"}, "alpaca")
-    assert (
-        str(caught.value) == "expected fields of one format (alpaca: instruction, output, input), got prompt, output."
+    assert str(caught.value) == (
+        "expected fields of one format (alpaca: instruction, output, input, system), got prompt, output."
     )
 
 

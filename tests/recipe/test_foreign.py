@@ -58,6 +58,10 @@ def sentence(key: str) -> str:
         ("lora_config", "`lora_config` is PEFT's name; here it is `lora`"),
         ("training_args", "`training_args` is Hugging Face's name; here it is `training`"),
         ("quant", "`quant` is another tool's name; here it is `quantization`"),
+        ("datasets", "`datasets` is axolotl's name; here it is `dataset.train`"),
+        ("sample_packing", "`sample_packing` is axolotl's name; here it is `dataset.packing`"),
+        ("chat_template_path", "`chat_template_path` is TRL's name; here it is `dataset.chat_template`"),
+        ("dataset_streaming", "`dataset_streaming` is TRL's name; here it is `dataset.streaming`"),
     ],
 )
 def test_the_same_value_under_another_name(key: str, told: str) -> None:
@@ -97,8 +101,34 @@ def test_the_same_value_under_another_name(key: str, told: str) -> None:
         ),
         ("scale", "`scale` is mlx-lm's name; here it is `lora.alpha`: scale times rank"),
         (
-            "datasets",
-            "`datasets` is axolotl's name; here it is `dataset`: one section, with the rows named in `dataset.train`",
+            "train_on_inputs",
+            "`train_on_inputs` is axolotl's name; here it is `dataset.supervise`: everything in place of true, "
+            "all_assistant in place of false",
+        ),
+        (
+            "assistant_only_loss",
+            "`assistant_only_loss` is TRL's name; here it is `dataset.supervise`: all_assistant in place of true, "
+            "everything in place of false",
+        ),
+        (
+            "mask_history",
+            "`mask_history` is LLaMA-Factory's name; here it is `dataset.supervise`: last_assistant in place of true, "
+            "all_assistant in place of false",
+        ),
+        (
+            "template",
+            "`template` is LLaMA-Factory's name; here it is `dataset.chat_template`: a Jinja file, the template "
+            "itself, or plain; without it, the tokenizer's own",
+        ),
+        (
+            "dataset_mixer",
+            "`dataset_mixer` is alignment-handbook's name; here it is `dataset.train`: "
+            "a list, as in [{path: a.jsonl, weight: 0.5}, b.jsonl]",
+        ),
+        (
+            "skip_bad_rows",
+            "`skip_bad_rows` is another tool's name; here it is `dataset.on_bad_row`: skip in place of true, "
+            "error in place of false",
         ),
         (
             "val_set_size",
@@ -145,8 +175,14 @@ def test_another_value_under_another_name(key: str, told: str) -> None:
     ("key", "told"),
     [
         (
-            "sample_packing",
-            "`sample_packing` is axolotl's name; rows are not packed here: rows of similar length share a batch",
+            "dataset_num_proc",
+            "`dataset_num_proc` is TRL's name; rows are encoded once, by worker processes, and kept in "
+            "$XDG_CACHE_HOME/qlora or ~/.cache/qlora",
+        ),
+        (
+            "message_field_role",
+            "`message_field_role` is axolotl's name; a turn has the keys role and content, or from and value; "
+            "rename others in the data",
         ),
         (
             "flash_attention",
@@ -169,11 +205,6 @@ def test_another_value_under_another_name(key: str, told: str) -> None:
             "a run is never overwritten: delete its folder, or name another with --output-dir",
         ),
         (
-            "train_on_inputs",
-            "`train_on_inputs` is axolotl's name; only answers are learned, prompts never; "
-            "with `dataset.format: text` everything is",
-        ),
-        (
             "use_rslora",
             "`use_rslora` is PEFT's name; the update is scaled by alpha / rank; "
             "for alpha / sqrt(rank), multiply `lora.alpha` by sqrt(rank)",
@@ -183,10 +214,6 @@ def test_another_value_under_another_name(key: str, told: str) -> None:
         (
             "finetuning_type",
             "`finetuning_type` is LLaMA-Factory's name; the base model stays frozen: a LoRA adapter is what is trained",
-        ),
-        (
-            "template",
-            "`template` is LLaMA-Factory's name; conversations are rendered by the tokenizer's own chat template",
         ),
         (
             "deepspeed",
@@ -260,8 +287,10 @@ def test_what_is_nobodys_name(key: str) -> None:
             "lora.target_modules",
             "lora_target_modules lora_target_linear lora_target lora_attn_modules apply_lora_to_mlp",
         ),
-        ("dataset", "datasets"),
-        ("dataset.train", "path dataset_dir dataset_name"),
+        ("dataset.train", "path dataset_dir dataset_name datasets interleave_probs mix_strategy"),
+        ("dataset.packing", "sample_packing neat_packing packed packing_strategy"),
+        ("dataset.supervise", "train_on_inputs train_on_prompt mask_prompt train_on_source roles_to_train"),
+        ("dataset.chat_template", "chat_template_jinja template chat_template_path"),
         ("dataset.format", "type"),
         ("dataset.max_length", "sequence_len cutoff_len max_seq_length model_max_length max_seq_len"),
         ("training.per_device_train_batch_size", "micro_batch_size batch_size"),
@@ -271,7 +300,7 @@ def test_what_is_nobodys_name(key: str) -> None:
         ("training.lr_scheduler_type", "lr_scheduler"),
         ("training.warmup_steps", "warmup_ratio"),
         ("training.optimizer", "optim"),
-        (None, "sample_packing packing neat_packing packed _component_"),
+        (None, "_component_"),
     ],
 )
 def test_every_name_of_the_comparison_is_known(here: str | None, names: str) -> None:
@@ -347,6 +376,9 @@ def test_advice_completes_a_sentence() -> None:
         ("dataset.format", "prompt-completion", "prompt_completion"),
         ("dataset.format", "completion", "text"),
         ("dataset.format", "completions", "prompt_completion"),
+        ("dataset.format", "sharegpt", "conversations"),
+        ("dataset.format", "text-classification", "classification"),
+        ("dataset.supervise", "train_on_last", "last_assistant"),
         ("dataset.overlong", "raise", "error"),
         ("dataset.overlong", "keep_start", "truncate"),
         ("lora.target_modules", "all", "all-linear"),
@@ -370,7 +402,7 @@ def test_words_for_our_values(field: str, word: str, ours: str) -> None:
         ("training.lr_scheduler_type", "polynomial"),
         ("training.device", "cuda:1"),
         ("training.device", "mps"),
-        ("dataset.format", "sharegpt"),
+        ("dataset.format", "dpo"),
         ("dataset.overlong", "keep_end"),
         ("task", "SEQ_CLS"),
         ("lora.target_modules", "q_proj"),

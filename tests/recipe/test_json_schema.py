@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.json_schema import recipe_schema, recipe_schema_text
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import Recipe, SourceSection
 
 SCHEMA = recipe_schema()
 MINIMAL: dict[str, Any] = {"base_model": "b", "dataset": {"train": "t"}, "output_dir": "o"}
@@ -42,8 +42,10 @@ def recipe(**sections: Any) -> dict[str, Any]:
 
 
 def models() -> Iterator[tuple[tuple[str, ...], type[BaseModel], dict[str, Any]]]:
-    """The recipe and its sections: where each is, its model, and the schema's description of its keys."""
+    """The recipe, its sections, and the items of lists: where each is, its model, and the schema's description of its
+    keys."""
     yield (), Recipe, SCHEMA
+    yield ("dataset", "train"), SourceSection, SCHEMA["$defs"]["SourceSection"]
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield (name,), field.annotation, SCHEMA["properties"][name]["allOf"][0]
@@ -103,7 +105,7 @@ def test_every_field_is_there_with_its_meaning_and_default() -> None:
 
 def test_choices_and_bounds() -> None:
     """Every Literal is an enum (or a const), and bounds stand where pydantic has them, null or not."""
-    sections = {path[0]: schema["properties"] for path, _, schema in models() if path}
+    sections = {path[0]: schema["properties"] for path, _, schema in models() if len(path) == 1}
     assert sections["quantization"]["bits"]["enum"] == [4, 16]
     assert sections["training"]["seed"] | {"minimum": 0, "exclusiveMaximum": 2**32} == sections["training"]["seed"]
     fraction = sections["dataset"]["validation_fraction"]
@@ -112,6 +114,7 @@ def test_choices_and_bounds() -> None:
         for name, field in model.model_fields.items():
             choices = [value for part in (field.annotation, *get_args(field.annotation)) for value in literal(part)]
             said = schema["properties"][name]
+            said = next((part for part in said.get("anyOf", ()) if "enum" in part), said)
             assert said.get("enum", [said["const"]] if "const" in said else []) == choices, (path, name)
 
 
@@ -124,14 +127,14 @@ def test_only_columns_may_have_any_key() -> None:
     assert all(schema["additionalProperties"] is False for _, _, schema in models())
     for path, _, schema in models():
         for name, said in schema["properties"].items():
-            if said.get("type") == "object" and "allOf" not in said:
-                assert (*path, name) == ("dataset", "columns")
+            if "object" in said.get("type", ()) and "allOf" not in said:
+                assert (path[0], name) == ("dataset", "columns")
                 assert said["additionalProperties"] == {"type": "string"}
 
 
 def test_what_is_for_editors_alone() -> None:
     """Completing a section's name does not write all its defaults; what rules say of a key is not one more key."""
-    assert all("properties" not in SCHEMA["properties"][path[0]] for path, _, _ in models() if path)
+    assert all("properties" not in SCHEMA["properties"][path[0]] for path, _, _ in models() if len(path) == 1)
     said = list(rule_schemas(SCHEMA))
     assert {"max_steps", "validation_fraction", "quant_type", "extends", "training"} <= {key for key, _ in said}
     assert [key for key, schema in said if schema is not False and not schema.get("doNotSuggest")] == []
@@ -192,6 +195,29 @@ def test_no_contradiction(data: dict[str, Any]) -> None:
     assert accepts(data)
 
 
+def test_a_weight_of_validation_rows() -> None:
+    """Underlined where it says more than the default; training rows have one."""
+    items = ["a.jsonl", {"path": "b.jsonl", "weight": 2}]
+    assert complaints(recipe(dataset={"train": items})) == []
+    assert complaints(recipe(dataset={"validation": items})) == ["dataset.validation.1.weight"]
+    assert complaints(recipe(dataset={"validation": [{"path": "b.jsonl", "weight": 1.0}]})) == []
+    assert recipe_schema_text().count("a weight has no meaning in validation") == 1
+
+
+def test_what_an_editor_knows_in_an_item_of_a_list() -> None:
+    """The keys with their meanings, the formats and the fields of `columns`; what is unknown or wrong is underlined."""
+    (section,) = [part for part in SCHEMA["properties"]["dataset"]["allOf"] if "additionalProperties" in part]
+    alternatives = section["properties"]["train"]["anyOf"]
+    (items,) = [part["items"] for part in alternatives if part["type"] == "array"]
+    assert items["if"] == {"type": "object", "doNotSuggest": True}
+    assert (items["then"], items["else"]["type"]) == ({"$ref": "#/$defs/SourceSection"}, "string")
+    assert SCHEMA["$defs"]["SourceSection"]["title"] == "source section"
+    assert [*SCHEMA["$defs"]] == ["SourceSection"]
+    for item in ({"pth": "a"}, {"path": "a", "weight": 0}, {"path": "a", "format": "x"}, {"weight": 1}, 3, "", ["a"]):
+        assert complaints(recipe(dataset={"train": ["a", item]})) == ["dataset.train"], item
+        assert not accepts(recipe(dataset={"train": ["a", item]}))
+
+
 def test_messages_are_those_of_the_recipe() -> None:
     """An editor that knows `errorMessage` says why, not `Property num_train_epochs is not allowed`."""
     text = recipe_schema_text()
@@ -241,6 +267,7 @@ FIELDS = [said for _, _, schema in models() for said in schema["properties"].val
 VALUES = [
     *(None, True, False, -1, 0, 1, 2, 3, 2**32, -0.5, 1e-9, 0.5, 1.5),
     *("", "x", "4", "true", [], ["q_proj"], [""], [1], [None], {}, {"prompt": "q"}, {"prompt": 1}),
+    *([{}], [{"path": "a"}], [["a"]], ["a", {"path": "b", "weight": 1}], [{"pth": "a"}], [{"path": ""}], [{"path": 1}]),
     *sorted({choice for said in FIELDS for choice in said.get("enum", ())}, key=str),
 ]
 
@@ -257,6 +284,9 @@ def mutations() -> Iterator[dict[str, Any]]:
             for value in VALUES:
                 data = copy.deepcopy(base)
                 section = data.setdefault(path[0], {}) if path else data
+                if len(path) > 1:  # of one item of a list
+                    section[path[1]] = ["a.jsonl", {"path": "org/rows"}]
+                    section = section[path[1]][1]
                 section[name] = value
                 if name == "validation_fraction":
                     del section["validation"]
@@ -289,7 +319,13 @@ def test_where_it_is_wider(data: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [recipe(), recipe(training={"max_steps": 5}, dataset={"validation_fraction": 0.5})], ids=["epochs", "steps"]
+    "data",
+    [
+        recipe(),
+        recipe(training={"max_steps": 5}, dataset={"validation_fraction": 0.5}),
+        recipe(dataset={"train": ["a", {"path": "b", "weight": 2}], "validation": [{"path": "c", "columns": {}}]}),
+    ],
+    ids=["epochs", "steps", "sources"],
 )
 def test_what_a_run_keeps_is_valid(data: dict[str, Any]) -> None:
     """The recipe with every default written out, nulls among them, has nothing to underline."""

@@ -122,7 +122,7 @@ TOP_LEVEL = (
         ("rank=3", "rank: `rank` belongs under `lora`"),
         ("lora_r=3", "lora_r: `lora_r` is PEFT's name; here it is `lora.rank`"),
         ("base_model.x=1", "base_model: expected text, got a section"),
-        ("dataset.train.x.y=1", "dataset.train: expected text, got a section"),
+        ("dataset.train.x.y=1", "dataset.train: expected text or a list of text and sections, got a section"),
         ("lora.rank=", 'there is no value; write null to unset one, or "" for an empty text'),
         ("training.max_steps=  ", 'there is no value; write null to unset one, or "" for an empty text'),
         ("extends=other.yaml", "a recipe can extend another only in its file"),
@@ -286,14 +286,50 @@ SECTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "optimizer": st.sampled_from(["adamw_torch", "paged_lion_8bit"]),
     },
 }
+COLUMNS = st.dictionaries(st.sampled_from(["prompt", "completion", "text", "input"]), WORDS, max_size=3).filter(
+    lambda columns: len({*columns.values()}) == len(columns)
+)
+TEMPLATES = ["plain", "/chat/${x} $$.jinja", "{{ '${HOME}' }}$$", "{% for m in messages %}\n{{- m }}\n{% endfor %}\n"]
 DATASET: dict[str, st.SearchStrategy[Any]] = {
-    "validation": st.none() | st.just("/data/held out/é.jsonl"),
-    "hub_config": st.none() | WORDS,
-    "columns": st.dictionaries(st.sampled_from(["prompt", "completion", "text", "input"]), WORDS, max_size=3).filter(
-        lambda columns: len({*columns.values()}) == len(columns)
-    ),
+    "columns": COLUMNS,
     "max_length": st.integers(2, 10**6),
+    "chat_template": st.none() | st.sampled_from(TEMPLATES),
+    "supervise": st.sampled_from(["all_assistant", "last_assistant", "everything"]),
+    "on_bad_row": st.sampled_from(["error", "skip"]),
+    "packing": st.booleans(),
 }
+# One name that takes up what the dataset says for all sources, so that any of it has a use.
+HUB = "org/rows"
+
+
+@st.composite
+def sources(draw: st.DrawFn, *, weighted: bool) -> Any:
+    """A name, or a list of names and sections; one of them at least takes up what is said for all."""
+    names = draw(st.lists(st.sampled_from(["/d/a.jsonl", "/d/${x}$$/b*.csv", "org/b", "1e5/08"]), unique=True))
+    items: list[Any] = [HUB]
+    for name in names:
+        more = {"format": st.none() | st.just("auto"), "columns": st.none() | COLUMNS}
+        if weighted:
+            more["weight"] = st.floats(1e-9, 1000)
+        if not name.startswith("/"):
+            more |= {"split": st.none() | WORDS, "hub_config": st.none() | WORDS}
+        items.append(draw(st.just(name) | st.fixed_dictionaries({"path": st.just(name)}, optional=more)))
+    return draw(st.permutations(items)) if draw(st.booleans()) else HUB
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> dict[str, Any]:
+    """Valid ones: local rows alone, or any, with what is said of the hub's."""
+    data: dict[str, Any] = draw(st.fixed_dictionaries({}, optional=DATASET))
+    if draw(st.booleans()):
+        data |= {"train": "/data/*.jsonl", "validation": draw(st.none() | st.just("/data/held out/é.jsonl"))}
+        return data
+    data["train"] = draw(sources(weighted=True))
+    of_the_hub = {"hub_config": st.none() | WORDS, "train_split": WORDS, "streaming": st.booleans()}
+    if draw(st.booleans()):
+        data["validation"] = draw(sources(weighted=False))
+        of_the_hub["validation_split"] = WORDS
+    return data | draw(st.fixed_dictionaries({}, optional=of_the_hub))
 
 
 @st.composite
@@ -301,7 +337,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     """Valid recipes; any field may be left to its default."""
     data: dict[str, Any] = {
         "base_model": draw(st.sampled_from(["gpt2", "org/name", "/models/a b", "1e5/08", "/m/${HOME}", "/$${x}$$"])),
-        "dataset": {"train": "/data/*.jsonl"} | draw(st.fixed_dictionaries({}, optional=DATASET)),
+        "dataset": draw(datasets()),
         "output_dir": draw(WORDS.filter(lambda name: not name.startswith("~"))),
     }
     local = data["base_model"].startswith("/")

@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 from qlora_cli.cli import app
 from qlora_cli.errors import Position, RecipeError
-from qlora_cli.recipe.fields import section_fields, sections
+from qlora_cli.recipe.fields import item_sections, section_fields, sections
+from qlora_cli.recipe.foreign import is_anothers
 from qlora_cli.recipe.keys import repair_keys
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.words import distance, is_slip
-from qlora_cli.recipe.yaml_source import Place, Source, parse_yaml
+from qlora_cli.recipe.yaml_source import Path as Keys
+from qlora_cli.recipe.yaml_source import Place, Source, dotted, parse_yaml
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 LETTERS = string.ascii_lowercase + string.digits + "_-"
@@ -51,21 +53,27 @@ def test_the_distance() -> None:
     assert {pair: distance(*pair) for pair in pairs} == pairs
 
 
-@pytest.mark.parametrize("section", [(), *((name,) for name in sections())], ids=lambda path: ".".join(path) or "top")
-def test_every_slip_in_every_key_is_understood(section: tuple[str, ...]) -> None:
-    """All keys that the grammar has, all slips in each: the word that was meant is suggested, by name, first."""
+SECTIONS: list[Keys] = [(), *((name,) for name in sections()), *((*path, 0) for path, _ in item_sections())]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda path: dotted(path) or "top")
+def test_every_slip_in_every_key_is_understood(section: Keys) -> None:
+    """All keys that the grammar has, those of items of lists too, all slips in each: the word that was meant is
+    suggested, by name, first."""
     known = section_fields(section)
     place = Place(Position("r.yaml", 1, 1), Position("r.yaml", 1, 1))
     wrong = []
     for name in known:
-        for slip in {slip for slip in slips(name) if slip not in known}:
-            data: dict[str, Any] = {slip: 1}
-            source = Source({section[0]: data} if section else data, {section: place, (*section, slip): place})
+        for slip in {slip for slip in slips(name) if slip not in known and not is_anothers(slip)}:
+            data: Any = {slip: 1}
+            for part in reversed(section):
+                data = [data] if part == 0 else {part: data}
+            source = Source(data, {section: place, (*section, slip): place})
             (mistake,) = repair_keys(source)
             # A slip in one key may be one in another, too; its name is told in whichever way.
             likely = {name, *(other for other in known if is_slip(slip.replace("-", "_"), other))}
             meant = str(mistake.suggestion).split(".")
-            if (*meant[:-1],) != section or meant[-1] not in likely or meant[-1] not in mistake.message:
+            if ".".join(meant[:-1]) != dotted(section) or meant[-1] not in likely or meant[-1] not in mistake.message:
                 wrong.append((slip, name, mistake.message))
     assert wrong == []
 
@@ -113,6 +121,8 @@ LINES = st.sampled_from(
     [
         *("lora: {rank: 4}", "  rank: 4", "rank: 4", "learning_rate: 1", "\tseed: 1", "seed", "lora_r: 8", "x: y"),
         *("extends: r.yaml", "extends: none.yaml", "training:", "  - a", "  max_steps: 5", "  num_train_epochs: 2"),
+        *("  train: [{path: a.jsonl, weight: 2}, b]", "  train:", "  - path: a.jsonl", "    weight: 2", "    split: x"),
+        *("  - pth: b", "  validation: [a.csv, {path: b.csv}]", "  chat_template: '{{ x }}${Y}'", "  streaming: true"),
         *("quantization: {bits: 16, quant_type: fp4}", "dataset: 3", "  eval_steps: 5", "...", "? [a]", "<<: {a: b}"),
     ]
 )
@@ -160,7 +170,10 @@ def unknown_keys(text: str) -> list[str]:
     for name in sections():
         inner = data.get(name)
         found += [key for key in inner if key not in section_fields((name,))] if isinstance(inner, dict) else []
-    return found
+    dataset = data.get("dataset")
+    rows = [dataset.get(name) for name in ("train", "validation")] if isinstance(dataset, dict) else []
+    items = [item for items in rows if isinstance(items, list) for item in items if isinstance(item, dict)]
+    return found + [key for item in items for key in item if key not in section_fields(("dataset", "train", 0))]
 
 
 @settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))

@@ -46,11 +46,11 @@ QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute
          "5:1: load_in_4bit: `load_in_4bit` is Hugging Face's name; here it is `quantization.bits`: 4 in place of "
          "true, 16 in place of false"),
         ("datasets: [{path: x}]",
-         "5:1: datasets: `datasets` is axolotl's name; here it is `dataset`: one section, with the rows named in "
-         "`dataset.train`"),
+         "5:1: datasets: `datasets` is axolotl's name; here it is `dataset.train`"),
         ("sample_packing: true",
-         "5:1: sample_packing: `sample_packing` is axolotl's name; rows are not packed here: rows of similar length "
-         "share a batch"),
+         "5:1: sample_packing: `sample_packing` is axolotl's name; here it is `dataset.packing`"),
+        ("group_by_length: true",
+         "5:1: group_by_length: `group_by_length` is Hugging Face's name; rows of similar length always share a batch"),
         ("quantization: {type: nf4}",
          f"5:16: quantization.type: unknown key; did you mean `quant_type`?\n{QUANTIZATION}"),
         ("training: {optimizer: adamw_bnb_8bit}",
@@ -178,8 +178,14 @@ def test_a_mistake_is_told_with_its_place(lines: str, message: str) -> None:
          "4:24: dataset.columns.completion: takes the same column as `prompt`: 'q'"),
         ("  format: text\n  columns: {prompt: q}",
          "5:13: dataset.columns.prompt: the format text has no field 'prompt'; expected text"),
-        ("  format: aplaca", "4:11: dataset.format: expected auto, messages, alpaca, prompt_completion or text, got "
-         "'aplaca'; did you mean `alpaca`?"),
+        ("  format: aplaca", "4:11: dataset.format: expected auto, messages, conversations, alpaca, "
+         "prompt_completion, classification or text, got 'aplaca'; did you mean `alpaca`?"),
+        ("  format: sharegpt", "4:11: dataset.format: expected auto, messages, conversations, alpaca, "
+         "prompt_completion, classification or text, got 'sharegpt'; did you mean `conversations`?"),
+        ("  supervise: all", "4:14: dataset.supervise: expected all_assistant, last_assistant or everything, got "
+         "'all'; did you mean `everything`?"),
+        ("  on_bad_row: drop", "4:15: dataset.on_bad_row: expected error or skip, got 'drop'; did you mean `skip`?"),
+        ("  packing: yes", "4:12: dataset.packing: expected true or false, got 'yes'; write true"),
         ("  train: x", "4:3: dataset.train: `train` is given twice (first on line 3); leave one out"),
     ],
 )  # fmt: skip
@@ -193,8 +199,8 @@ def test_what_is_missing() -> None:
     assert refusal("# nothing much\ntask: causal_lm\ndataset: {}\n") == (
         "r.yaml:2:1: base_model: is required and was not given: hub name or local folder (relative to the recipe)\n"
         "r.yaml:2:1: output_dir: is required and was not given: the run folder, relative to where the command is run\n"
-        "r.yaml:3:1: dataset.train: is required and was not given: file, folder, glob or hub name; a path is relative "
-        "to the recipe"
+        "r.yaml:3:1: dataset.train: is required and was not given: file, folder, glob or hub name, or a list of them; "
+        "a path is relative to the recipe"
     )
 
 
