@@ -222,6 +222,8 @@ class TrainView:
         self._line("", f"{stored}, {_bytes(event.base_bytes)} in all")
         layers = f"LoRA on {event.adapted_layers} layers"
         self._line("", f"{layers}: {event.trainable_parameters:,} trainable parameters, {share:.2%}")
+        if event.packing is not None:
+            self._line("", f"the rows of a pack do not see each other: {event.packing}")
 
     def _start(self, event: Started) -> None:
         steps = event.total_steps - event.first_step

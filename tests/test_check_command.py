@@ -91,7 +91,8 @@ def test_a_recipe_that_is_right(recipe: str, shared: Path) -> None:
     assert lines[12:] == [
         "steps    8 steps of 4 rows, 1 epoch, on one process; warmup over the first 2",
         f"         {facts['steps']['padding']:.1%} of the tokens in a batch are padding",
-        f"example  {shared / 'train-32.jsonl'}, line 1: {len(facts['examples'][0]['input_ids'])} tokens, 4 of them supervised, marked «so»",
+        f"example  {shared / 'train-32.jsonl'}, line 1: {len(facts['examples'][0]['input_ids'])} tokens, 4 of them "
+        "supervised, marked «so»",
         "<|im_start|>user",
         "red<|im_end|>",
         "<|im_start|>assistant",

@@ -51,7 +51,10 @@ class DataReady:
 
 @dataclass(frozen=True)
 class ModelReady:
-    """The base is loaded and the LoRA layers are on it. Bytes are those of the frozen base."""
+    """The base is loaded and the LoRA layers are on it. Bytes are those of the frozen base.
+
+    `packing` says what keeps the rows of a pack apart; None where rows are not packed.
+    """
 
     name: str
     architecture: str
@@ -63,6 +66,7 @@ class ModelReady:
     bits_per_quantized_parameter: float
     storage: str
     adapted_layers: int
+    packing: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.base import checkpoint_activations, load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_parameters
+from qlora_cli.model.packing import prepare_packing
 from qlora_cli.model.quantization import compute_dtype, measure_storage
 from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
 from qlora_cli.model.storage import describe_storage
@@ -149,6 +150,7 @@ def _load_model(run: _Run) -> PreTrainedModel:
     storage = measure_storage(model)
     dtype = compute_dtype(recipe.quantization)
     targets = inject(model, recipe.lora, compute_dtype=dtype, seed=recipe.training.seed)
+    packing = prepare_packing(model) if recipe.dataset.packing else None
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(model)
     run.emit(
@@ -163,6 +165,7 @@ def _load_model(run: _Run) -> PreTrainedModel:
             bits_per_quantized_parameter=storage.bits_per_quantized_parameter,
             base_bytes=storage.bytes,
             adapted_layers=len(targets),
+            packing=packing,
         )
     )
     return model

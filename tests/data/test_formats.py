@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 
-from qlora_cli.data.formats import Conversation, Passage, Text, columns_used, read_row, resolve_format
+from qlora_cli.data.formats import Conversation, Passage, Text, read_row, resolve_format
 from qlora_cli.errors import DataError
-from qlora_cli.recipe.schema import DatasetSection
 
 
-def section(**fields: Any) -> DatasetSection:
-    return DatasetSection(train="x.jsonl", **fields)
-
-
-def resolve(names: list[str], **fields: Any) -> str:
-    return resolve_format(section(**fields), names, "x.jsonl")
+def resolve(names: list[str], format: Any = "auto", columns: dict[str, str] | None = None) -> str:
+    return resolve_format(format, columns or {}, names, "x.jsonl")
 
 
 def refusal(row: dict[str, Any], format: Any, columns: dict[str, str] | None = None) -> str:
@@ -111,12 +106,6 @@ def test_why_no_format_fits(names: list[str], fields: dict[str, Any], message: s
     with pytest.raises(DataError) as caught:
         resolve(names, **fields)
     assert str(caught.value) == message
-
-
-def test_only_the_columns_of_the_format_are_read() -> None:
-    """Other columns, however large, are left alone."""
-    used = columns_used("alpaca", {"input": "context"}, ["id", "output", "context", "instruction", "input"])
-    assert used == ["output", "context", "instruction"]
 
 
 def test_rows_become_examples() -> None:

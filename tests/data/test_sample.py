@@ -154,8 +154,7 @@ def test_columns_with_well_known_names(columns: str, format: str, mapping: str) 
     expected = dict(pair.split("=") for pair in mapping.split())
     found = with_columns(columns)
     assert layouts(found) == [Layout(format, expected)]  # type: ignore[arg-type]
-    section = DatasetSection(train="x", columns=expected)
-    assert resolve_format(section, found.columns, "x") == format
+    assert resolve_format("auto", expected, found.columns, "x") == format
 
 
 def test_columns_that_fit_several_formats() -> None:

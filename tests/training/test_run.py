@@ -435,7 +435,7 @@ def test_a_non_finite_step_stops_with_the_last_good_state(
     what = "loss is nan" if kind == "loss" else "gradient norm is nan"
     message = str(caught.value)
     assert message.startswith(f"step 3: the {what}, so training stopped; the state after step 2 is saved. Rows of ")
-    named = message.split(" in it: ")[1].split(". ")[0].split(", ")
+    named = message.split(" in it: line ")[1].split(". ")[0].split(", ")
     assert len(named) == 4
     assert all(1 <= int(row) <= 32 for row in named)
     run = tmp_path / "run"
