@@ -90,7 +90,7 @@ def decoded(tokenizer: PreTrainedTokenizerFast, encoded: EncodedRows, index: int
 
 @pytest.mark.parametrize("name", WAYS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_is_learned_is_what_the_assistant_said(name: str, data: st.DataObject) -> None:
     """Each answer with its end, one after the other; nobody else's letter among it; the text as transformers has it."""
     messages = data.draw(chats(WAYS[name].strict))
@@ -105,7 +105,7 @@ def test_what_is_learned_is_what_the_assistant_said(name: str, data: st.DataObje
 
 @pytest.mark.parametrize("name", WAYS)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_encoded_rows_hold_the_text_and_learn_the_answers(name: str, data: st.DataObject) -> None:
     """Decoded, a row is its text, and its labels are the answers, for answers that no token runs into."""
     messages = data.draw(chats(WAYS[name].strict, quoted=()))
@@ -120,7 +120,7 @@ def test_encoded_rows_hold_the_text_and_learn_the_answers(name: str, data: st.Da
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_rewritten_turns_are_learned_as_they_are_given(data: st.DataObject) -> None:
     """Qwen 3 with reasoning: a row or a sequence for each answer, each learned with its reasoning and its end."""
     messages = data.draw(chats(strict=data.draw(st.booleans()), quoted=()))
@@ -144,7 +144,7 @@ def test_rewritten_turns_are_learned_as_they_are_given(data: st.DataObject) -> N
 
 
 @given(messages=chats(strict=True), name=st.sampled_from(["phi-3", "mistral-v3"]), opening=st.booleans())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_ends_that_differ_and_prompts_that_move(messages: list[Message], name: str, opening: bool) -> None:
     """Phi-3's last turn ends in more, and Mistral's system prompt moves on: the answers are learned all the same."""
     tokenizer = tokenizer_for(name)
@@ -165,7 +165,7 @@ def test_ends_that_differ_and_prompts_that_move(messages: list[Message], name: s
 
 
 @given(data=st.data(), name=st.sampled_from(["chatml", "tagged, without end", "llama-3", "qwen-2.5"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_some_turns_only(data: st.DataObject, name: str) -> None:
     """Turns of weight 0, and all but the last where that alone is meant, are never learned."""
     messages = data.draw(chats(strict=False))
