@@ -194,6 +194,8 @@ def test_set_writes_what_it_sets() -> None:
 
 def test_a_list_of_sources_is_for_the_recipe() -> None:
     """The questions are about one source; nothing is written."""
+    for name in ("a.jsonl", "b.jsonl"):
+        rows(name, "prompt", "completion")
     told = init("--set", "dataset.train=[a.jsonl, b.jsonl]", code=2).stderr
     message = "init asks about one source; give one, and list the others in the recipe"
     assert told == f"error: --set dataset.train: {message}\n"

@@ -12,8 +12,9 @@ from qlora_cli.errors import DataError
 from qlora_cli.recipe import yaml_source
 from qlora_cli.recipe.data_files import DATA_SUFFIXES, find_data_files, near_name, shown_path
 from qlora_cli.recipe.fields import takes_environment
+from qlora_cli.recipe.texts import map_texts, texts
 from qlora_cli.recipe.words import nearest
-from qlora_cli.recipe.yaml_source import Value, map_texts, shorten, texts
+from qlora_cli.recipe.yaml_source import Value, shorten
 
 _MODEL: yaml_source.Path = ("base_model",)
 # Fields whose text may name a file or a folder: itself, in the items of a list, or in one of its sections' fields.

@@ -8,9 +8,10 @@ import re
 from qlora_cli.errors import Mistake
 from qlora_cli.recipe.fields import all_fields, field_at, takes, takes_environment
 from qlora_cli.recipe.paths import is_path
+from qlora_cli.recipe.texts import map_texts
 from qlora_cli.recipe.values import position_of
 from qlora_cli.recipe.words import nearest
-from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, map_texts, shorten
+from qlora_cli.recipe.yaml_source import Path, Source, Value, dotted, shorten
 
 # `$$`, `${NAME}` or what is meant for it, `$NAME`.
 _DOLLAR = re.compile(r"\$\$|\$\{(?:(?P<name>[^{}$]{0,200})\})?|\$(?P<bare>[A-Za-z_][A-Za-z0-9_]*)")
