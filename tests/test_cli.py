@@ -151,7 +151,8 @@ EMPTY, CUT = "", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n'
         (
             CUT,
             r'rows.jsonl, line 2: expected one JSON object, got "{\"prompt\": \"a\"," '
-            "(expecting property name enclosed in double quotes at column 1).",
+            "(expecting property name enclosed in double quotes at column 17).\n"
+            "Mend the data, or set dataset.on_bad_row: skip to leave such rows out.",
         ),
     ],
     ids=["empty", "malformed"],

@@ -91,7 +91,7 @@ def test_wrong_answers_are_told_and_asked_again() -> None:
         "expected a folder that is here, or a hub name such as org/name, got 'two words'.",
         "trian.jsonl: there is no such file or folder; did you mean train.jsonl?",
         'bad.jsonl, line 4: expected one JSON object, got "{" (expecting property name enclosed in double quotes at '
-        "column 1).",
+        "column 2).",
         "expected a file, folder or glob that is here, or a hub name such as org/name, got 'no name'.",
         "folder: no .jsonl, .json, .csv, .tsv or .parquet file in this folder.",
         "1 row with the columns a, b",
@@ -105,7 +105,8 @@ def test_wrong_answers_are_told_and_asked_again() -> None:
         "`prompt=question,completion=answer`; got ','.",
         "train.jsonl: dataset.columns takes completion from the column 'c', which is not there. The columns are a, b.",
         "train.jsonl: the columns a, b, with dataset.columns for prompt fit no format. A format needs\n"
-        "  messages: messages\n  alpaca: instruction, output\n  prompt_completion: prompt, completion\n  text: text\n"
+        "  messages: messages\n  conversations: conversations\n  alpaca: instruction, output\n"
+        "  prompt_completion: prompt, completion\n  classification: text, label\n  text: text\n"
         "Set dataset.format, and dataset.columns as in {prompt: your_column}.",
         "test.jsonl: dataset.columns takes completion from the column 'b', which is not there. The columns are a.",
         "file is a file; expected a folder, or nothing, there",

@@ -391,7 +391,7 @@ def test_a_row_beyond_the_models_positions_is_told(tmp_path: Path) -> None:
     rows.write_text(rows.read_text() + json.dumps({"prompt": "x " * 400, "completion": "y"}) + "\n")
     with pytest.raises(DataError) as caught:
         train(recipe)
-    assert str(caught.value).startswith(f"{rows}: line 33 has ")
+    assert str(caught.value).startswith(f"{rows}, line 33 has ")
     assert str(caught.value).endswith(
         "the model has positions for 256. "
         "Set dataset.max_length to 256 or less, and dataset.overlong to drop or truncate"
