@@ -126,6 +126,7 @@ def test_a_note_is_no_problem(recipe: str) -> None:
     ]
 
 
+SOURCES = (SourceReady("rows.csv", "messages", 1997, 1.0),)
 FACTS = Facts(
     checked="recipe and data",
     context_length=8192,
