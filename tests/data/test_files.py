@@ -70,6 +70,7 @@ TABLE = st.integers(1, 4).flatmap(
 
 
 @given(st.lists(st.dictionaries(TEXT, JSON, max_size=4), max_size=6), st.booleans(), st.sampled_from((None, 1)))
+@settings(deadline=None)
 def test_json_comes_back_as_it_was_written(rows: list[Row], ascii_only: bool, indent: int | None) -> None:
     """Any object, with or without escapes; NaN and the infinities are numbers too."""
     lines = "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows)
@@ -80,6 +81,7 @@ def test_json_comes_back_as_it_was_written(rows: list[Row], ascii_only: bool, in
 
 
 @given(TABLE, st.sampled_from((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
+@settings(deadline=None)
 def test_csv_comes_back_as_it_was_written(table: tuple[list[str], list[list[str]]], quoting: int) -> None:
     """Any cells: quotes, commas, line ends of any kind and NULs included."""
     header, cells = table
@@ -88,6 +90,7 @@ def test_csv_comes_back_as_it_was_written(table: tuple[list[str], list[list[str]
 
 
 @given(TABLE, st.sampled_from((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
+@settings(deadline=None)
 def test_quoted_tsv_comes_back_as_it_was_written(table: tuple[list[str], list[list[str]]], quoting: int) -> None:
     """Any cells, but that those over several lines have no tabs."""
     header, cells = table
@@ -97,7 +100,7 @@ def test_quoted_tsv_comes_back_as_it_was_written(table: tuple[list[str], list[li
 
 
 @given(st.lists(st.fixed_dictionaries({"a": TEXT | st.none(), "b": st.lists(st.integers(0, 9))}), min_size=1))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_parquet_comes_back_as_it_was_written(rows: list[Row]) -> None:
     """Text, nulls and lists, over several batches and row groups."""
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows * 700), "r.parquet", row_group_size=1500)
