@@ -112,7 +112,7 @@ def encode_source(
         enders=np.array(facts.enders, dtype=np.int32),
         fingerprint=facts.fingerprint,
         skipped=facts.skipped,
-        split=facts.split,
+        unwritten_tools=facts.unwritten_tools,
         problems=tuple(facts.problems),
     )
 
@@ -153,7 +153,7 @@ def _write(
         for chunk in chunks:
             writer.append(chunk.words, chunk.records)
             rows += chunk.rows
-            facts.split += chunk.split
+            facts.unwritten_tools += chunk.unwritten_tools
             facts.skipped += len(chunk.problems)
             facts.problems += chunk.problems[: _NAMED_PROBLEMS - len(facts.problems)]
             if facts.skipped and section.on_bad_row == "error":

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qlora_cli.data.chat import Rendered, Renderer
 from qlora_cli.data.encoded import LEARNED, Indices, Ints, Mask, Words, summarise
 from qlora_cli.data.files import BadRow
-from qlora_cli.data.formats import Format, read_row
+from qlora_cli.data.formats import Example, Format, read_row
 from qlora_cli.data.rendering import Span
 from qlora_cli.data.sources import Source, SourceRow
 from qlora_cli.errors import DataError, ModelError
@@ -33,13 +33,16 @@ class _Ends(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """What became of some rows: their tokens end to end, a record of each, and what was wrong with the others."""
+    """What became of some rows: their tokens end to end, a record of each, and what was wrong with the others.
+
+    `rows` of them were good; `unwritten_tools` of these have tools that the chat template does not write.
+    """
 
     words: Words
     records: npt.NDArray[np.void]
     problems: list[str]
     rows: int
-    split: int
+    unwritten_tools: int
 
 
 class RowEncoder:
@@ -61,32 +64,35 @@ class RowEncoder:
         rendered: list[Rendered] = []
         owners: list[SourceRow] = []
         problems = []
-        good = split = 0
+        good = unwritten = 0
         for row in rows:
             try:
-                pieces = self._render(row)
+                example = self._read(row)
+                pieces = self._renderer.render(example, self._where(row))
             except DataError as error:
                 problems.append(str(error))
                 continue
             good += 1
-            split += len(pieces) > 1
+            unwritten += self._renderer.leaves_out_tools(example)
             rendered += pieces
             owners += [row] * len(pieces)
         words, records = self._tokenise(rendered)
         records["file"] = [row.file for row in owners]
         records["number"] = [row.number for row in owners]
-        return EncodedChunk(words, records, problems, good, split)
+        return EncodedChunk(words, records, problems, good, unwritten)
 
     def described(self) -> dict[str, Any]:
         """What else decides what a row becomes: its layout, and the date where the template writes it."""
         dated = "strftime_now" in str(self._tokenizer.chat_template)
         return {"format": self.format, "columns": self._columns, "today": str(self._today) if dated else None}
 
-    def _render(self, row: SourceRow) -> list[Rendered]:
+    def _where(self, row: SourceRow) -> str:
+        return f"{self._files[row.file]}, {self._unit} {row.number}"
+
+    def _read(self, row: SourceRow) -> Example:
         if isinstance(row.row, BadRow):
             raise DataError(row.row.problem)
-        where = f"{self._files[row.file]}, {self._unit} {row.number}"
-        return self._renderer.render(read_row(row.row, self.format, self._columns, where=where), where)
+        return read_row(row.row, self.format, self._columns, where=self._where(row))
 
     def _tokenise(self, rendered: list[Rendered]) -> tuple[Words, npt.NDArray[np.void]]:
         # Not through the tokenizer's own call, which takes half as long again.

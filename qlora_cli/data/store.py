@@ -28,13 +28,14 @@ class StoredFacts:
     """What is known of stored rows as a whole.
 
     `format` is how they are laid out, `enders` the ids of tokens that can end a turn, `fingerprint` of tokens and
-    mask; `split` rows became several sequences; `skipped` could not be read, the first of them for `problems`.
+    mask; of `unwritten_tools` rows the chat template leaves out the tools; `skipped` could not be read, the first of
+    them for `problems`.
     """
 
     format: str
     enders: list[int]
     fingerprint: str = ""
-    split: int = 0
+    unwritten_tools: int = 0
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
 
