@@ -205,7 +205,7 @@ def _key(fingerprint: str, encoder: RowEncoder, section: DatasetSection, tokeniz
         "versions": [version(package) for package in ("qlora-cli", "tokenizers", "transformers", "jinja2")],
         "source": fingerprint,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, encoder.enders.tolist()],
+        "special": [tokenizer.special_tokens_map, tokenizer.split_special_tokens, encoder.enders.tolist()],
         "template": template,
         "rows": encoder.described(),
         "supervise": section.supervise,

@@ -58,6 +58,9 @@ class RowEncoder:
         self._renderer = Renderer(tokenizer, section.supervise, today=today)
         self._tokenizer, self._today = tokenizer, today
         self._ends = _find_ends(tokenizer)
+        # Such a token takes the whitespace beside it, which may be an answer's own.
+        added = tokenizer.added_tokens_decoder.items()
+        self._greedy = np.array([i for i, token in added if token.lstrip or token.rstrip], dtype=np.int32)
 
     def encode(self, rows: list[SourceRow]) -> EncodedChunk:
         """Tokens and records of these rows, without those that are malformed."""
@@ -99,10 +102,12 @@ class RowEncoder:
         backend = self._tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = self._tokenizer.split_special_tokens
         texts = [row.text for row in rendered]
         rows = []
         for row, tokens in zip(rendered, backend.encode_batch(texts, add_special_tokens=False), strict=True):
-            ids, mask = np.array(tokens.ids, dtype=np.int32), _covered(tokens.offsets, row.spans)
+            ids = np.array(tokens.ids, dtype=np.int32)
+            mask = _covered(self._offsets(ids, tokens.offsets, row.text), row.spans)
             if row.bare:
                 ids, mask = _with_ends(ids, mask, self._ends)
             mask[:1] = False
@@ -111,14 +116,24 @@ class RowEncoder:
         lengths: Indices = np.array([len(row) for row in rows], dtype=np.int64)
         return words, summarise(words, lengths, self.enders)
 
+    def _offsets(self, ids: Ints, given: list[tuple[int, int]], text: str) -> Indices:
+        """The characters of each token, [tokens, 2]; of an added token only its own, without whitespace beside it."""
+        offsets = np.array(given, dtype=np.int64).reshape(-1, 2)
+        for token in np.flatnonzero(np.isin(ids, self._greedy)) if len(self._greedy) else ():
+            start, end = offsets[token]
+            taken = text[start:end]
+            if taken.strip():
+                offsets[token] = (end - len(taken.lstrip()), start + len(taken.rstrip()))
+        return offsets
 
-def _covered(offsets: list[tuple[int, int]], spans: tuple[Span, ...]) -> Mask:
+
+def _covered(offsets: Indices, spans: tuple[Span, ...]) -> Mask:
     """Which tokens have a character in one of `spans`.
 
     A token across a boundary counts: it carries the first characters of an answer, or its end-of-turn marker,
     and leaving it out would leave those unlearned.
     """
-    start, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    start, end = offsets.T
     mask = np.zeros(len(start), dtype=np.bool_)
     for first, last in spans:
         mask |= (end > first) & (start < last)
