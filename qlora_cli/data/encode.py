@@ -113,8 +113,16 @@ def encode_source(
         fingerprint=facts.fingerprint,
         skipped=facts.skipped,
         unwritten_tools=facts.unwritten_tools,
-        problems=tuple(facts.problems),
+        problems=tuple(_renamed(problem, facts.files, source.files) for problem in facts.problems),
     )
+
+
+def _renamed(problem: str, before: Iterable[str], now: Iterable[str]) -> str:
+    """The problem with its file called what it is called now; what was kept may be older than a folder's name."""
+    for old, new in zip(before, now, strict=True):
+        if problem.startswith(f"{old},"):
+            return new + problem.removeprefix(old)
+    return problem
 
 
 def check_shape(source: Source, section: DatasetSection) -> None:
@@ -146,7 +154,7 @@ def _write(
         nonlocal read
         read += by
 
-    facts = StoredFacts(format=encoder.format, enders=encoder.enders.tolist())
+    facts = StoredFacts(encoder.format, encoder.enders.tolist(), files=list(source.files))
     rows = 0
     chunks = map_in_order(encoder.encode, _chunks(source.read(advanced)))
     with closing(chunks):
