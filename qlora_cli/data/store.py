@@ -28,8 +28,8 @@ class StoredFacts:
     """What is known of stored rows as a whole.
 
     `format` is how they are laid out, `enders` the ids of tokens that can end a turn, `fingerprint` of tokens and
-    mask; `files` is what they were called then; of `unwritten_tools` rows the chat template leaves out the tools; `skipped` could not be read, the first of
-    them for `problems`.
+    mask; of `unwritten_tools` rows the chat template leaves out the tools; `skipped` could not be read, the first of
+    them for `problems`; `files` is what their files were called then.
     """
 
     format: str

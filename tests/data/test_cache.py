@@ -78,7 +78,8 @@ def test_what_is_no_entry_is_replaced(tmp_path: Path, kind: str) -> None:
         case _:
             entry.symlink_to(tmp_path / "nowhere")
     assert cached("a", write, read) == "made"
-    assert entry.is_dir() and not entry.is_symlink()
+    assert entry.is_dir()
+    assert not entry.is_symlink()
     assert (tmp_path / "other" / "mine").exists()
 
 
