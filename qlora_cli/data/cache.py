@@ -62,18 +62,24 @@ def _usable_folder() -> Path | None:
 
 
 def _kept(folder: Path, key: str, build: Callable[[Path], None], read: Callable[[Path], T | None]) -> T:
-    entry = folder / key
-    with FileLock(folder / f"{key}.lock"):
+    entry, lock = folder / key, folder / f"{key}.lock"
+    with FileLock(lock):
+        _touch(lock)  # or another process might take it for one of long ago
         found = read(entry)
         if found is None:
             with _staging(folder) as staging:
                 build(staging)
-                shutil.rmtree(entry, ignore_errors=True)
+                _remove(entry)
                 staging.rename(entry)
             found = _whole(read(entry), entry)
             _make_room(folder, keep=entry)
-        os.utime(entry)
+        _touch(entry)
     return found
+
+
+def _touch(path: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody may just have deleted it
+        os.utime(path)
 
 
 def _throwaway(build: Callable[[Path], None], read: Callable[[Path], T | None]) -> T:
@@ -105,4 +111,11 @@ def _make_room(folder: Path, keep: Path) -> None:
             days = (time.time() - path.stat().st_mtime) / _DAY
             left = path.name.startswith(".encoding-") and days > 1
             if path != keep and (days > _UNUSED_DAYS or left):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -66,6 +66,12 @@ class Renderer:
             self._templates[source] = ChatTemplate(source, self._tokenizer, self._today)
         return self._templates[source]
 
+    def leaves_out_tools(self, example: Example) -> bool:
+        """Whether the example has tools and its template writes none: the model would not see what it may call."""
+        if not isinstance(example, Conversation) or example.tools is None:
+            return False
+        return not self.template(example.tools).takes_tools
+
     def render(self, example: Example, where: str) -> list[Rendered]:
         """The sequences that an example makes: one, or one for every learned turn.
 

@@ -112,9 +112,17 @@ def encode_source(
         enders=np.array(facts.enders, dtype=np.int32),
         fingerprint=facts.fingerprint,
         skipped=facts.skipped,
-        split=facts.split,
-        problems=tuple(facts.problems),
+        unwritten_tools=facts.unwritten_tools,
+        problems=tuple(_renamed(problem, facts.files, source.files) for problem in facts.problems),
     )
+
+
+def _renamed(problem: str, before: Iterable[str], now: Iterable[str]) -> str:
+    """The problem with its file called what it is called now; what was kept may be older than a folder's name."""
+    for old, new in zip(before, now, strict=True):
+        if problem.startswith(f"{old},"):
+            return new + problem.removeprefix(old)
+    return problem
 
 
 def check_shape(source: Source, section: DatasetSection) -> None:
@@ -146,14 +154,14 @@ def _write(
         nonlocal read
         read += by
 
-    facts = StoredFacts(format=encoder.format, enders=encoder.enders.tolist())
+    facts = StoredFacts(encoder.format, encoder.enders.tolist(), files=list(source.files))
     rows = 0
     chunks = map_in_order(encoder.encode, _chunks(source.read(advanced)))
     with closing(chunks):
         for chunk in chunks:
             writer.append(chunk.words, chunk.records)
             rows += chunk.rows
-            facts.split += chunk.split
+            facts.unwritten_tools += chunk.unwritten_tools
             facts.skipped += len(chunk.problems)
             facts.problems += chunk.problems[: _NAMED_PROBLEMS - len(facts.problems)]
             if facts.skipped and section.on_bad_row == "error":
@@ -205,7 +213,7 @@ def _key(fingerprint: str, encoder: RowEncoder, section: DatasetSection, tokeniz
         "versions": [version(package) for package in ("qlora-cli", "tokenizers", "transformers", "jinja2")],
         "source": fingerprint,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, encoder.enders.tolist()],
+        "special": [tokenizer.special_tokens_map, tokenizer.split_special_tokens, encoder.enders.tolist()],
         "template": template,
         "rows": encoder.described(),
         "supervise": section.supervise,

@@ -19,8 +19,9 @@ NAMED_ROWS = 5  # that are told by number, of those that have something in commo
 # A token as it is kept: its id, and in the highest bit whether it is learned.
 LEARNED = np.uint32(1 << 31)
 
-# What is kept in memory of a row. `last` is its last learned token, or the end of turn before that, `stretches` how often learning begins, `turns` how
-# often it ends in a token made for that, `highest` the largest id, `answer` a digest of what is learned.
+# What is kept in memory of a row. `last` is its last learned token, or the end of turn before that, `stretches` how often
+# learning begins, `turns` how often it ends in a token made for that, `highest` the largest id, `answer` a digest of
+# what is learned.
 ROW = np.dtype(
     [
         ("start", "<i8"),
@@ -66,9 +67,9 @@ class EncodedRows:
 
     `index` has a record (see ROW) per row and `part_of` (uint16) the number of the part it is from. A row's first
     token is never learned: nothing comes before it to predict it. `enders` are the ids of the tokens that can end a
-    turn. `fingerprint` is of tokens and what is learned of them, before anything is cut. `split` rows became several
-    sequences under the chat template, and are here as often; `skipped` could not be read, and `problems` says why of
-    the first of them.
+    turn. `fingerprint` is of tokens and what is learned of them, before anything is cut. A row that became
+    several sequences under the chat template is here as often. Of `unwritten_tools` rows that template leaves out the
+    tools; `skipped` could not be read, and `problems` says why of the first of them.
     """
 
     index: npt.NDArray[np.void]
@@ -80,7 +81,7 @@ class EncodedRows:
     dropped: int = 0
     truncated: int = 0
     skipped: int = 0
-    split: int = 0
+    unwritten_tools: int = 0
     problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -110,6 +111,16 @@ class EncodedRows:
     def supervised_tokens(self) -> int:
         """Tokens with a loss, in all rows."""
         return int(self.index["learned"].sum(dtype=np.int64))
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the files these are."""
+        return int(self.ordinals[-1]) + 1 if len(self) else 0
+
+    @property
+    def split(self) -> int:
+        """How many rows became several sequences."""
+        return int((np.bincount(self.ordinals) > 1).sum())
 
     @property
     def source(self) -> str:
@@ -206,7 +217,7 @@ def concatenate(splits: Sequence[EncodedRows]) -> EncodedRows:
         enders=splits[0].enders,
         fingerprint=digest(rows.fingerprint for rows in splits),
         skipped=sum(rows.skipped for rows in splits),
-        split=sum(rows.split for rows in splits),
+        unwritten_tools=sum(rows.unwritten_tools for rows in splits),
         problems=tuple(problem for rows in splits for problem in rows.problems),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qlora_cli.data.chat import Renderer, has_template
-from qlora_cli.data.encoded import EncodedRows
+from qlora_cli.data.encoded import LEARNED, EncodedRows, Mask
 from qlora_cli.data.fitting import Fitted
 from qlora_cli.data.formats import Conversation
 from qlora_cli.errors import DataError
@@ -26,8 +26,9 @@ class EndOfTurn:
 
     `token` is the id of the token that ends it and `text` what that token reads; `rows` counts the rows, as training
     sees them, whose last supervised token it is, `turns` all answers in them that end in a token made for that, and
-    `unended` the rows whose last supervised token is none. Without such a token, `token` is None and `text` is what
-    the chat template writes after an answer in plain words: empty if it writes nothing, None if it cannot be told.
+    `unended` the rows of which an answer ends in none. Text beside answers counts for `rows` alone: its end is another.
+    Without such a token, `token` is None and `text` is what the chat template writes after an answer in plain words:
+    empty if it writes nothing, None if it cannot be told.
     """
 
     token: int | None
@@ -43,7 +44,8 @@ def find_end_of_turn(rows: Fitted, tokenizer: Any) -> EndOfTurn:
     It is read off the supervised tokens themselves, the last of every row, not off the template's text: what counts
     is what is learned.
     """
-    lasts = _last_learned(rows.whole)
+    whole, kept = rows.whole, rows.kept
+    lasts = whole.index["last"][_answering(whole) & (whole.learned > 0)]
     special = _special(tokenizer)
     token = _most_common(lasts[np.isin(lasts, special)])
     if token is None:
@@ -52,13 +54,13 @@ def find_end_of_turn(rows: Fitted, tokenizer: Any) -> EndOfTurn:
         added = tokenizer.get_added_vocab().values()
         if token is None or token not in added or np.mean(lasts == token) <= 0.5:
             return EndOfTurn(None, _words_after_an_answer(tokenizer))
-    kept = _last_learned(rows.kept)
+    lasts, learned, answering = kept.index["last"], kept.learned > 0, _answering(kept)
     return EndOfTurn(
         token,
         tokenizer.convert_ids_to_tokens(token),
-        rows=int((kept == token).sum()),
-        turns=int(rows.kept.index["turns"].sum()),
-        unended=int((~np.isin(kept, [*special, token])).sum()),
+        rows=kept.count(np.flatnonzero(learned & (lasts == token))),
+        turns=int(kept.index["turns"][answering].sum()),
+        unended=kept.count(np.flatnonzero(learned & answering & ~np.isin(lasts, [*special, token]))),
     )
 
 
@@ -71,7 +73,7 @@ def missing_end(end: EndOfTurn, kept: EncodedRows, max_length: int) -> Iterable[
             f"has {{{{ eos_token }}}} after the assistant's content."
         )
     # Text may go on for ever; an answer has to end.
-    if end.token is not None and not end.turns and len(kept) and not kept.is_text.all():
+    if end.token is not None and not (end.turns or kept.is_text.all() or _is_learned(end.token, kept)):
         yield (
             f"{kept.source}: every row is cut before its first end of turn ({end.text}) at dataset.max_length "
             f"({max_length} tokens), so that no row teaches the model to stop. Raise dataset.max_length."
@@ -86,8 +88,9 @@ def doubts_about_the_end(end: EndOfTurn, kept: EncodedRows, max_length: int) -> 
             f"model learns them, but whatever generates with it has to be told to stop there"
         )
     if end.token is not None and end.turns and end.unended and not kept.truncated:
+        rows = kept.count(np.flatnonzero(_answering(kept)))
         yield (
-            f"the end of turn ({end.text}) is learned at the end of {len(kept) - end.unended:,} of {len(kept):,} rows: "
+            f"the end of turn ({end.text}) is learned at the end of {rows - end.unended:,} of {rows:,} rows: "
             f"after the others the model does not learn to stop"
         )
     if end.token is not None and not end.turns and len(kept) and kept.is_text.all():
@@ -102,10 +105,16 @@ def _special(tokenizer: Any) -> list[int]:
     return [t for t in tokenizer.all_special_ids if t == tokenizer.eos_token_id or t != tokenizer.unk_token_id]
 
 
-def _last_learned(rows: EncodedRows) -> npt.NDArray[np.int32]:
-    """The last supervised token of every row that has one."""
-    last: npt.NDArray[np.int32] = rows.index["last"][rows.index["learned"] > 0]
-    return last
+def _answering(rows: EncodedRows) -> Mask:
+    """Which rows answer something; all, if all are text."""
+    texts = rows.is_text
+    return np.ones_like(texts) if texts.all() else ~texts
+
+
+def _is_learned(token: int, rows: EncodedRows) -> bool:
+    """Whether any row teaches the end of a turn: where everything is learned, in the middle of what is."""
+    wanted = np.uint32(token) | LEARNED
+    return any((rows.words(row) == wanted).any() for row in np.flatnonzero(_answering(rows)).tolist())
 
 
 def _most_common(tokens: npt.NDArray[np.int32]) -> int | None:

@@ -34,7 +34,15 @@ class Fitted:
     @property
     def rows_losing_labels(self) -> int:
         """How many rows are cut in an answer."""
-        return int((self.kept.learned < self.whole.learned).sum()) if self.kept.truncated else 0
+        if not self.kept.truncated:
+            return 0
+        return self.kept.count(np.flatnonzero(self.kept.learned < self.whole.learned))
+
+    @property
+    def rows_losing_sequences(self) -> int:
+        """How many rows of several sequences are dropped in part: the conversation up to some answer is too long."""
+        dropped = len(self.kept) < len(self.whole)
+        return self.whole.count(np.flatnonzero(self.over)) - self.kept.dropped if dropped else 0
 
     @property
     def rows_losing_answers(self) -> int:
@@ -43,7 +51,7 @@ class Fitted:
             return 0
         # An answer of which a part is left has lost its end, and only that.
         begun = self.kept.index["stretches"] < self.whole.index["stretches"]
-        return int((begun & (self.kept.learned > 0)).sum())
+        return self.kept.count(np.flatnonzero(begun & (self.kept.learned > 0)))
 
 
 def cut_rows(whole: EncodedRows, section: DatasetSection) -> Fitted:
@@ -55,7 +63,9 @@ def cut_rows(whole: EncodedRows, section: DatasetSection) -> Fitted:
     if section.overlong == "error" or not over.any():
         return Fitted(whole, whole, over)
     if section.overlong == "drop":
-        return Fitted(whole, replace(whole.select(~over), dropped=whole.count(np.flatnonzero(over))), over)
+        kept = whole.select(~over)
+        kept = replace(kept, dropped=whole.rows - kept.rows)
+        return Fitted(whole, kept, over)
     index = whole.index.copy()
     rows = np.flatnonzero(over)
     for start in range(0, len(rows), _BLOCK):
@@ -97,7 +107,7 @@ def _outside_the_vocabulary(whole: EncodedRows, vocab_size: int) -> Iterator[str
 def _too_long(rows: Fitted, section: DatasetSection) -> Iterator[str]:
     limit, whole = section.max_length, rows.whole
     number = whole.count(np.flatnonzero(rows.over))
-    total = whole.count(np.arange(len(whole)))
+    total = whole.rows
     if number and section.overlong == "error":
         longest = int(whole.lengths.argmax())
         yield (

@@ -222,8 +222,9 @@ def _holds_turns(sample: Sample, column: str, *keys: str) -> bool:
 
 def _bound(example: Example) -> int:
     match example:
-        case Conversation(messages):
-            return _TEMPLATE + sum(_TURN + _turn_bound(message) for message in messages)
+        case Conversation(messages, tools):
+            told = 0 if tools is None else _text_bound(json.dumps(tools, ensure_ascii=False, indent=4))
+            return _TEMPLATE + told + sum(_TURN + _turn_bound(message) for message in messages)
         case Passage(completion=completion, bare_prompt=prompt):
             return _TEMPLATE + 2 * _TURN + _text_bound(prompt) + _text_bound(completion)
         case Text(text):

@@ -80,7 +80,8 @@ def open_source(field_name: str, section: SourceSection, *, streaming: bool = Fa
 
 def _file_source(section: SourceSection, paths: list[Path]) -> Source:
     files = tuple(shown_path(path) for path in paths)
-    sizes = [path.stat().st_size for path in paths]
+    stamps = [_stamp(path) for path in paths]
+    sizes = [size for size, _ in stamps]
     for name, size in zip(files, sizes, strict=True):
         if size == 0:
             raise DataError(f"{name}: the file is empty.")
@@ -89,9 +90,18 @@ def _file_source(section: SourceSection, paths: list[Path]) -> Source:
         for position, path in enumerate(paths):
             for number, row in read_file(path, files[position], advanced):
                 yield SourceRow(position, number, row)
+            # Or what was read would be kept under the fingerprint of something else.
+            if not path.exists() or _stamp(path) != stamps[position]:
+                raise DataError(f"{files[position]}: the file was changed while it was read. Start again.")
 
     unit = "line" if data_kind(paths[0]) == ".jsonl" else "row"
     return Source(section, shown_path(Path(section.path)), files, unit, sum(sizes), rows, lambda: _of_files(paths))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Its size, and when it was changed last."""
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _of_files(paths: list[Path]) -> str:

@@ -28,15 +28,17 @@ class StoredFacts:
     """What is known of stored rows as a whole.
 
     `format` is how they are laid out, `enders` the ids of tokens that can end a turn, `fingerprint` of tokens and
-    mask; `split` rows became several sequences; `skipped` could not be read, the first of them for `problems`.
+    mask; of `unwritten_tools` rows the chat template leaves out the tools; `skipped` could not be read, the first of
+    them for `problems`; `files` is what their files were called then.
     """
 
     format: str
     enders: list[int]
     fingerprint: str = ""
-    split: int = 0
+    unwritten_tools: int = 0
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 class StoreWriter:
@@ -47,7 +49,8 @@ class StoreWriter:
         self._tokens: BinaryIO = (folder / _TOKENS).open("wb")
         self._rows: BinaryIO = (folder / _ROWS).open("wb")
         self._written = 0
-        self._digest = hashlib.sha256()
+        self._count = 0
+        self._digests = hashlib.sha256(), hashlib.sha256()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -62,9 +65,12 @@ class StoreWriter:
         records["start"] += self._written
         self._written += len(words)
         data = words.astype(_WORD, copy=False).tobytes()
-        # Lengths too: where one row ends and the next begins is part of what is learned.
-        self._digest.update(records["length"].tobytes())
-        self._digest.update(data)
+        self._count += len(records)
+        # Lengths too: where one row ends and the next begins is part of what is learned. By themselves, or it would
+        # matter how the rows came in groups.
+        lengths, tokens = self._digests
+        lengths.update(records["length"].tobytes())
+        tokens.update(data)
         self._tokens.write(data)
         self._rows.write(records.tobytes())
 
@@ -73,8 +79,8 @@ class StoreWriter:
         for file in (self._tokens, self._rows):
             file.flush()
             os.fsync(file.fileno())
-        facts.fingerprint = self._digest.hexdigest()
-        document = {**asdict(facts), "tokens": self._written}
+        facts.fingerprint = hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()
+        document = {**asdict(facts), "tokens": self._written, "rows": self._count}
         with (self._folder / _FACTS).open("w", encoding="utf-8") as text:
             json.dump(document, text)
             text.flush()
@@ -103,8 +109,8 @@ def read_store(folder: Path) -> tuple[StoredFacts, StoredTokens, npt.NDArray[np.
     """What `folder` holds, or None if that is no whole store."""
     try:
         document: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        expected = document.pop("tokens") * _WORD.itemsize
-        if (folder / _TOKENS).stat().st_size != expected or (folder / _ROWS).stat().st_size % ROW.itemsize:
+        sizes = {_TOKENS: document.pop("tokens") * _WORD.itemsize, _ROWS: document.pop("rows") * ROW.itemsize}
+        if any((folder / name).stat().st_size != size for name, size in sizes.items()):
             return None
         return StoredFacts(**document), StoredTokens(folder / _TOKENS), np.fromfile(folder / _ROWS, dtype=ROW)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -8,12 +8,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from qlora_cli.errors import RunError
+from qlora_cli.errors import QloraError, RunError
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -22,6 +23,8 @@ B = TypeVar("B")
 # worth it for more. Chunks are of some hundred rows.
 _WORTH_FORKING = 8
 _WORTH_SPAWNING = 60
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def cores() -> int:
@@ -63,23 +66,30 @@ def _in_processes(function: Callable[[A], B], chunks: Iterator[A], processes: in
         for pipe, chunk in zip(turns, chunks, strict=False):
             if len(busy) == processes:
                 yield _receive(busy.pop(0))
-            pipe.send(chunk)
+            with _told_if_killed():
+                pipe.send(chunk)
             busy.append(pipe)
         for pipe in busy:
             yield _receive(pipe)
 
 
 def _receive(pipe: Connection) -> Any:
-    try:
+    with _told_if_killed():
         result, error = pipe.recv()
+    if error is not None:
+        raise error
+    return result
+
+
+@contextlib.contextmanager
+def _told_if_killed() -> Iterator[None]:
+    try:
+        yield
     except (EOFError, ConnectionError):
         raise RunError(
             "a process that encodes rows was killed, as by the system when memory is short. Free some, or keep to "
             "fewer cores with `taskset`"
         ) from None
-    if error is not None:
-        raise error
-    return result
 
 
 @contextlib.contextmanager
@@ -87,15 +97,24 @@ def _worker(context: Any, function: Callable[[A], B]) -> Iterator[Connection]:
     """A process that answers chunks with results, until it is no longer wanted."""
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(function, theirs, ours), daemon=True)
-    with _single_threaded_tokenizers(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        process.start()  # the warning is of forking beside threads, of which the child uses none
+    _start(process)
     theirs.close()
     try:
         yield ours
     finally:
-        ours.close()
-        process.terminate()
+        process.terminate()  # before the pipe is closed, or it would complain
         process.join()
+        ours.close()
+
+
+def _start(process: Any) -> None:
+    # The warning is of forking beside threads, of which the child uses none.
+    quiet = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
+    try:
+        with _single_threaded_tokenizers(), _held_back_signals(), quiet:
+            process.start()
+    except OSError as error:  # which would be taken for one of the disk
+        raise RunError(f"a process to encode rows cannot be started: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -113,10 +132,25 @@ def _single_threaded_tokenizers() -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextlib.contextmanager
+def _held_back_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait, in a process that is started meanwhile until it has its own way with them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(function: Callable[[Any], Any], pipe: Connection, other_end: Connection) -> None:
     # Ctrl-C goes to every process in the terminal; the one that started this one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     other_end.close()  # or this end would never see that the other is gone
     while True:
         try:
@@ -126,6 +160,16 @@ def _serve(function: Callable[[Any], Any], pipe: Connection, other_end: Connecti
         answer: tuple[Any, Exception | None]
         try:
             answer = (function(chunk), None)
-        except Exception as error:
-            answer = (None, error)
-        pipe.send(answer)
+        except BaseException as error:  # what goes wrong in Rust is no Exception
+            answer = (None, _sendable(error))
+        try:
+            pipe.send(answer)
+        except OSError:  # nobody waits for it any more
+            return
+
+
+def _sendable(error: BaseException) -> Exception:
+    """The error if it is one of ours; others may not come through, and would lose where they came from."""
+    if isinstance(error, QloraError):
+        return error
+    return RuntimeError(f"encoding rows failed:\n{''.join(traceback.format_exception(error))}")

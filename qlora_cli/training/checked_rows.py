@@ -45,12 +45,14 @@ def check_rows(
         "validation": _lay_out("validation", section.validation_sources, section, found),
     }
     there = [source for sources in laid_out.values() for source in sources]
-    if base is None:
+    before = len(found.problems)
+    if base is not None:
+        found.attempt(choose_template, base.tokenizer, section, there)
+    if base is None or len(found.problems) > before:  # nobody knows how the rows would be written
         for source, _ in there:
             found.attempt(check_shape, source, section)
         return None, None
-    found.attempt(choose_template, base.tokenizer, section, there)
-    today = datetime.date.today()
+    today = datetime.datetime.now(datetime.UTC).date()  # as a run has it, wherever it is resumed
     rows = {
         name: found.attempt(encode_all, sources, section, base.tokenizer, today=today, report=report)
         for name, sources in laid_out.items()
@@ -103,7 +105,7 @@ def _overlong(split: Split, section: DatasetSection) -> Overlong:
         case "error":
             return Overlong(over, "refused", 0, 0, 0)
         case "drop":
-            return Overlong(over, "dropped", kept.dropped, kept.dropped, lost)
+            return Overlong(over, "dropped", over, over, lost)
         case "truncate":
             rows = split.rows
             return Overlong(over, "truncated", rows.rows_losing_labels, rows.rows_losing_answers, lost)

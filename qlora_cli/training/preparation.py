@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +52,11 @@ class Split:
         return self.rows.kept
 
     @property
+    def called(self) -> str:
+        """What a sentence calls these rows."""
+        return "training" if self.name == "train" else self.name
+
+    @property
     def silent_rows(self) -> Indices:
         """The rows of `kept` whose answer is empty as it stands: only its end is learned.
 
@@ -73,7 +78,7 @@ class Split:
             split=self.name,
             sources=tuple(self._sources()),
             fingerprint=kept.fingerprint,
-            rows=kept.count(np.arange(len(kept))),
+            rows=kept.rows,
             sequences=len(kept),
             tokens=kept.tokens,
             supervised_tokens=kept.supervised_tokens,
@@ -114,7 +119,7 @@ def encode_all(
 
 def hold_out(rows: EncodedRows, fraction: float, seed: int) -> tuple[EncodedRows, EncodedRows]:
     """The rows to train on and those to hold out: always the same ones for a seed. Raises DataError for one row."""
-    number = rows.count(np.arange(len(rows)))
+    number = rows.rows
     if number < 2:
         raise DataError(f"{rows.source}: dataset.validation_fraction needs at least 2 rows, got {number}.")
     held_out = min(max(1, round(number * fraction)), number - 1)
@@ -123,7 +128,8 @@ def hold_out(rows: EncodedRows, fraction: float, seed: int) -> tuple[EncodedRows
     chosen = np.zeros(number, dtype=np.bool_)
     chosen[order[:held_out]] = True
     held = chosen[rows.ordinals]
-    return rows.select(~held), rows.select(held)
+    # What is told of the source as a whole is told once, with the rows to train on.
+    return rows.select(~held), replace(rows.select(held), skipped=0, problems=(), unwritten_tools=0)
 
 
 def make_split(name: str, whole: EncodedRows, section: DatasetSection, tokenizer: PreTrainedTokenizerBase) -> Split:
@@ -181,10 +187,10 @@ def doubts(
     """What may be meant so, but is more often a mistake."""
     kept = train.kept
     for split in (train, validation):
-        if split is not None and split.kept.skipped:
-            yield _skipped(split.kept)
-    if kept.split:
-        rows = f"{kept.split:,} row{'s' * (kept.split != 1)}"
+        if split is not None:
+            yield from _left_out(split)
+    if number := train.whole.split:
+        rows = f"{number:,} row{'s' * (number != 1)}"
         yield (
             f"the chat template renders earlier turns differently once others follow: {rows} of several answers became "
             f"a sequence for each, as the model sees it when it gives that answer"
@@ -193,14 +199,32 @@ def doubts(
         rows, verb = ("row has", "teaches") if kept.count(silent) == 1 else ("rows have", "teach")
         number = kept.count(silent)
         yield f"{number:,} training {rows} an empty answer and {verb} only to stop ({kept.named(silent)})"
-    if kept.dropped > len(kept):
-        yield f"dataset.overlong: drop leaves {len(kept):,} of {len(train.whole):,} training rows"
+    if kept.dropped > kept.rows:
+        yield f"dataset.overlong: drop leaves {kept.rows:,} of {train.whole.rows:,} training rows"
     if train.whole.format != "classification" and (answer := _only_answer(train.whole, tokenizer)):
-        yield f"all {len(train.whole):,} training rows have the same answer ({answer!r}), whatever the prompt"
-    yield from _cut_answers(train)
+        yield f"all {train.whole.rows:,} training rows have the same answer ({answer!r}), whatever the prompt"
     yield from doubts_about_the_end(train.end, kept, section.max_length)
     if validation is not None and section.validation is not None and _same_rows(train, validation):
         yield "validation has the rows of train: its loss says nothing about rows the model has not seen"
+
+
+def _left_out(split: Split) -> Iterator[str]:
+    """What of these rows is not learned, or not seen."""
+    kept = split.kept
+    if kept.skipped:
+        yield _skipped(kept)
+    if number := kept.unwritten_tools:
+        yield (
+            f"{number:,} row{'s' * (number != 1)} of {kept.source} {'has' if number == 1 else 'have'} tools, which the "
+            f"chat template does not write: the model does not see what it may call. Set dataset.chat_template to a "
+            f"template that writes them"
+        )
+    if number := split.rows.rows_losing_sequences:
+        yield (
+            f"dataset.overlong: drop leaves out some answers of {number:,} {split.called} row{'s' * (number != 1)}: "
+            f"each is a sequence by itself, and those are longer than dataset.max_length"
+        )
+    yield from _cut_answers(split)
 
 
 def _skipped(kept: EncodedRows) -> str:
@@ -210,12 +234,12 @@ def _skipped(kept: EncodedRows) -> str:
     return f"{rows} could not be read and {'was' if kept.skipped == 1 else 'were'} skipped:{shown}{more}"
 
 
-def _cut_answers(train: Split) -> Iterator[str]:
-    if not (cut := train.rows.rows_losing_labels):
+def _cut_answers(split: Split) -> Iterator[str]:
+    if not (cut := split.rows.rows_losing_labels):
         return
-    whole = train.rows.rows_losing_answers
+    whole = split.rows.rows_losing_answers
     lost = f", {whole:,} of them whole answers" if whole else ""
-    yield f"{cut:,} of {len(train.kept):,} training rows lose part of their answer at dataset.max_length{lost}"
+    yield f"{cut:,} of {split.kept.rows:,} {split.called} rows lose part of their answer at dataset.max_length{lost}"
 
 
 def _nothing_said(split: Split, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
@@ -223,7 +247,7 @@ def _nothing_said(split: Split, tokenizer: PreTrainedTokenizerBase) -> Iterator[
         yield f"{split.kept.source}: every answer is empty: there is nothing to learn but to stop."
     elif split.whole.format == "classification" and (label := _only_answer(split.whole, tokenizer)) is not None:
         yield (
-            f"{split.whole.source}: all {len(split.whole):,} labels are the same ({label!r}): there is nothing to tell "
+            f"{split.whole.source}: all {split.whole.rows:,} labels are the same ({label!r}): there is nothing to tell "
             f"apart. Look at the column of labels, and at whether these are all rows."
         )
 
@@ -232,7 +256,7 @@ def _only_answer(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> str |
     """The beginning of the answer that all rows have, though they differ; None if there are several."""
     answers = rows.index["answer"]
     # The same row several times is a way of trying things out.
-    if len(rows) < 2 or (answers != answers[0]).any() or rows.is_text.any() or not _differ(rows):
+    if rows.rows < 2 or (answers != answers[0]).any() or rows.is_text.any() or not _differ(rows):
         return None
     ids, learned = rows.read(0)
     said: str = tokenizer.decode(ids[learned], skip_special_tokens=True).strip()

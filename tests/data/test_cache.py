@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qlora_cli.data.cache import cache_folder, cached
-from qlora_cli.data.encoded import LEARNED, summarise
+from qlora_cli.data.encoded import LEARNED, ROW, summarise
 from qlora_cli.data.store import StoredFacts, StoreWriter, read_store
 from qlora_cli.errors import DataError, OutputError
 
@@ -61,6 +61,36 @@ def test_a_broken_entry_is_made_anew() -> None:
     cached("a", write, read)
     (cache_folder() / "a" / "text").unlink()
     assert cached("a", lambda folder: write(folder, "again"), read) == "again"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dead link"])
+def test_what_is_no_entry_is_replaced(tmp_path: Path, kind: str) -> None:
+    """Whatever stands in its place; where a link leads, nothing is touched."""
+    cached("b", write, read)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").touch()
+    entry = cache_folder() / "a"
+    match kind:
+        case "file":
+            entry.write_text("")
+        case "link":
+            entry.symlink_to(tmp_path / "other")
+        case _:
+            entry.symlink_to(tmp_path / "nowhere")
+    assert cached("a", write, read) == "made"
+    assert entry.is_dir()
+    assert not entry.is_symlink()
+    assert (tmp_path / "other" / "mine").exists()
+
+
+def test_an_entry_in_use_stays_with_its_lock() -> None:
+    """Without its lock, two processes would make the same entry at once."""
+    cached("a", write, read)
+    for name in ("a", "a.lock"):
+        os.utime(cache_folder() / name, (0, 0))
+    cached("a", write, read)
+    cached("b", write, read)
+    assert left_over("b") == ["a", "a.lock"]
 
 
 def test_what_fails_leaves_nothing() -> None:
@@ -185,18 +215,21 @@ def test_the_fingerprint_is_of_what_is_learned(tmp_path: Path) -> None:
 
     learned = 5 | int(LEARNED)
     first = fingerprint("a", ([1, learned, 3], [2, 1]))
-    assert fingerprint("b", ([1, learned, 3], [2, 1])) == first
+    assert fingerprint("b", ([1, learned], [2]), ([3], [1])) == first
     assert fingerprint("c", ([1, 5, 3], [2, 1])) != first
     assert fingerprint("d", ([1, learned, 3], [1, 2])) != first
     assert fingerprint("e", ([1, learned, 4], [2, 1])) != first
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "rows.bin", "facts.json"])
-def test_half_a_store_is_none(tmp_path: Path, name: str) -> None:
-    """A file that is cut short or missing is seen before a token is read."""
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [("tokens.bin", 1), ("tokens.bin", 4), ("rows.bin", 1), ("rows.bin", ROW.itemsize), ("facts.json", 1)],
+)
+def test_half_a_store_is_none(tmp_path: Path, name: str, lost: int) -> None:
+    """A file that is cut short or missing is seen before a token is read, also where a whole row is gone."""
     store(tmp_path)
     whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[:-1])
+    (tmp_path / name).write_bytes(whole[:-lost])
     assert read_store(tmp_path) is None
     (tmp_path / name).unlink()
     assert read_store(tmp_path) is None

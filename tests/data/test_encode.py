@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from qlora_cli.data.batches import collate
@@ -388,3 +389,15 @@ def test_mistakes_name_the_row(tmp_path: Path) -> None:
         "rows.jsonl, line 701: completion: expected text, got null.\n"
         "Mend the data, or set dataset.on_bad_row: skip to leave such rows out."
     )
+
+
+def test_a_token_that_takes_the_whitespace_beside_it_is_learned_only_for_itself() -> None:
+    """Phi-3's headers take the spaces that an answer begins with; they are headers all the same."""
+    tokenizer = tiny_tokenizer(ZEPHYR.replace("eos_token", "'<|end|>'"))
+    names = ("<|user|>", "<|assistant|>", "<|end|>")
+    tokens = [AddedToken(name, special=True, normalized=False, rstrip=True) for name in names]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    encoded = encode(tokenizer, {"messages": chat("a", "  b ", "c", "\n")})
+    learned = encoded.input_ids(0)[encoded.labels(0) != -100]
+    assert tokenizer.convert_ids_to_tokens(encoded.input_ids(0).tolist()).count("<|assistant|>") == 2
+    assert tokenizer.convert_ids_to_tokens(learned.tolist()) == ["b", "Ġ", "<|end|>", "<|end|>"]

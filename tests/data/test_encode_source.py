@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from qlora_cli.data import encode as encode_module
 from qlora_cli.data.encode import Progress, check_shape, encode_source, find_format
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.files import BadRow
+from qlora_cli.data.row_encoder import RowEncoder
 from qlora_cli.data.sources import Source, open_source
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.schema import DatasetSection
@@ -160,6 +162,7 @@ def test_rows_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "the tokenizer",
         "the template",
         "the special tokens",
+        "the names of special tokens",
         "supervise",
         "on_bad_row",
         "the columns",
@@ -195,6 +198,8 @@ def test_whatever_matters_encodes_anew(tmp_path: Path, monkeypatch: pytest.Monke
             tokenizer = tiny_tokenizer(" " + dated)
         case "the special tokens":
             tokenizer.eos_token = "<|pad|>"
+        case "the names of special tokens":
+            tokenizer.pad_token = "<|im_start|>"
         case "supervise":
             fields["supervise"] = "everything"
         case "on_bad_row":
@@ -233,6 +238,39 @@ def test_many_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.
     assert one.skipped == many.skipped == 17
     assert one.problems == many.problems
     assert [many.where(i) for i in (0, 698, 699)] == [f"{path}, line {n}" for n in (1, 699, 701)]
+
+
+def test_a_group_of_rows_is_not_seen_in_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a resumed run would be refused for a column that is never read."""
+    plain = write(tmp_path / "plain.jsonl", [GOOD] * 40)
+    noted = write(tmp_path / "noted.jsonl", [{**GOOD, "note": "x" * 500}] * 40)
+    monkeypatch.setattr(encode_module, "_CHUNK_CHARACTERS", 1000)
+    assert encode_file(plain).fingerprint == encode_file(noted).fingerprint
+
+
+def test_problems_name_the_files_as_they_are_called_now(tmp_path: Path) -> None:
+    """The folder was given another name since they were found."""
+    (tmp_path / "old").mkdir()
+    write(tmp_path / "old" / "r.jsonl", [GOOD, {"prompt": None}])
+    before = encode_file(tmp_path / "old" / "r.jsonl", on_bad_row="skip")
+    (tmp_path / "old").rename(tmp_path / "new")
+    after = encode_file(tmp_path / "new" / "r.jsonl", on_bad_row="skip")
+    assert before.problems == (f"{tmp_path}/old/r.jsonl, line 2: prompt: expected text, got null.",)
+    assert after.problems == (f"{tmp_path}/new/r.jsonl, line 2: prompt: expected text, got null.",)
+
+
+def test_an_encoder_can_be_sent_to_a_process_that_begins_anew(tmp_path: Path) -> None:
+    """As where processes are not forked; it encodes the same there, also when it has encoded before."""
+    dated = tiny_tokenizer("{{ strftime_now('%d %b') }}" + CHATML)
+    source, section = opened(write(tmp_path / "r.jsonl", [GOOD, {"prompt": "é😀", "completion": None}]))
+    encoder = RowEncoder(source, "prompt_completion", section, dated, today=DAY)
+    rows = list(source.read())
+    for _ in range(2):
+        here, there = encoder.encode(rows), pickle.loads(pickle.dumps(encoder)).encode(rows)  # noqa: S301
+        assert here.words.tolist() == there.words.tolist()
+        assert here.records.tolist() == there.records.tolist()
+        assert here.problems == there.problems
+        assert (here.rows, len(here.problems)) == (1, 1)
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from qlora_cli.data.encoded import concatenate
 from qlora_cli.data.end_of_turn import EndOfTurn, doubts_about_the_end, find_end_of_turn, missing_end
+from qlora_cli.data.fitting import cut_rows
 from qlora_cli.recipe.schema import DatasetSection
-from tests.support.encoded import fit
+from tests.support.encoded import encode_whole, fit
+from tests.support.templates import family_tokenizer
 from tests.support.tokenizers import CHATML, PLAIN, tiny_tokenizer
 
 TURN = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + END }}{% endfor %}" + (
@@ -137,3 +140,40 @@ def test_an_unknown_token_is_no_end() -> None:
     tokenizer = tiny_tokenizer(PLAIN)
     tokenizer.unk_token = "."
     assert look(tokenizer, chat("Q", "It is."))[0].token is None
+
+
+@pytest.mark.parametrize("family", ["chatml", "qwen-3", "gemma-3", "llama-3-always", "phi-3"])
+def test_the_end_where_everything_is_learned(family: str) -> None:
+    """It is the marker, not the newline after it; a cut row has learned it at the end of the user's turn."""
+    tokenizer = tiny_tokenizer() if family == "chatml" else family_tokenizer(family)
+    end, wrong, doubts = look(tokenizer, *ANSWERS[:1], supervise="everything")
+    assert (end, wrong, doubts) == (look(tokenizer, *ANSWERS[:1])[0], [], [])
+    cut = {"supervise": "everything", "overlong": "truncate"}
+    end, wrong, _ = look(tiny_tokenizer(), ANSWERS[0], max_length=16, **cut)
+    assert (end.text, end.turns, wrong) == ("<|im_end|>", 0, [])
+    assert look(tiny_tokenizer(), ANSWERS[0], max_length=4, **cut)[1] != []
+
+
+def look_at_both(template: str, texts: int) -> tuple[EndOfTurn, list[str], list[str]]:
+    """Two conversations, and text beside them, as of two sources."""
+    tokenizer = tiny_tokenizer(template, extra_special=("<|turn|>",))
+    text = encode_whole(tokenizer, *[{"text": "the end"}] * texts)
+    fitted = cut_rows(concatenate([encode_whole(tokenizer, *ANSWERS[:2]), text]), DatasetSection(train="rows.jsonl"))
+    end = find_end_of_turn(fitted, tokenizer)
+    return end, list(missing_end(end, fitted.kept, 512)), list(doubts_about_the_end(end, fitted.kept, 512))
+
+
+def test_text_beside_answers_says_nothing_of_their_end() -> None:
+    """However many texts end in eos: the end of turn is that of the answers, and its lack is refused."""
+    end, wrong, doubts = look_at_both(ending("'<|turn|>'"), texts=5)
+    assert (end.text, end.rows, end.turns, end.unended, wrong, doubts) == ("<|turn|>", 2, 3, 0, [], [])
+    end, wrong, _ = look_at_both(PLAIN, texts=5)
+    assert end == EndOfTurn(None, "")
+    assert wrong[0].startswith("rows.jsonl, rows.jsonl: the chat template puts nothing after an answer")
+
+
+def test_a_row_of_several_sequences_is_counted_once() -> None:
+    """Qwen 3 makes two sequences of a row with reasoning in it."""
+    turns = chat("One?", "Two.", "Three?", "Four.")["messages"]
+    turns[1]["reasoning_content"] = "Hm."
+    assert look(family_tokenizer("qwen-3"), {"messages": turns})[0].rows == 1

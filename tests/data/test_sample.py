@@ -270,6 +270,8 @@ def test_everything_in_a_row_counts() -> None:
     assert plain == 64 + 2 * (16 + 2)
     called = [turns[0], turns[1] | {"tool_calls": [{"name": "f" * 100}]}]
     assert token_bound(of({"messages": called}), Layout("messages")) > plain + 50
+    tools = [{"name": "f" * 100}]
+    assert token_bound(of({"messages": turns, "tools": tools}), Layout("messages")) > plain + 50
 
 
 def test_the_longest_row_and_malformed_ones() -> None:

@@ -370,3 +370,22 @@ def test_a_hub_that_gives_no_answer(monkeypatch: pytest.MonkeyPatch, error: Exce
         "o/d: there is no such local file or folder, so it was taken for a dataset on the hub: the hub cannot be "
         "reached. For local data, give a file, a folder or a glob."
     )
+
+
+@pytest.mark.parametrize("change", ["longer", "as long", "gone"])
+def test_a_file_that_changes_while_it_is_read(change: str, tmp_path: Path) -> None:
+    """What was read is neither the one nor the other, and must not be kept under the fingerprint of either."""
+    path = write(tmp_path / "r.jsonl", ROWS)
+    source = load(path)
+    rows = source.read()
+    next(rows)
+    match change:
+        case "longer":
+            write(path, [*ROWS, *ROWS])
+        case "as long":
+            write(path, list(reversed(ROWS)))
+        case _:
+            path.unlink()
+    with pytest.raises(DataError) as caught:
+        list(rows)
+    assert str(caught.value) == "r.jsonl: the file was changed while it was read. Start again."

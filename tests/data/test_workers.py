@@ -93,3 +93,70 @@ def test_cores_are_shared_among_the_processes_of_a_run(monkeypatch: pytest.Monke
     for beside, expected in (("2", max(1, alone // 2)), ("1000", 1), ("nonsense", alone), ("0", alone)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
         assert cores() == expected
+
+
+class UnsendableError(Exception):
+    """Cannot be made again from what pickle keeps of it, as many libraries' exceptions."""
+
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(f"{text} in line {line}")
+
+
+class PanicError(BaseException):
+    """As Rust's, which are no Exceptions."""
+
+
+@pytest.mark.parametrize("error", [ValueError("bad in line 3"), UnsendableError(3, "bad"), PanicError("bad in line 3")])
+def test_errors_of_any_kind_are_told(error: BaseException) -> None:
+    """Not as a process that was killed, and with where they came from."""
+
+    def fail(number: int) -> int:
+        if number == 12:
+            raise error
+        return number
+
+    with pytest.raises(RuntimeError, match=r"(?s)^encoding rows failed:\n.*in fail.*Error: bad in line 3$"):
+        list(map_in_order(fail, range(40), processes=2))
+
+
+def test_a_process_that_is_killed_while_it_waits_is_told() -> None:
+    """The next chunk finds nobody to take it: that is no fault of the disk."""
+    results = map_in_order(square, range(40), processes=2)
+    for _ in range(12):
+        next(results)
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    with pytest.raises(RunError, match="a process that encodes rows was killed"):
+        list(results)
+
+
+def test_a_process_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a user may have no more processes; the ones that were started are ended."""
+    start = multiprocessing.get_context("fork").Process.start
+    begun = []
+
+    def refuse(process: multiprocessing.Process) -> None:
+        begun.append(process)
+        if len(begun) == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.get_context("fork").Process, "start", refuse)
+    with pytest.raises(RunError, match=r"^a process to encode rows cannot be started: Resource temporarily unavail"):
+        list(map_in_order(square, range(40), processes=3))
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_early_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """A process that is about to answer when nobody waits any more does not complain."""
+
+    def large(number: int) -> bytes:
+        return bytes(10_000_000)
+
+    for _ in range(5):
+        results = map_in_order(large, range(100), processes=2)
+        for _ in range(9):
+            next(results)
+        results.close()
+    assert capfd.readouterr().err == ""
