@@ -19,9 +19,9 @@ NAMED_ROWS = 5  # that are told by number, of those that have something in commo
 # A token as it is kept: its id, and in the highest bit whether it is learned.
 LEARNED = np.uint32(1 << 31)
 
-# What is kept in memory of a row. `last` is its last learned token, or the end of turn before that, `stretches` how often
-# learning begins, `turns` how often it ends in a token made for that, `highest` the largest id, `answer` a digest of
-# what is learned.
+# What is kept in memory of a row. `last` is its last learned token, or the end of turn right before that, `stretches`
+# how often learning begins, `turns` how often it ends in a token made for that, `highest` the largest id, `answer` a
+# digest of what is learned.
 ROW = np.dtype(
     [
         ("start", "<i8"),
