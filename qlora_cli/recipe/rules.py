@@ -47,7 +47,7 @@ def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override
     gone = [path for path, owner in over if {path, owner} <= given and set_by[path] < set_by[owner]]
     # What is said about another field. Of arguments, the order is no matter: a revision or a split given with a model
     # or rows is of those, before them or after.
-    about = [(path, (owner,)) for path, owner in _ABOUT.items()]
+    about: list[tuple[Path, tuple[Path, ...]]] = [(path, (owner,)) for path, owner in _ABOUT.items()]
     about += [(path, (*others, *_IN_PLACE_OF_ROWS)) for path, others, _ in without_use(facts)]
     for path, owners in about:
         latest = max((set_by[owner] for owner in owners if owner in set_by), default=0)
