@@ -13,7 +13,15 @@ import time
 import unicodedata
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from qlora_cli.errors import QloraError
@@ -148,9 +156,9 @@ class EncodingView:
         if self._progress is None:
             self._progress = _encoding_bar(self._console)
             self._task = self._progress.add_task("encode", total=None if event.share is None else 1.0, rows="")
-            self._progress.start()
         if self._task is not None:
-            self._progress.update(self._task, completed=event.share or 0, rows=f"{event.rows:,} rows")
+            self._progress.update(self._task, completed=event.share or 0, rows=plural(event.rows, "row"))
+        self._progress.start()  # once; it does nothing after that
 
     def stop(self) -> None:
         """Take the bar away."""
@@ -164,7 +172,7 @@ def _encoding_bar(console: Console) -> Progress:
     return Progress(
         TextColumn("[bold]{task.description:<8}[/]"),
         BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TaskProgressColumn("{task.percentage:>3.0f}%"),  # nothing, where the size is not known
         TextColumn("{task.fields[rows]}"),
         TimeRemainingColumn(),
         console=console,

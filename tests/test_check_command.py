@@ -103,6 +103,23 @@ def test_a_recipe_that_is_right(recipe: str, shared: Path) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_packs(recipe: str) -> None:
+    """Steps are counted in packs, each as full as the rows make it; eight of four packs are several epochs."""
+    packed = settings("dataset.packing=true")
+    facts = facts_of(recipe, *packed)
+    steps, tokens = facts["steps"], facts["train"]["tokens"]
+    packs = steps["sequences"]
+    assert steps["packed"]
+    assert -(-tokens // 128) <= packs <= -(-tokens // 96)  # rows of up to 50 tokens leave little of 128
+    assert (steps["total"], steps["epochs"]) == (8, 8 / -(-packs // 4))
+    assert steps["fill"] == pytest.approx(tokens / packs / 128)
+    assert check(recipe, *packed).stdout.splitlines()[12:14] == [
+        f"steps    8 steps of 4 packs, {steps['epochs']:.3g} epochs, on one process; warmup over the first 2",
+        f"         {packs} packs of up to 128 tokens, {steps['fill']:.1%} full; "
+        f"{steps['padding']:.1%} of the tokens in a batch are padding",
+    ]
+
+
 def test_problems_are_errors(recipe: str, shared: Path) -> None:
     """Each on stderr, the facts on stdout, exit code 2: two files with rows that are too long."""
     result = check(recipe, *settings("dataset.max_length=10"))

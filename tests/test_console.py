@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -146,6 +147,15 @@ def test_an_unquantised_model() -> None:
     """No bits per quantised parameter where there is none."""
     event = ModelReady(**{**vars(MODEL), "quantized_parameters": 0, "storage": "bfloat16", "name": "gpt2"})
     assert shown(event).splitlines()[1] == "         bfloat16: 134.5 M parameters, 112.00 MB in all"
+
+
+def test_a_run_on_packs() -> None:
+    """What keeps their rows apart, and that steps are of packs."""
+    lines = shown(replace(MODEL, packing="block-diagonal mask"), replace(STARTED, packed=True)).splitlines()
+    assert lines[3:] == [
+        "         the rows of a pack do not see each other: block-diagonal mask",
+        "train    1,875 steps of 16 packs, 3 epochs, into runs/x",
+    ]
 
 
 def test_a_loss_without_a_perplexity() -> None:

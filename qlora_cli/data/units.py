@@ -38,7 +38,9 @@ class Units:
     def naming(self, rows: Sequence[int]) -> str:
         """What to say of the rows, given by their indices in `encoded`, that a step or an evaluation stopped at."""
         encoded = self.encoded
-        return f"Rows of {encoded.source} in it: {encoded.named(np.unique(rows), _NAMED_ROWS)}"
+        return (
+            f"Rows of {encoded.source} in it: {encoded.named(np.unique(np.asarray(rows, dtype=np.int64)), _NAMED_ROWS)}"
+        )
 
     def rows_of(self, index: int) -> Ints:
         """Indices of the rows in a unit, int64."""

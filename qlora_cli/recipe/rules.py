@@ -24,8 +24,9 @@ _MODEL: Path = ("base_model",)
 _REVISION: Path = ("revision",)
 _FORMAT: Path = ("dataset", "format")
 _COLUMNS: Path = ("dataset", "columns")
-# What is asked of the hub, and for which rows.
-_OF_THE_HUB: dict[Path, Path] = {
+# What is asked of the hub, and for which model or rows.
+_ABOUT: dict[Path, Path] = {
+    _REVISION: _MODEL,
     ("dataset", "train_split"): TRAIN,
     ("dataset", "validation_split"): VALIDATION,
 }
@@ -43,15 +44,15 @@ def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override
     facts = Facts(data, {}, set())
     over = [pair for a, b in _PAIRS for pair in ((a, b), (b, a))]
     over += [(path, _BITS) for path in _OF_FOUR_BITS if value_at(data, _BITS) == 16]
-    over += _OF_THE_HUB.items()
     gone = [path for path, owner in over if {path, owner} <= given and set_by[path] < set_by[owner]]
-    for path, rows, _ in without_use(facts):
-        others = [other for other in (*rows, *_IN_PLACE_OF_ROWS) if other in set_by]
-        if path in given and set_by[path] < max((set_by[other] for other in others), default=0):
+    # What is said about another field. Of arguments, the order is no matter: a revision or a split given with a model
+    # or rows is of those, before them or after.
+    about: list[tuple[Path, tuple[Path, ...]]] = [(path, (owner,)) for path, owner in _ABOUT.items()]
+    about += [(path, (*others, *_IN_PLACE_OF_ROWS)) for path, others, _ in without_use(facts)]
+    for path, owners in about:
+        latest = max((set_by[owner] for owner in owners if owner in set_by), default=0)
+        if path in given and set_by[path] < min(latest, first_override):
             gone.append(path)
-    # Of arguments, the order is no matter: a revision given with a model is of that model.
-    if {_REVISION, _MODEL} <= given and set_by[_REVISION] < min(set_by[_MODEL], first_override):
-        gone.append(_REVISION)
     return gone
 
 

@@ -200,9 +200,11 @@ class TrainingSection(Section):
 
     num_train_epochs: Annotated[float, Field(gt=0, le=10_000)] = Field(1.0, description="passes over the training rows")
     max_steps: PositiveInt | None = Field(None, description="optimizer steps, in place of num_train_epochs")
-    per_device_train_batch_size: PositiveInt = Field(8, description="rows in one forward pass on one device")
+    per_device_train_batch_size: PositiveInt = Field(
+        8, description="rows, or packs of rows, in one forward pass on one device"
+    )
     per_device_eval_batch_size: PositiveInt | None = Field(
-        None, description="rows in one evaluation pass; by default as in training"
+        None, description="rows, or packs, in one evaluation pass; by default as in training"
     )
     gradient_accumulation_steps: PositiveInt = Field(1, description="forward passes per optimizer step")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-4, description="peak learning rate")

@@ -12,6 +12,7 @@ from qlora_cli.recipe.fields import field_at
 from qlora_cli.recipe.yaml_source import Path, dotted
 
 _BOTH = (TRAIN, VALIDATION)
+_FORMAT: Path = ("dataset", "format")
 
 
 class _ForAll(NamedTuple):
@@ -29,7 +30,7 @@ _FOR_ALL = (
     _ForAll(("dataset", "validation_split"), (VALIDATION,), "split", hub=True),
     _ForAll(("dataset", "hub_config"), _BOTH, "hub_config", hub=True),
     _ForAll(("dataset", "streaming"), _BOTH, None, hub=True),
-    _ForAll(("dataset", "format"), _BOTH, "format", hub=False),
+    _ForAll(_FORMAT, _BOTH, "format", hub=False),
     _ForAll(("dataset", "columns"), _BOTH, "columns", hub=False),
 )
 _OF_A_FORMAT_WITH_TURNS: dict[Path, str] = {
@@ -42,11 +43,16 @@ def source_contradictions(facts: Facts) -> list[Mistake]:
     """Everything that is wrong between the sources and what is said of them."""
     unused = [facts.key_mistake(path, why) for path, _, why in without_use(facts)]
     each = [mistake for rows in _BOTH for source in facts.sources(rows) for mistake in _of_one(facts, rows, source)]
-    return [*unused, *each, *_given_twice(facts), *_without_turns(facts)]
+    return [*unused, *each, *_given_twice(facts)]
 
 
 def without_use(facts: Facts) -> Iterator[tuple[Path, tuple[Path, ...], str]]:
-    """What the dataset says for sources and none takes up: the field, the fields of its sources, and why."""
+    """What the dataset says for sources and none takes up: the field, the fields that make it so, and why."""
+    yield from _not_taken_up(facts)
+    yield from _without_turns(facts)
+
+
+def _not_taken_up(facts: Facts) -> Iterator[tuple[Path, tuple[Path, ...], str]]:
     for field in _FOR_ALL:
         if _is_usual(facts, field.path) or any(facts.given(rows) and not facts.sources(rows) for rows in field.rows):
             continue
@@ -112,12 +118,12 @@ def _given_twice(facts: Facts) -> Iterator[Mistake]:
                 yield facts.mistake(source.named_at, text)
 
 
-def _without_turns(facts: Facts) -> Iterator[Mistake]:
+def _without_turns(facts: Facts) -> Iterator[tuple[Path, tuple[Path, ...], str]]:
     """What chooses among turns, or puts them into words, where there are none."""
     sources = [source for rows in _BOTH for source in facts.sources(rows)]
     if not sources or any(effective(facts, source, "format") != "text" for source in sources):
         return
     for path, why in _OF_A_FORMAT_WITH_TURNS.items():
         if not _is_usual(facts, path) and facts.get(path) != "everything":
-            line = facts.line(("dataset", "format"))
-            yield facts.key_mistake(path, f"has no meaning with `format: text`{line}, {why}: leave it out")
+            text = f"has no meaning with `format: text`{facts.line(_FORMAT)}, {why}: leave it out"
+            yield path, (_FORMAT, *_BOTH), text

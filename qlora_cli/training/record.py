@@ -47,8 +47,11 @@ class RunRecord:
         return datetime.fromisoformat(self._data["started_at"]).date()
 
     def start_over(self) -> None:
-        """Forget what an earlier part of the run found: there is nothing to go on from."""
-        self._data |= {"started_at": _now(), "last_train": None, "first_eval": None, "last_eval": None}
+        """Forget what an earlier part of the run found: there is nothing to go on from.
+
+        Its day stays: the rows were rendered with that date, and would be others for the next part.
+        """
+        self._data |= dict.fromkeys(("last_train", "first_eval", "last_eval", "last_checkpoint"))
 
     def eval_loss(self, which: str) -> float | None:
         """The held-out loss of the `first_eval` or the `last_eval`, if there was one."""

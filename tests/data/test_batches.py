@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qlora_cli.data.batches import MicroBatch, StepPlan, collate, eval_batches
 from qlora_cli.data.units import Units, make_units, packed_units, row_units
+from tests.support.encoded import rows_of_tokens
 from tests.support.rows import fake_rows, fake_units
 
 PACK_TO = st.sampled_from([None, 130, 400])
@@ -184,3 +185,10 @@ def test_each_row_is_read_once(pack_to: int | None) -> None:
     units = make_units(rows, pack_to, seed=0)
     collate(units, [1, 0], pad_token_id=0)
     assert sorted(rows.reads) == sorted([*units.rows_of(0).tolist(), *units.rows_of(1).tolist()])
+
+
+def test_rows_are_named_as_a_message_has_them() -> None:
+    """Each once and in order; where none can be named, such as for a sum that overflowed, there is no other error."""
+    units = row_units(rows_of_tokens(*[([1, 2], [False, True])] * 3))
+    assert units.naming([2, 0, 2]) == "Rows of rows.jsonl in it: line 1, 3"
+    assert units.naming([]) == "Rows of rows.jsonl in it: "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_cli.errors import RecipeError
 from qlora_cli.recipe.schema import SourceSection
 from tests.support.recipes import load, refusal
 
@@ -302,6 +303,30 @@ def test_what_no_longer_has_a_use_under_an_override_goes() -> None:
     assert (dataset.validation, dataset.validation_split, dataset.hub_config) == (None, "validation", "main")
     assert load(text, "dataset.validation=null").dataset.validation_split == "validation"
     assert load(text, "dataset.train=a.jsonl").dataset.hub_config == "main"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_arguments_the_order_is_no_matter(first: int) -> None:
+    """A split that is given with rows is of those rows, before them or after; one that fits none of them is told."""
+    text = f"{HEAD}  train: org/a\n  train_split: part\n"
+    rows, split = "dataset.train=org/b", "dataset.train_split=half"
+    dataset = load(text, *([rows, split] if first else [split, rows])).dataset
+    assert (dataset.train, dataset.train_split) == ("org/b", "half")
+    assert load(text, rows).dataset.train_split == "train"
+    with pytest.raises(RecipeError, match=r"^--set dataset\.train_split=half: .* is for datasets of the hub"):
+        load(text, *(["dataset.train=a.jsonl", split] if first else [split, "dataset.train=a.jsonl"]))
+
+
+@pytest.mark.parametrize("override", ["dataset.format=text", "dataset.train=[{path: a.jsonl, format: text}]"])
+def test_what_is_said_of_turns_goes_where_there_are_none(override: str) -> None:
+    """A recipe for conversations is tried on text; the template given with the text is still told."""
+    text = f"{HEAD}  train: a.jsonl\n  supervise: last_assistant\n  chat_template: plain\n"
+    dataset = load(text, override).dataset
+    assert (dataset.supervise, dataset.chat_template) == ("all_assistant", None)
+    with pytest.raises(
+        RecipeError, match=r"^--set dataset\.chat_template=x\.jinja: .*has no meaning with `format: text`"
+    ):
+        load(text, "dataset.chat_template=x.jinja", "dataset.format=text")
 
 
 # ---------------------------------------------------------------------------------------------------------- Templates

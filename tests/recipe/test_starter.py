@@ -48,7 +48,7 @@ output_dir: runs/maths  # the run folder, relative to where the command is run
 
 # training:
 #   num_train_epochs: 1.0           # passes over the training rows
-#   per_device_train_batch_size: 8  # rows in one forward pass on one device
+#   per_device_train_batch_size: 8  # rows, or packs of rows, in one forward pass on one device
 #   gradient_accumulation_steps: 1  # forward passes per optimizer step
 #   learning_rate: 0.0002           # peak learning rate
 """

@@ -22,7 +22,7 @@ from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training import run as run_module
-from qlora_cli.training.events import DataReady, Event, ModelReady, Started, StepDone
+from qlora_cli.training.events import DataReady, EvaluationProgress, Event, ModelReady, Started, StepDone
 from qlora_cli.training.optim import build_optimizer
 from qlora_cli.training.run import train
 from tests.support.runs import read_metrics, tiny_recipe, write_rows
@@ -90,6 +90,7 @@ def test_a_packed_step_is_the_unpacked_one(family: str, tmp_path: Path, gradient
     started = next(event for event in events if isinstance(event, Started))
     assert model.packing == VARIABLE_LENGTH
     assert started.packed
+    assert {event.total for event in events if isinstance(event, EvaluationProgress)} == {1}  # in two packs
     assert started.epochs == 2  # a step of up to 32 packs holds all 24 rows
 
     rows, packs = _numbers(tmp_path / "rows", "train"), _numbers(tmp_path / "packs", "train")
