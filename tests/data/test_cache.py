@@ -93,6 +93,15 @@ def test_an_entry_in_use_stays_with_its_lock() -> None:
     assert left_over("b") == ["a", "a.lock"]
 
 
+def test_what_a_killed_process_left_is_gone_the_next_time() -> None:
+    """Half of the same entry, which may be as large as a disk; what another process is at stays."""
+    cached("b", write, read)
+    for name in (".encoding-a-killed", ".encoding-c-at-work"):
+        (cache_folder() / name).mkdir()
+    cached("a", write, read)
+    assert left_over("a") == [".encoding-c-at-work", "b", "b.lock"]
+
+
 def test_what_fails_leaves_nothing() -> None:
     """Neither an entry nor half of one."""
 
