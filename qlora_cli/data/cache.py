@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def cache_folder() -> Path:
-    """Where entries are; it need not exist."""
+    """Where entries are; it need not exist. Raises RuntimeError for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification has relative paths ignored.
     return (Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()) / "qlora"
@@ -54,8 +54,8 @@ def cached(key: str | None, build: Callable[[Path], None], read: Callable[[Path]
 
 def _usable_folder() -> Path | None:
     """The cache folder, made if need be; None where that cannot be, as in a container without a home."""
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # rows may be private
     except (OSError, RuntimeError):
         return None

@@ -138,7 +138,15 @@ def test_without_a_place_or_a_key_it_works_all_the_same(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cached("a", write, read) == "made"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert cached("a", write, read) == "made"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def homeless(path: Path) -> Path:
+    """As where the user has a number only, in some containers."""
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_several_processes_make_it_once(tmp_path: Path) -> None:
