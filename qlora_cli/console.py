@@ -27,6 +27,7 @@ from qlora_cli.training.events import (
     Finished,
     ModelReady,
     Notice,
+    SourceReady,
     Stage,
     Started,
     StepDone,
@@ -103,7 +104,17 @@ def describe_rows(event: DataReady) -> str:
     if event.sequences != event.rows:
         rows += f" as {plural(event.sequences, 'sequence')}"
     counts = ", ".join([rows, tokens, *lost])
-    return f"{event.split}: {counts} ({event.format}, {event.source})"
+    if len(event.sources) == 1:
+        (only,) = event.sources
+        return f"{event.split}: {counts} ({only.format}, {only.source})"
+    each = [
+        f"{source.source} ({source.format}): {plural(source.rows, 'row')}{_times(source)}" for source in event.sources
+    ]
+    return "\n         ".join([f"{event.split}: {counts}, from {len(each)} sources", *each])
+
+
+def _times(source: SourceReady) -> str:
+    return f", {plural(source.weight, 'time', '.4g')} an epoch" if source.weight != 1 else ""
 
 
 class EncodingView:

@@ -19,7 +19,7 @@ from qlora_cli.cli import app
 from qlora_cli.commands import libraries
 from qlora_cli.data.end_of_turn import EndOfTurn
 from qlora_cli.recipe.dump import dump_recipe
-from qlora_cli.training.events import DataReady
+from qlora_cli.training.events import DataReady, SourceReady
 from qlora_cli.training.facts import Example, Facts, Lengths, Overlong, Piece, SomeRows, SplitFacts, Steps
 from tests.support.cli import offline_libraries, process, settings
 from tests.support.runs import tiny_recipe
@@ -126,11 +126,23 @@ def test_a_note_is_no_problem(recipe: str) -> None:
     ]
 
 
+SOURCES = (SourceReady("rows.csv", "messages", 1997, 1.0),)
 FACTS = Facts(
     checked="recipe and data",
     context_length=8192,
     train=SplitFacts(
-        data=DataReady("train", "rows.csv", "f" * 64, "messages", 1997, 2000, 1_234_567, 987_654, 3, 0, 4),
+        data=DataReady(
+            "train",
+            (SourceReady("rows.csv", "messages", 1997, 1.0),),
+            "f" * 64,
+            1997,
+            2000,
+            1_234_567,
+            987_654,
+            3,
+            0,
+            4,
+        ),
         lengths=Lengths(12, 1000, 2000, 3000, 4000, 50_000),
         max_length=2048,
         overlong=Overlong(3, "dropped", 3, 3, 1234),
@@ -226,13 +238,13 @@ def test_the_facts_as_json(recipe: str, shared: Path) -> None:
     }  # fmt: skip
     train = facts["train"]
     assert train.keys() == facts["validation"].keys() == {
-        "source", "fingerprint", "format", "rows", "sequences", "tokens", "supervised_tokens", "dropped", "truncated",
+        "sources", "fingerprint", "rows", "sequences", "tokens", "supervised_tokens", "dropped", "truncated",
         "skipped",
         "lengths", "max_length", "overlong", "without_labels", "silent", "end_of_turn",
     }  # fmt: skip
-    assert (train["source"], train["format"], train["rows"]) == (
-        str(shared / "train-32.jsonl"), "prompt_completion", 32
-    )  # fmt: skip
+    assert train["sources"] == [
+        {"source": str(shared / "train-32.jsonl"), "format": "prompt_completion", "rows": 32, "weight": 1.0}
+    ]
     assert train["lengths"].keys() == {"min", "p50", "p90", "p95", "p99", "max"}
     assert train["overlong"] == {
         "rows": 0, "fate": "refused", "rows_losing_labels": 0, "rows_losing_answers": 0, "lost_supervised_tokens": 0

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qlora_cli.console import TrainView, make_console, show_error, visible
+from qlora_cli.console import EncodingView, TrainView, describe_rows, make_console, show_error, visible
 from qlora_cli.errors import DataError
 from qlora_cli.training.events import (
     CheckpointSaved,
     DataReady,
+    EncodingProgress,
     EvalRecord,
     EvaluationProgress,
     Event,
     Finished,
     ModelReady,
     Notice,
+    SourceReady,
     Stage,
     Started,
     StepDone,
@@ -27,9 +29,8 @@ from qlora_cli.training.events import (
 
 DATA = DataReady(
     split="train",
-    source="data/train.jsonl",
+    sources=(SourceReady("data/train.jsonl", "prompt_completion", 7473, 1.0),),
     fingerprint="f" * 64,
-    format="prompt_completion",
     rows=7473,
     sequences=7473,
     tokens=1_234_567,
@@ -188,7 +189,7 @@ def test_names_are_shown_as_they_are(name: str, terminal: bool) -> None:
     """Brackets, backslashes and colons in file and model names are no markup, in any event that shows one."""
     events = (
         Notice(name),
-        DataReady(**{**vars(DATA), "source": name}),
+        DataReady(**{**vars(DATA), "sources": (SourceReady(name, "text", 1, 1.0),)}),
         ModelReady(**{**vars(MODEL), "name": name}),
         Started(**{**vars(STARTED), "output_dir": Path(name)}),
         CheckpointSaved(1, Path(name)),
@@ -293,3 +294,33 @@ def test_what_comes_from_elsewhere_does_not_steer_the_terminal() -> None:
     """Colours, titles, and writing from right to left are written out; line breaks, emoji and their joiners stay."""
     family = "👩\u200d👩"
     assert visible(f"a\x1b[31mb\x9bc\u202ed\n\te {family}") == f"a\\x1b[31mb\\x9bc\\u202ed\n\te {family}"
+
+
+def test_several_sources_are_told_one_by_one() -> None:
+    """Each with its format, its rows and how often they are seen, under the sum of them."""
+    sources = (
+        SourceReady("a.jsonl", "messages", 7000, 1.0),
+        SourceReady("b.csv", "alpaca", 473, 0.5),
+        SourceReady("c.csv", "text", 1, 3.0),
+    )
+    event = DataReady(**{**vars(DATA), "sources": sources, "rows": 7474, "sequences": 8000, "skipped": 2})
+    assert describe_rows(event).splitlines() == [
+        "train: 7,474 rows as 8,000 sequences, 1,234,567 tokens, 987,654 of them supervised, 2 skipped, from 3 sources",
+        "         a.jsonl (messages): 7,000 rows",
+        "         b.csv (alpaca): 473 rows, 0.5 times an epoch",
+        "         c.csv (text): 1 row, 3 times an epoch",
+    ]
+
+
+def test_encoding_is_shown_once_it_takes_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing for two seconds; then, where there is no terminal, a line every half minute."""
+    now = 0.0
+    monkeypatch.setattr("qlora_cli.console.time.monotonic", lambda: now)
+    file = StringIO()
+    with EncodingView(Console(file=file, width=100, highlight=False)) as view:
+        for now, rows, share in ((0, 1, 0.1), (1.9, 2, 0.2), (2.1, 3, 0.3), (30, 4, 0.4), (32.2, 5, None)):  # noqa: B007
+            view(EncodingProgress("rows.jsonl", rows, share))
+    assert file.getvalue().splitlines() == [
+        "         encoding rows.jsonl: 3 rows (30%)",
+        "         encoding rows.jsonl: 5 rows",
+    ]

@@ -19,8 +19,9 @@ NAMED_ROWS = 5  # that are told by number, of those that have something in commo
 # A token as it is kept: its id, and in the highest bit whether it is learned.
 LEARNED = np.uint32(1 << 31)
 
-# What is kept in memory of a row. `last` is its last learned token, `stretches` how often learning begins, `turns` how
-# often it ends in a token made for that, `highest` the largest id, `answer` a digest of what is learned.
+# What is kept in memory of a row. `last` is its last learned token, or the end of turn right before that, `stretches`
+# how often learning begins, `turns` how often it ends in a token made for that, `highest` the largest id, `answer` a
+# digest of what is learned.
 ROW = np.dtype(
     [
         ("start", "<i8"),
@@ -248,10 +249,14 @@ def summarise(words: Words, lengths: Indices, enders: Ints) -> npt.NDArray[np.vo
     goes_on = np.append(mask[1:], False)
     goes_on[ends[filled] - 1] = False
     rows["stretches"][filled] = np.add.reduceat(mask & ~goes_on, first, dtype=np.int32)
-    rows["turns"][filled] = np.add.reduceat(mask & ~goes_on & np.isin(ids, enders), first, dtype=np.int32)
+    # Or in the token before it: of a conversation that is learned whole, the last is often a newline.
+    ender = np.isin(ids, enders) & mask
+    before = np.append(False, ender[:-1]) & mask
+    rows["turns"][filled] = np.add.reduceat((ender | before) & ~goes_on, first, dtype=np.int32)
     said, upto = ids[mask], np.cumsum(rows["learned"])
     some = rows["learned"] > 0
-    rows["last"][some] = said[upto[some] - 1]
+    last = upto[some] - 1
+    rows["last"][some] = said[last - (before & ~ender)[mask][last]]
     for row, (end, count) in enumerate(zip(upto, rows["learned"], strict=True)):
         rows["answer"][row] = int.from_bytes(hashlib.blake2b(said[end - count : end].tobytes(), digest_size=8).digest())
     return rows

@@ -102,7 +102,7 @@ def _element(window: _Window, where: str) -> Row | BadRow:
         return BadRow(problem)
     if not isinstance(value, dict):
         return BadRow(f"{where}: expected an object, got {describe(value)}.")
-    fault = window.decoder.fault(value, window.brackets())
+    fault = window.fault(value)
     return BadRow(f"{where}: {fault}") if fault else value
 
 
@@ -115,6 +115,14 @@ def _first_keys(window: _Window) -> list[str]:
             window.skip(":")
             window.value()
     return [*keys, "…"]
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _TooLongError(Exception):
@@ -143,9 +151,11 @@ class _Window:
 
     def skip(self, marks: str) -> bool:
         """Take one of these characters if it is the next."""
-        found = self.peek() in tuple(marks)
-        self.at += found
-        return found
+        mark = self.peek()
+        if not mark or mark not in marks:
+            return False
+        self.at += 1
+        return True
 
     def value(self) -> object:
         """Take a value, and the blanks before it.
@@ -155,6 +165,7 @@ class _Window:
         """
         self.peek()
         while True:
+            self.decoder.forget()
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
@@ -187,9 +198,9 @@ class _Window:
                 if depth == 0:
                     return
 
-    def brackets(self) -> int:
-        """How many lists and objects at most the value that was taken last is made of."""
-        return self.text.count("{", self._taken_from, self.at) + self.text.count("[", self._taken_from, self.at)
+    def fault(self, row: Row) -> str | None:
+        """As JsonDecoder's, for the value that was taken last."""
+        return self.decoder.fault(row, self.text, self._taken_from, self.at)
 
     def utf8_problem(self) -> str | None:
         """What is wrong with the bytes of the value that was taken last: a whole message, with the line."""
@@ -227,7 +238,7 @@ class _Window:
         rest = self.text[self.at :]
         raw = self._stream.read(max(_PIECE, min(len(rest), LONGEST_ROW - len(rest))))
         piece = self._decode(raw, not raw)
-        self._spoilt = self._spoilt or bool(_NO_UTF8.search(piece))
+        self._spoilt = self._spoilt or not _is_utf8(piece)
         self._ended = not raw
         self.text, self.at = rest + piece, 0
 

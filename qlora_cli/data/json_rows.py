@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -15,12 +14,16 @@ from qlora_cli.data.raw_rows import LONGEST_ROW, TOO_LONG, BadRow, Row, describe
 # Levels of lists and objects. What works its way down through a value later (copies, templates, JSON again) has to
 # get to its end from however deep a call.
 _DEEPEST = 100
+_SCALARS = {str, int, float, bool, type(None)}
 _LINE_ENDS = ("\n", "\r\n", "")
 _PIECE = 2**20  # bytes of a line that is too long, to skip it by
 
 
 class JsonDecoder:
-    """Parses JSON, and notes in `repeated` every key that one object has twice: the last would silently win."""
+    """Parses JSON, and tells what is wrong with an object that JSON itself allows.
+
+    `decode` and `raw_decode` are those of json.JSONDecoder.
+    """
 
     def __init__(self) -> None:
         repeated: list[str] = []
@@ -31,28 +34,29 @@ class JsonDecoder:
                 repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             return value
 
-        self.repeated = repeated
-        self._decoder = json.JSONDecoder(object_pairs_hook=pairs_hook)
+        decoder = json.JSONDecoder(object_pairs_hook=pairs_hook)
+        self.decode, self.raw_decode = decoder.decode, decoder.raw_decode
+        self._repeated = repeated
+        self._sound: set[str] = set()  # names of columns
 
-    def raw_decode(self, text: str, start: int = 0) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends; raises what `json.JSONDecoder.raw_decode` does."""
-        self.repeated.clear()
-        return self._decoder.raw_decode(text, start)
+    def forget(self) -> None:
+        """To call before a value is parsed, if the one before it was not taken to `fault`."""
+        self._repeated.clear()
 
-    def decode(self, text: str) -> Any:
-        """The value that is the whole text; raises what `json.JSONDecoder.decode` does."""
-        self.repeated.clear()
-        return self._decoder.decode(text)
-
-    def fault(self, row: Row, brackets: int) -> str | None:
-        """What is wrong with the object just parsed, of so many opening brackets: the end of a message, or None."""
-        if self.repeated:
-            return f"expected every key of an object once, got {shorten(self.repeated[0])} twice."
-        if brackets > _DEEPEST and _is_too_deep(row):
+    def fault(self, row: Row, text: str, start: int, end: int) -> str | None:
+        """What is wrong with the object parsed last, from text[start:end]: the end of a message, or None."""
+        if self._repeated:
+            key = self._repeated[0]
+            self._repeated.clear()
+            return f"expected every key of an object once, got {shorten(key)} twice."
+        # A look at every value takes longer than to count brackets, of which there are seldom so many.
+        is_flat = _SCALARS.issuperset(map(type, row.values()))
+        if not is_flat and text.count("{", start, end) + text.count("[", start, end) > _DEEPEST and _is_too_deep(row):
             return f"expected at most {_DEEPEST} levels of lists and objects, got more."
-        names = "".join(row)
-        if not names.isascii() and re.search("[\ud800-\udfff]", names):
-            return "the name of a column holds half of a surrogate pair, which is no text."
+        if not self._sound.issuperset(row):
+            if any("\ud800" <= letter <= "\udfff" for name in row for letter in name):
+                return "the name of a column holds half of a surrogate pair, which is no text."
+            self._sound = set(row)
         return None
 
 
@@ -83,33 +87,33 @@ def reason(error: Exception) -> str:
 def _parse(raw: bytes, decoder: JsonDecoder) -> Row | str:
     """The row of a line, or what is wrong with it; "" for a blank one."""
     try:
-        line = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return utf8_fault(raw) or ""
-    try:
+        line = raw.decode()
         row, end = decoder.raw_decode(line)
-        if line[end:] not in _LINE_ENDS:
-            return _parse_slowly(line.strip("\r\n"), decoder)
-    except (ValueError, RecursionError):  # blanks before it, or truly not JSON
-        return _parse_slowly(line.strip("\r\n"), decoder)
-    return _checked(row, raw, decoder)
+    except (ValueError, RecursionError):
+        return _parse_slowly(raw, decoder)
+    if not isinstance(row, dict) or line[end:] not in _LINE_ENDS:
+        return _parse_slowly(raw, decoder)
+    return decoder.fault(row, line, 0, end) or row
 
 
-def _parse_slowly(line: str, decoder: JsonDecoder) -> Row | str:
+def _parse_slowly(raw: bytes, decoder: JsonDecoder) -> Row | str:
+    """As `_parse`, for what is not simply an object and the end of the line."""
+    decoder.forget()
+    if fault := utf8_fault(raw):
+        return fault
+    line = raw.decode().strip("\r\n")
     if not line.strip():
         return ""
     try:
         row = decoder.decode(line)
     except (ValueError, RecursionError) as error:
+        decoder.forget()
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         return f"expected one JSON object, got {shorten(line.strip())} ({reason(error)}{column})."
-    return _checked(row, line.encode("utf-8"), decoder)
-
-
-def _checked(row: object, raw: bytes, decoder: JsonDecoder) -> Row | str:
-    if not isinstance(row, dict):
-        return f"expected one JSON object, got {describe(row)}."
-    return decoder.fault(row, raw.count(b"{") + raw.count(b"[")) or row
+    if isinstance(row, dict):
+        return decoder.fault(row, line, 0, len(line)) or row
+    decoder.forget()
+    return f"expected one JSON object, got {describe(row)}."
 
 
 def _is_too_deep(row: Row) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from qlora_cli.data.cells import check_unicode, got
-from qlora_cli.data.files import describe
+from qlora_cli.data.files import describe, shorten
 from qlora_cli.errors import DataError
 
 Message = dict[str, Any]
@@ -95,8 +95,10 @@ def _message(
     given: Mapping[str, Any], keys: tuple[str, str], roles: Mapping[str, str], expected: str, where: str
 ) -> Message:
     role_key, content_key = keys
-    # Arrow fills keys that other messages have with null; a template would take those for given.
-    rest = {key: value for key, value in given.items() if value is not None and key not in keys}
+    # Arrow fills keys that other messages have with null; a template would take those for given. A turn in ShareGPT's
+    # keys may have OpenAI's as well, which must not say who speaks.
+    taken = {*keys, "role", "content"}
+    rest = {key: value for key, value in given.items() if value is not None and key not in taken}
     role = given.get(role_key)
     if not isinstance(role, str) or role not in roles:
         raise DataError(f"{where}: {role_key}: expected {expected}, got {got(given, role_key)}.")
@@ -125,7 +127,7 @@ def _joined(parts: list[object], where: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get("text") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(text, str):
-            what = f"a part of type {kind}" if isinstance(kind, str) and kind != "text" else describe(part)
+            what = f"a part of type {shorten(kind)}" if isinstance(kind, str) and kind != "text" else describe(part)
             raise DataError(f"{where}: expected text, or parts of type text, got {what} as part {number}.")
         texts.append(text)
     return "".join(texts)

@@ -79,14 +79,9 @@ class ChatTemplate:
         return self._render(messages, where, tools, add_generation_prompt=prompt)[0]
 
     def whole(self, messages: Messages, where: str, tools: Any = None) -> Turn:
-        """The conversation as text, and all of it but what leads over to a turn that is not there.
-
-        As with a turn, whitespace after the last end-of-turn marker is left out.
-        """
+        """The conversation as text, and all of it but what leads over to a turn that is not there."""
         text = self.write(messages, where, tools)
-        stop = len(text.removesuffix(self._tail))
-        end = len(text[:stop].rstrip())
-        return Turn(text, 0, end if self._markers.begin(text, end) < end else stop)
+        return Turn(text, 0, len(text.removesuffix(self._tail)))
 
     def turn(self, messages: Messages, place: Place) -> Turn:
         """The last of `messages`, which is the assistant's.

@@ -32,14 +32,23 @@ class EncodingProgress:
 
 
 @dataclass(frozen=True)
+class SourceReady:
+    """One source of a split: its rows that training sees, how they are laid out, and how often an epoch sees them."""
+
+    source: str
+    format: str
+    rows: int
+    weight: float
+
+
+@dataclass(frozen=True)
 class DataReady:
     """The rows are encoded. `sequences` is how many they became, more than `rows` where a chat template renders
     earlier turns differently once others follow; `skipped` ones could not be read."""
 
     split: str
-    source: str
+    sources: tuple[SourceReady, ...]
     fingerprint: str
-    format: str
     rows: int
     sequences: int
     tokens: int

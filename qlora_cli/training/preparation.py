@@ -20,7 +20,7 @@ from qlora_cli.data.templates import adopt_template
 from qlora_cli.errors import DataError
 from qlora_cli.model.source import context_length, embedding_rows
 from qlora_cli.recipe.schema import DatasetSection, SourceSection
-from qlora_cli.training.events import DataReady
+from qlora_cli.training.events import DataReady, SourceReady
 
 _SPLIT_STREAM = 0x5EED  # keeps the held-out rows independent of anything else that is drawn from the seed
 _SHOWN_ANSWER = 40  # characters
@@ -65,14 +65,19 @@ class Split:
         kept = self.kept
         return np.flatnonzero((kept.learned == 1) & (kept.index["turns"] == 1) & ~kept.is_text)
 
+    def _sources(self) -> Iterator[SourceReady]:
+        kept = self.kept
+        for number, part in enumerate(kept.parts):
+            rows = kept.count(np.flatnonzero(kept.part_of == number))
+            yield SourceReady(part.source, part.format, rows, part.weight)
+
     def ready(self) -> DataReady:
         """What is told of these rows once they are encoded."""
         kept = self.kept
         return DataReady(
             split=self.name,
-            source=kept.source,
+            sources=tuple(self._sources()),
             fingerprint=kept.fingerprint,
-            format=kept.format,
             rows=kept.rows,
             sequences=len(kept),
             tokens=kept.tokens,

@@ -188,6 +188,28 @@ def test_sharegpt_speakers(speaker: str, role: str) -> None:
     assert shared({"role": speaker, "content": "x", "name": "n"}, GPT).messages == expected
 
 
+def test_a_sharegpt_turn_speaks_by_from_whatever_else_it_has() -> None:
+    """A turn with from and value that has role or content as well is not taken for another speaker's."""
+    turns = [
+        {"from": "human", "value": "hi", "role": "assistant", "content": "ho"},
+        {"from": "gpt", "value": "yes", "role": 5, "name": "x"},
+    ]
+    example = read_row({"conversations": turns}, "conversations", {}, where="rows.jsonl, line 1")
+    assert isinstance(example, Conversation)
+    assert example.messages == (
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes", "name": "x"},
+    )
+
+
+def test_a_message_is_text_whatever_the_row_holds() -> None:
+    """Half of a surrogate pair for the type of a part is told in a message that can be written."""
+    message = {"role": "user", "content": [{"type": "\ud83d", "text": "x"}]}
+    with pytest.raises(DataError) as caught:
+        read_row({"messages": [message]}, "messages", {}, where="rows.jsonl, line 1")
+    assert str(caught.value).encode().endswith(rb'got a part of type "\ud83d" as part 1.')
+
+
 def test_a_system_column_stands_before_a_conversation() -> None:
     """Unless it is empty; weights stay with their turns; two system prompts are one too many."""
     example = shared(HUMAN, {**GPT, "weight": 0}, HUMAN, GPT, system="S")
@@ -300,7 +322,7 @@ def test_turns_with_weight_zero_are_not_learned() -> None:
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]},
             "messages",
-            "message 1: content: expected text, or parts of type text, got a part of type image_url as part 2.",
+            'message 1: content: expected text, or parts of type text, got a part of type "image_url" as part 2.',
         ),
         (
             {"messages": [{"role": "user", "content": ["x"]}]},

@@ -22,14 +22,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_processes_are_one_that_accumulates(tmp_path: Path) -> None:
-    """torchrun with two CPU processes against one with two micro-batches a step, nine rows an epoch so that a process
-    runs out: the same losses, gradient norms, held-out losses and adapter to float32 noise, every record once."""
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_two_processes_are_one_that_accumulates(batch_size: int, tmp_path: Path) -> None:
+    """torchrun with two CPU processes against one with two micro-batches a step, nine rows an epoch in fours, or in
+    five packs one by one, so that a process runs out: the same losses, gradient norms, held-out losses and adapter to
+    float32 noise, every record once."""
     recipe = tiny_recipe(
         tmp_path,
         rows=9,
         validation_rows=5,
-        training={"max_steps": 4, "eval_steps": 2, "save_steps": 2, "optimizer": "adamw_torch"},
+        dataset={"packing": batch_size == 1, "max_length": 64},
+        training={"max_steps": 4, "eval_steps": 2, "save_steps": 2, "optimizer": "adamw_torch"}
+        | {"per_device_train_batch_size": batch_size},
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
