@@ -20,12 +20,13 @@ from qlora_cli.errors import OutputError
 
 _UNUSED_DAYS = 30  # after which an entry makes room for another
 _DAY = 86_400.0
+_UNFINISHED = ".encoding-"
 
 T = TypeVar("T")
 
 
 def cache_folder() -> Path:
-    """Where entries are; it need not exist."""
+    """Where entries are; it need not exist. Raises RuntimeError for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification has relative paths ignored.
     return (Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()) / "qlora"
@@ -53,8 +54,8 @@ def cached(key: str | None, build: Callable[[Path], None], read: Callable[[Path]
 
 def _usable_folder() -> Path | None:
     """The cache folder, made if need be; None where that cannot be, as in a container without a home."""
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # rows may be private
     except (OSError, RuntimeError):
         return None
@@ -67,7 +68,10 @@ def _kept(folder: Path, key: str, build: Callable[[Path], None], read: Callable[
         _touch(lock)  # or another process might take it for one of long ago
         found = read(entry)
         if found is None:
-            with _staging(folder) as staging:
+            prefix = f"{_UNFINISHED}{key}-"
+            for left in folder.glob(f"{prefix}*"):  # by a killed process, since the lock is here
+                _remove(left)
+            with _staging(folder, prefix) as staging:
                 build(staging)
                 _remove(entry)
                 staging.rename(entry)
@@ -83,7 +87,7 @@ def _touch(path: Path) -> None:
 
 
 def _throwaway(build: Callable[[Path], None], read: Callable[[Path], T | None]) -> T:
-    with _staging(None) as staging:
+    with _staging(None, _UNFINISHED) as staging:
         build(staging)
         return _whole(read(staging), staging)
 
@@ -95,9 +99,9 @@ def _whole(found: T | None, entry: Path) -> T:
 
 
 @contextlib.contextmanager
-def _staging(folder: Path | None) -> Iterator[Path]:
+def _staging(folder: Path | None, prefix: str) -> Iterator[Path]:
     """A new folder, gone at the end unless it was renamed."""
-    path = Path(tempfile.mkdtemp(prefix=".encoding-", dir=folder))
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
     try:
         yield path
     finally:
@@ -109,7 +113,7 @@ def _make_room(folder: Path, keep: Path) -> None:
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
             days = (time.time() - path.stat().st_mtime) / _DAY
-            left = path.name.startswith(".encoding-") and days > 1
+            left = path.name.startswith(_UNFINISHED) and days > 1
             if path != keep and (days > _UNUSED_DAYS or left):
                 _remove(path)
 

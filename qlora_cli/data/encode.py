@@ -23,12 +23,12 @@ from qlora_cli.data.formats import Format, read_row, resolve_format
 from qlora_cli.data.row_encoder import RowEncoder
 from qlora_cli.data.sources import Source, SourceRow
 from qlora_cli.data.store import StoredFacts, StoreWriter, read_store
-from qlora_cli.data.workers import map_in_order
+from qlora_cli.data.workers import cores, map_in_order
 from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.schema import DatasetSection
 
 # Raised by one whenever the same rows would be encoded otherwise than before.
-_ENCODING = 1
+_ENCODING = 2
 
 _CHUNK_ROWS = 512
 _CHUNK_CHARACTERS = 1_000_000
@@ -156,7 +156,9 @@ def _write(
 
     facts = StoredFacts(encoder.format, encoder.enders.tolist(), files=list(source.files))
     rows = 0
-    chunks = map_in_order(encoder.encode, _chunks(source.read(advanced)))
+    # Of processes that train together one makes what is kept, and the others wait for it.
+    processes = cores(shared=source.fingerprint is None)
+    chunks = map_in_order(encoder.encode, _chunks(source.read(advanced)), processes=processes)
     with closing(chunks):
         for chunk in chunks:
             writer.append(chunk.words, chunk.records)

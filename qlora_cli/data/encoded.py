@@ -167,7 +167,7 @@ class EncodedRows:
 
     def named(self, rows: Indices, limit: int = NAMED_ROWS) -> str:
         """The numbers of the first few of these rows, with their files if there are several: `line 3, 5, …`."""
-        rows = self._distinct(rows)
+        rows = self.distinct(rows)
         single = len(self.parts) == 1 and len(self.parts[0].files) == 1
         groups: dict[str, list[str]] = {}
         for row in rows[:limit].tolist():
@@ -184,9 +184,10 @@ class EncodedRows:
 
     def count(self, rows: Indices) -> int:
         """How many rows of the files these are: one that became several sequences counts once."""
-        return len(self._distinct(rows))
+        return len(self.distinct(rows))
 
-    def _distinct(self, rows: Indices) -> Indices:
+    def distinct(self, rows: Indices) -> Indices:
+        """These rows without the further sequences of one that became several."""
         found: Indices = rows[np.unique(self.ordinals[rows], return_index=True)[1]]
         return found
 

@@ -27,10 +27,10 @@ _WORTH_SPAWNING = 60
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def cores() -> int:
-    """How many this process may use, shared with the processes that `accelerate` or `torchrun` started beside it."""
+def cores(*, shared: bool = True) -> int:
+    """How many this process may use: its part, if it shares them with those that `torchrun` started beside it."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1") if shared else "1"
     return max(1, usable // int(beside) if beside.isdecimal() and int(beside) else usable)
 
 

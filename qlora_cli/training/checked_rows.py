@@ -112,5 +112,5 @@ def _overlong(split: Split, section: DatasetSection) -> Overlong:
 
 
 def _some(rows: EncodedRows, some: Indices) -> SomeRows:
-    first = rows.row_numbers[some[:NAMED_ROWS]].tolist()
+    first = rows.row_numbers[rows.distinct(some)[:NAMED_ROWS]].tolist()
     return SomeRows(rows.count(some), tuple(first), rows.named(some) if len(some) else "")

@@ -17,8 +17,8 @@ def first_examples(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase, number
     for index in range(min(number, len(rows))):
         ids, labels = rows.input_ids(index), rows.labels(index)
         pieces = _pieces(ids.tolist(), (labels != IGNORED).tolist(), tokenizer)
-        number, where = int(rows.row_numbers[index]), rows.where(index)
-        found.append(Example(number, where, tuple(ids.tolist()), tuple(labels.tolist()), pieces))
+        row, where = int(rows.index["number"][index]), rows.where(index)
+        found.append(Example(row, where, tuple(ids.tolist()), tuple(labels.tolist()), pieces))
     return tuple(found)
 
 

@@ -93,6 +93,15 @@ def test_an_entry_in_use_stays_with_its_lock() -> None:
     assert left_over("b") == ["a", "a.lock"]
 
 
+def test_what_a_killed_process_left_is_gone_the_next_time() -> None:
+    """Half of the same entry, which may be as large as a disk; what another process is at stays."""
+    cached("b", write, read)
+    for name in (".encoding-a-killed", ".encoding-c-at-work"):
+        (cache_folder() / name).mkdir()
+    cached("a", write, read)
+    assert left_over("a") == [".encoding-c-at-work", "b", "b.lock"]
+
+
 def test_what_fails_leaves_nothing() -> None:
     """Neither an entry nor half of one."""
 
@@ -129,7 +138,15 @@ def test_without_a_place_or_a_key_it_works_all_the_same(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cached("a", write, read) == "made"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert cached("a", write, read) == "made"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def homeless(path: Path) -> Path:
+    """As where the user has a number only, in some containers."""
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_several_processes_make_it_once(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_many_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.
     path = write(tmp_path / "r.jsonl", rows)
     found = []
     for cores in (1, 3):
-        monkeypatch.setattr("qlora_cli.data.workers.cores", lambda cores=cores: cores)
+        monkeypatch.setattr(encode_module, "cores", lambda *, shared, cores=cores: cores)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{cores}"))
         found.append(encode_file(path, on_bad_row="skip"))
     one, many = found
@@ -271,6 +271,15 @@ def test_an_encoder_can_be_sent_to_a_process_that_begins_anew(tmp_path: Path) ->
         assert here.records.tolist() == there.records.tolist()
         assert here.problems == there.problems
         assert (here.rows, len(here.problems)) == (1, 1)
+
+
+def test_what_one_process_makes_for_all_takes_all_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight processes on a machine seven wait for what is kept; what is kept nowhere, each makes for itself."""
+    seen = []
+    monkeypatch.setattr(encode_module, "cores", lambda *, shared: seen.append(shared) or 1)
+    encode_file(write(tmp_path / "r.jsonl", [GOOD]))
+    encode_whole(tiny_tokenizer(), GOOD)
+    assert seen == [False, True]
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

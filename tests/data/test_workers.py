@@ -93,6 +93,7 @@ def test_cores_are_shared_among_the_processes_of_a_run(monkeypatch: pytest.Monke
     for beside, expected in (("2", max(1, alone // 2)), ("1000", 1), ("nonsense", alone), ("0", alone)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
         assert cores() == expected
+        assert cores(shared=False) == alone
 
 
 class UnsendableError(Exception):

@@ -97,3 +97,15 @@ def test_answers_that_are_cut_are_told_of_either_split() -> None:
         "1 of 2 training rows lose part of their answer at dataset.max_length",
         "1 of 2 validation rows lose part of their answer at dataset.max_length",
     ]
+
+
+def test_a_row_of_several_sequences_is_named_once() -> None:
+    """Two empty answers of one row are one row with empty answers."""
+    rewriting = (
+        "{% for message in messages %}{{ message['role'] + ': ' }}"
+        "{{ message['content'] if loop.last or message['role'] == 'user' else '…' }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    split = split_of(tiny_tokenizer(rewriting), conversation("a", "", "b", ""), conversation("c", "d"))
+    silent = split_facts(split, section_of()).silent
+    assert (len(split.silent_rows), silent.rows, silent.first, silent.named) == (2, 1, (1,), "line 1")
