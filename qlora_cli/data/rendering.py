@@ -79,9 +79,14 @@ class ChatTemplate:
         return self._render(messages, where, tools, add_generation_prompt=prompt)[0]
 
     def whole(self, messages: Messages, where: str, tools: Any = None) -> Turn:
-        """The conversation as text, and all of it but what leads over to a turn that is not there."""
+        """The conversation as text, and all of it but what leads over to a turn that is not there.
+
+        As of a turn, whitespace after the last marker is left out, so that the marker is what is learned last.
+        """
         text = self.write(messages, where, tools)
-        return Turn(text, 0, len(text.removesuffix(self._tail)))
+        stop = len(text.removesuffix(self._tail))
+        end = len(text[:stop].rstrip())
+        return Turn(text, 0, end if self._markers.begin(text, end) < end else stop)
 
     def turn(self, messages: Messages, place: Place) -> Turn:
         """The last of `messages`, which is the assistant's.

@@ -122,7 +122,7 @@ def test_turns_with_weight_zero_are_read_and_not_learned() -> None:
         assert render_marked(tokenizer, *messages, unlearned=first) == [unlearned + ASKED + "⟦B<|im_end|>⟧\n"]
         assert render_marked(tokenizer, *messages, unlearned=second, supervise="last_assistant") == [ANSWERED]
         assert render_marked(tokenizer, *messages, unlearned=first, supervise="everything") == [
-            f"⟦{ASKED}⟧A<|im_end|>⟦\n{ASKED}B<|im_end|>\n⟧"
+            f"⟦{ASKED}⟧A<|im_end|>⟦\n{ASKED}B<|im_end|>⟧\n"
         ]
     qwen, question = family_tokenizer("qwen-3"), "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
     thought = "<think>\n\n</think>\n\n"

@@ -56,6 +56,13 @@ def test_the_end_is_what_the_template_learns_last(template: str, extra: tuple[st
     assert (wrong, doubts) == ([], [])
 
 
+def test_the_end_where_everything_is_learned() -> None:
+    """The newline that ChatML writes after the end of a turn does not hide it."""
+    end, wrong, doubts = look(tiny_tokenizer(), chat("Q", "Four."), chat("Hush", ""), supervise="everything")
+    assert (end.text, end.rows, end.turns) == ("<|im_end|>", 2, 2)
+    assert (wrong, doubts) == ([], [])
+
+
 def test_an_added_token_that_is_not_special() -> None:
     """It ends every turn, so it is the end; the same token inside some answers would not be."""
     tokenizer = tiny_tokenizer(ending("'<eot>'"))

@@ -323,9 +323,9 @@ def test_only_the_last_answer() -> None:
 
 
 def test_everything_is_learned() -> None:
-    """`everything` learns the whole text, but for a generation prompt that nothing follows."""
+    """`everything` learns the whole text to its last end of turn, but no generation prompt that nothing follows."""
     (text,) = render_marked(family_tokenizer("chatml"), *ONE, supervise="everything")
-    assert text == "⟦<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n⟧"
+    assert text == "⟦<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>⟧\n"
     (text,) = render_marked(family_tokenizer("llama-3-always"), *ONE, supervise="everything")
     assert text.startswith("⟦<|begin_of_text|>")
     assert text.endswith("Four.<|eot_id|>⟧" + _LLAMA3_PROMPT)
