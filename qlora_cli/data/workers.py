@@ -128,4 +128,7 @@ def _serve(function: Callable[[Any], Any], pipe: Connection, other_end: Connecti
             answer = (function(chunk), None)
         except Exception as error:
             answer = (None, error)
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:  # the other end was killed, which is told by who did it, if by anybody
+            return
