@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from qlora_cli.data.cells import field_name, got, read_optional_text, read_text
 from qlora_cli.data.messages import Turns, read_messages, read_tools, read_turns
+from qlora_cli.data.raw_rows import name_columns
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.rules import column_problems
 from qlora_cli.recipe.schema import FORMAT_COLUMNS, FormatName
@@ -80,7 +81,7 @@ def resolve_format(format: FormatName, columns: Mapping[str, str], column_names:
         if column not in column_names:
             raise DataError(
                 f"{source}: dataset.columns takes {field} from the column {column!r}, which is not there"
-                f"{_suggestion(column, column_names)} The columns are {_listed(column_names)}."
+                f"{_suggestion(column, column_names)} {_there(column_names, source)}"
             )
     if format != "auto":
         _check_needed(format, columns, column_names, source)
@@ -90,13 +91,13 @@ def resolve_format(format: FormatName, columns: Mapping[str, str], column_names:
         return fitting[0]
     if fitting:
         raise DataError(
-            f"{source}: the columns {_listed(column_names)} fit more than one format: {_listed(fitting)}. "
+            f"{source}: the columns {_named(column_names)} fit more than one format: {_listed(fitting)}. "
             f"Set dataset.format to the one that is meant."
         )
     needs = "\n".join(f"  {name}: {', '.join(fields)}" for name, fields in REQUIRED.items())
     named = f", with dataset.columns for {_listed(columns)}" if columns else ""
     raise DataError(
-        f"{source}: the columns {_listed(column_names)}{named} fit no format. A format needs\n{needs}\n"
+        f"{source}: the columns {_named(column_names)}{named} fit no format. A format needs\n{needs}\n"
         f"Set dataset.format, and dataset.columns as in {{prompt: your_column}}."
     )
 
@@ -139,7 +140,7 @@ def _check_needed(format: Format, columns: Mapping[str, str], column_names: Sequ
         if columns.get(field, field) not in column_names:
             raise DataError(
                 f"{source}: the format {format} needs a column {field!r}, which is not there"
-                f"{_suggestion(field, column_names)} The columns are {_listed(column_names)}. "
+                f"{_suggestion(field, column_names)} {_there(column_names, source)} "
                 f"Say which one it is with dataset.columns: {{{field}: your_column}}."
             )
 
@@ -151,6 +152,18 @@ def _suggestion(word: str, choices: Iterable[str]) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
+
+
+def _named(columns: Sequence[str]) -> str:
+    # In a table without a header they are cells of its first row, of any length.
+    return name_columns(columns) or "none"
+
+
+def _there(columns: Sequence[str], source: str) -> str:
+    """A sentence on the columns there are."""
+    table = source.removesuffix(".gz").removesuffix(".zst").endswith((".csv", ".tsv"))
+    header = ", by the first line; if that is a row already, put a line of names before it" if table else ""
+    return f"The columns are {_named(columns)}{header}."
 
 
 def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Passage:

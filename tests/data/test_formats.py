@@ -108,6 +108,18 @@ def test_why_no_format_fits(names: list[str], fields: dict[str, Any], message: s
     assert str(caught.value) == message
 
 
+def test_a_table_without_a_header_is_told_as_one() -> None:
+    """What stands for columns is a row, of which a message shows no more than the beginning of each cell."""
+    row = ["gj04", "1", "", "Our friends won't buy this analysis, let alone the next one we propose."]
+    for fields in ({"format": "classification"}, {"format": "text", "columns": {"text": "sentence"}}):
+        with pytest.raises(DataError) as caught:
+            resolve_format(**{"columns": {}, **fields}, column_names=row, source="train.tsv.gz")
+        assert (
+            "The columns are gj04, 1, , Our friends won't buy this analysis, let…, by the first line; if that is a "
+            "row already, put a line of names before it."
+        ) in str(caught.value)
+
+
 def test_rows_become_examples() -> None:
     """Each format gives its kind of example, from the columns that the recipe names."""
     renamed = {"prompt": "q", "completion": "a"}

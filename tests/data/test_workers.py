@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,6 +14,7 @@ import pytest
 
 from qlora_cli.data.workers import cores, map_in_order
 from qlora_cli.errors import DataError, RunError
+from tests.support.cli import REPOSITORY
 
 
 def square(number: int) -> tuple[int, int]:
@@ -73,6 +76,32 @@ def test_a_killed_process_is_told() -> None:
     with pytest.raises(RunError, match="a process that encodes rows was killed"):
         list(map_in_order(die, range(40), processes=2))
     assert not multiprocessing.active_children()
+
+
+KILLED = """
+import time
+from qlora_cli.data.workers import map_in_order
+
+def slow(number):
+    if number >= 8:
+        print("busy", flush=True)
+        time.sleep(0.3)
+    return number
+
+list(map_in_order(slow, range(100), processes=2))
+"""
+
+
+def test_nothing_is_left_to_say_where_the_run_is_killed() -> None:
+    """Its processes find nobody to give their results to, and end without a traceback."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == "busy\n"
+        run.kill()
+        assert run.stderr.read() == ""  # up to when the last of them has ended
 
 
 def test_leaving_early_ends_the_processes() -> None:
