@@ -215,9 +215,9 @@ def test_whatever_matters_encodes_anew(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_date_that_is_not_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or every day would encode all rows again."""
     path = write(tmp_path / "r.jsonl", [GOOD])
-    encode_file(path)
+    first = encode_file(path)
     monkeypatch.setattr(encode_module, "_write", None)
-    encode_file(path, today=DAY + datetime.timedelta(days=1))
+    assert encode_file(path, today=DAY + datetime.timedelta(days=1)).fingerprint == first.fingerprint
 
 
 def test_many_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

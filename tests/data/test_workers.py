@@ -99,7 +99,7 @@ def test_nothing_is_left_to_say_where_the_run_is_killed() -> None:
     ) as run:
         assert run.stdout is not None
         assert run.stderr is not None
-        assert run.stdout.readline() == "busy\n"
+        assert "busy" in run.stdout.readline()  # two of them may write at once
         run.kill()
         assert run.stderr.read() == ""  # up to when the last of them has ended
 
