@@ -28,7 +28,7 @@ from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.schema import DatasetSection
 
 # Raised by one whenever the same rows would be encoded otherwise than before.
-_ENCODING = 1
+_ENCODING = 2
 
 _CHUNK_ROWS = 512
 _CHUNK_CHARACTERS = 1_000_000
