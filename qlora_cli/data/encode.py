@@ -167,18 +167,21 @@ def _write(
             facts.skipped += len(chunk.problems)
             facts.problems += chunk.problems[: _NAMED_PROBLEMS - len(facts.problems)]
             if facts.skipped and section.on_bad_row == "error":
-                raise DataError(_refusal(facts, rows))
+                raise DataError(_refusal(facts, rows, at_least="at least "))
             report(Progress(source.name, rows, read / source.size if source.size else None))
     if not rows:
         raise DataError(_refusal(facts, rows) if facts.problems else f"{source.name}: there are no rows.")
     return facts
 
 
-def _refusal(facts: StoredFacts, good: int) -> str:
-    """What is wrong with the first bad rows; and, if others were good, how to go on without them."""
+def _refusal(facts: StoredFacts, good: int, *, at_least: str = "") -> str:
+    """What is wrong with the first bad rows; and, if others were good, how to go on without them.
+
+    `at_least` goes before the number of the others where the rows after them were not read.
+    """
     text = "\n".join(facts.problems)
     if facts.skipped > len(facts.problems):
-        text += f"\n… and {facts.skipped - len(facts.problems):,} more like these."
+        text += f"\n… and {at_least}{facts.skipped - len(facts.problems):,} more."
     if good:
         text += "\nMend the data, or set dataset.on_bad_row: skip to leave such rows out."
     return text

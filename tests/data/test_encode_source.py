@@ -77,7 +77,7 @@ def test_files_without_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
 
 
 def test_bad_rows_are_told_together() -> None:
-    """The first five of those that were read together, how many more there are, and the way on if there is one."""
+    """The first five of those that were read together, that there are more, and the way on if there is one."""
     bad = [BadRow(f"rows.jsonl, line {n}: bad") for n in range(2, 9)]
     assert told(GOOD, bad[0]) == (
         "rows.jsonl, line 2: bad\nMend the data, or set dataset.on_bad_row: skip to leave such rows out."
@@ -85,7 +85,7 @@ def test_bad_rows_are_told_together() -> None:
     assert told(GOOD, *bad) == "\n".join(
         [
             *[f"rows.jsonl, line {n}: bad" for n in range(2, 7)],
-            "… and 2 more like these.",
+            "… and at least 2 more.",
             "Mend the data, or set dataset.on_bad_row: skip to leave such rows out.",
         ]
     )
@@ -126,7 +126,7 @@ def test_bad_rows_are_skipped_and_counted() -> None:
     )
     assert told(*[{"prompt": None, "completion": ""}] * 7, on_bad_row="skip").splitlines()[-2:] == [
         "rows.jsonl, line 5: prompt: expected text, got null.",
-        "… and 2 more like these.",
+        "… and 2 more.",
     ]
     assert told(BadRow("rows.jsonl, line 1: bad"), on_bad_row="skip") == "rows.jsonl, line 1: bad"
 
