@@ -62,7 +62,7 @@ def prepare_packing(model: PreTrainedModel) -> str:
             if model.config._attn_implementation == VARLEN and _succeeds(trial, model):
                 return VARIABLE_LENGTH
             model.set_attn_implementation(usual)
-        fault = _SEE_EACH_OTHER if not _takes(model, "position_ids") else trial.fault(model)
+        fault = _SEE_EACH_OTHER if not _takes(model, "position_ids") else _fault_of_mask(trial, model)
     if fault is None and _cuts_into_chunks(model):
         fault = _NOT_AS_ALONE
     if fault is not None:
@@ -153,8 +153,18 @@ def _succeeds(trial: _Trial, model: PreTrainedModel) -> bool:
         return trial.fault(model) is None
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError):  # it asks for more than this attention does, or passes nothing on to it
+    except Exception:  # it asks for more than this attention does, or passes nothing on to it
         return False
+
+
+def _fault_of_mask(trial: _Trial, model: PreTrainedModel) -> str | None:
+    """Why the model cannot be trained on packs under a mask; None if it can."""
+    try:
+        return trial.fault(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # remote code may do anything with positions and no mask
+        return f"a trial pack fails with {type(error).__name__} ({error})"
 
 
 def _can_vary(model: PreTrainedModel) -> bool:

@@ -27,7 +27,7 @@ NOTHING: tuple[Nothing, ...] = (
              "axolotl": "tokenizer_type tokenizer_config tokenizer_use_fast tokenizer_legacy special_tokens tokens "
                         "eot_tokens resize_token_embeddings_to_32x",
              "TRL": "pad_token eos_token", LLAMA_FACTORY: "add_tokens add_special_tokens resize_vocab"}),
-    Nothing("attention is what transformers picks for the model: SDPA where it can",
+    Nothing("attention is what transformers picks for the model, SDPA where it can, or what keeps packed rows apart",
             {HF: "attn_implementation use_flash_attention_2",
              "axolotl": "flash_attention sdp_attention xformers_attention flex_attention eager_attention s2_attention",
              LLAMA_FACTORY: "flash_attn shift_attn"}),

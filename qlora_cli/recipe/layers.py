@@ -36,8 +36,9 @@ class Stack(Source):
     _layers: int = 0
     _first_override: int | None = None
 
-    def lay(self, source: Source, folder: Path, *, depth: int = _SECTIONS_DEEP) -> None:
-        """Lay a source, whose paths are relative to `folder`, over what there is."""
+    def lay(self, source: Source, folder: Path, *, keys: yaml_source.Path = ()) -> None:
+        """Lay a source, whose paths are relative to `folder`, over what there is: a file, or what an override says of
+        the field at `keys`."""
         self.mistakes += substitute(source)
         source.data = resolve_paths(source.data, folder)
         self._layers += 1
@@ -45,7 +46,7 @@ class Stack(Source):
             if value_at(self.data, path) != value:  # said again, it is no change
                 self._set_by[path] = self._layers
             self._set_by.setdefault(path, self._layers)
-        self._lay(self.data, source.data, (), depth)
+        self._lay(self.data, source.data, (), keys)
         self.places.update(source.places)
         self.whole = self.whole and source.whole
         self.hinted |= source.hinted
@@ -65,26 +66,30 @@ class Stack(Source):
                     section.pop(str(path[-1]), None)
                     self._forget(path)
 
-    def _lay(self, below: dict[str, Value], above: dict[str, Value], path: yaml_source.Path, depth: int) -> None:
+    def _lay(
+        self, below: dict[str, Value], above: dict[str, Value], path: yaml_source.Path, keys: yaml_source.Path
+    ) -> None:
+        deep = len(path) < (len(keys) - 1 if keys else _SECTIONS_DEEP)
         for key, value in above.items():
             inner = below.get(key)
-            if depth and isinstance(value, dict) and isinstance(inner, dict):
-                self._lay(inner, value, (*path, key), depth - 1)
-            elif depth and isinstance(value, list) and isinstance(inner, list):
-                self._lay_item(inner, value, (*path, key), depth - 1)
+            if deep and isinstance(value, dict) and isinstance(inner, dict):
+                self._lay(inner, value, (*path, key), keys)
+            elif deep and isinstance(value, list) and isinstance(inner, list) and (*path, key) == keys[: len(path) + 1]:
+                self._lay_item(inner, value, (*path, key), keys)
             else:
                 self._forget((*path, key))
                 below[key] = value
 
-    def _lay_item(self, below: list[Value], above: list[Value], path: yaml_source.Path, depth: int) -> None:
+    def _lay_item(self, below: list[Value], above: list[Value], path: yaml_source.Path, keys: yaml_source.Path) -> None:
         """Lay the one item that an override names, the last of `above`."""
         number = len(above) - 1
         at, value = (*path, number), above[number]
+        deep = len(at) < len(keys)
         section, inner = section_at(at), below[number]
-        if depth and isinstance(value, dict) and isinstance(inner, str) and section and (main := main_field(section)):
+        if deep and isinstance(value, dict) and isinstance(inner, str) and section and (main := main_field(section)):
             inner = {main: inner}  # what was only named becomes the section that it stands for
-        if depth and isinstance(value, dict) and isinstance(inner, dict):
-            self._lay(inner, value, at, depth - 1)
+        if deep and isinstance(value, dict) and isinstance(inner, dict):
+            self._lay(inner, value, at, keys)
         else:
             self._forget(at)
             inner = value
@@ -189,7 +194,7 @@ def lay_override(stack: Stack, override: str) -> None:
         # A section or a list that the recipe has stands there still.
         if isinstance(value_at(stack.data, keys[:length]), list if isinstance(keys[length], int) else dict):
             source.places.pop(keys[:length], None)
-    stack.lay(source, Path.cwd(), depth=len(keys) - 1)
+    stack.lay(source, Path.cwd(), keys=keys)
 
 
 def _override_problem(override: str, keys: tuple[str, ...], text: str) -> str | None:

@@ -144,15 +144,17 @@ def _columns(facts: Facts) -> list[Mistake]:
         columns = facts.get(path)
         for format in formats or [facts.get(_FORMAT)] if isinstance(columns, dict) else []:
             for name, problem in column_problems(format, columns).items():
+                if name not in _fields(format) and any(name in _fields(other) for other in formats):
+                    text = f"the format {format} has no field {shorten(repr(name))}, and another source has: "
+                    problem = f"{text}give `columns` to each source that it is for", None
                 mistakes.setdefault((*path, name), facts.key_mistake((*path, name), *problem))
     return [*mistakes.values()]
 
 
 def column_problems(format: object, columns: Mapping[str, object]) -> dict[str, tuple[str, str | None]]:
     """The keys of `dataset.columns` that are no fields of the format: what is wrong, and which was probably meant."""
-    formats = [format] if isinstance(format, str) and format in FORMAT_COLUMNS else list(FORMAT_COLUMNS)
-    known = [field for name in formats for field in FORMAT_COLUMNS[name].fields]
-    lack = f"the format {format} has no" if formats == [format] else "no format has a"
+    known = _fields(format)
+    lack = f"the format {format} has no" if _is_format(format) else "no format has a"
     problems: dict[str, tuple[str, str | None]] = {}
     owners: dict[str, str] = {}
     for name, column in columns.items():
@@ -163,3 +165,13 @@ def column_problems(format: object, columns: Mapping[str, object]) -> dict[str, 
         elif isinstance(column, str) and (twin := owners.setdefault(column, name)) != name:
             problems[name] = f"takes the same column as `{twin}`: {shorten(repr(column))}", None
     return problems
+
+
+def _fields(format: object) -> list[str]:
+    """The fields of a row of this format; those of all of them for auto, and for what is no format."""
+    formats = [name for name in FORMAT_COLUMNS if name == format or not _is_format(format)]
+    return [field for name in formats for field in FORMAT_COLUMNS[name].fields]
+
+
+def _is_format(format: object) -> bool:
+    return isinstance(format, str) and format in FORMAT_COLUMNS

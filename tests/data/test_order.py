@@ -158,3 +158,13 @@ def test_batches_are_not_ordered_by_length() -> None:
     units = fake_units(np.arange(4000) + 1)
     means = [units.lengths[b].mean() for b in listed(epoch_batches(units, 8, seed=5, epoch=0))]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
+
+
+def test_sources_are_not_drawn_in_step() -> None:
+    """Of two equal sources, half of each is seen, and not the same half: the n-th row of one may say what that of the
+    other does."""
+    units = fake_units([7] * 100, [7] * 100, weights=[0.5, 0.5])
+    counts = seen(units, 0)
+    halves = {i for i in counts if i < 100}, {i - 100 for i in counts if i >= 100}
+    assert len(halves[0]) == len(halves[1]) == 50
+    assert 10 < len(halves[0] & halves[1]) < 40

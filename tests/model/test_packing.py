@@ -97,6 +97,16 @@ class _WithoutPositions(LlamaForCausalLM):
         return super().forward(input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
 
+class _OfAMask(LlamaForCausalLM):
+    """Stands for remote code that cannot do without a mask."""
+
+    def forward(
+        self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None, use_cache: Any = None
+    ) -> Any:
+        length = attention_mask.shape[1]
+        return super().forward(input_ids[:, :length], attention_mask=attention_mask, use_cache=use_cache)
+
+
 class _Leaking(LlamaForCausalLM):
     """Keeps attention apart, but lets a hundredth of a token into the next one."""
 
@@ -124,6 +134,7 @@ class _Counting(GPT2LMHeadModel):
         (_Deaf, "llama", "rows in one pack would see each other"),
         (_WithoutPositions, "llama", "rows in one pack would see each other"),
         (_Leaking, "llama", "rows in one pack would see each other"),
+        (_OfAMask, "llama", "a trial pack fails with AttributeError ('NoneType' object has no attribute 'shape')"),
         (_Counting, "gpt2", "a row in a pack would not be computed as it is alone"),
     ],
 )

@@ -187,7 +187,7 @@ def test_another_value_under_another_name(key: str, told: str) -> None:
         (
             "flash_attention",
             "`flash_attention` is axolotl's name; "
-            "attention is what transformers picks for the model: SDPA where it can",
+            "attention is what transformers picks for the model, SDPA where it can, or what keeps packed rows apart",
         ),
         (
             "report_to",

@@ -181,7 +181,8 @@ def test_defaults_that_one_source_takes_up() -> None:
         ("  train: [{path: a.jsonl, columns: {prompt: q}}]\n  format: text",
          "4:37: dataset.train.0.columns.prompt: the format text has no field 'prompt'; expected text"),
         ("  train: [a.jsonl, {path: b.jsonl, format: text}]\n  columns: {prompt: q}",
-         "5:13: dataset.columns.prompt: the format text has no field 'prompt'; expected text"),
+         "5:13: dataset.columns.prompt: the format text has no field 'prompt', and another source has: give `columns` "
+         "to each source that it is for"),
         ("  train: a.jsonl\n  format: text\n  supervise: last_assistant",
          "6:3: dataset.supervise: has no meaning with `format: text` (line 5), of which everything is learned: leave "
          "it out"),
@@ -375,3 +376,30 @@ def test_a_template_that_cannot_be_read(name: str, message: str, tmp_path: Path)
     (tmp_path / "recipes" / "chat.jinja").touch()
     told = refused(f"  train: a/b\n  chat_template: {name}", must_exist=True)
     assert told == f"5:18: dataset.chat_template: {message}"
+
+
+def test_columns_for_one_of_several_formats() -> None:
+    """Given for all sources, they are told to be given to those that they are for."""
+    train = "[{path: a.jsonl, format: messages}, {path: b.jsonl, format: alpaca}]"
+    assert refused(f"  train: {train}\n  columns: {{messages: chat}}") == (
+        "5:13: dataset.columns.messages: the format alpaca has no field 'messages', and another source has: give "
+        "`columns` to each source that it is for"
+    )
+
+
+def test_a_list_in_place_of_a_section_is_told_over_another(tmp_path: Path) -> None:
+    """In a recipe and in the one it extends, with fewer items: what is wrong is said, and nothing else goes wrong."""
+    (tmp_path / "base.yaml").write_text("base_model: org/m\ndataset: [a]\noutput_dir: out\n")
+    for items in ("[a, b]", "[]"):
+        with pytest.raises(RecipeError, match=r"2:10: dataset: expected a section of `key: value` lines, got \["):
+            load(f"extends: ../base.yaml\ndataset: {items}\n")
+
+
+def test_a_list_that_belongs_elsewhere_is_told() -> None:
+    """Given for an item, with more items than the list that was meant has."""
+    text = f"{HEAD}  train: [org/a]\nlora: {{target_modules: [q]}}\n"
+    override = "dataset.train.0.target_modules=[a,b,c]"
+    message = "dataset.train.0.target_modules: `target_modules` belongs under `lora`"
+    with pytest.raises(RecipeError) as caught:
+        load(text, override)
+    assert str(caught.value) == f"--set {override}: {message}"
