@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qlora_cli.console import EncodingView, TrainView, describe_rows, make_console, show_error, visible
+from qlora_cli.console import describe_rows, make_console, show_error, visible
 from qlora_cli.errors import DataError
+from qlora_cli.train_view import TrainView
 from qlora_cli.training.events import (
     CheckpointSaved,
     DataReady,
-    EncodingProgress,
     EvalRecord,
     EvaluationProgress,
     Event,
@@ -319,18 +319,4 @@ def test_several_sources_are_told_one_by_one() -> None:
         "         a.jsonl (messages): 7,000 rows",
         "         b.csv (alpaca): 473 rows, 0.5 times an epoch",
         "         c.csv (text): 1 row, 3 times an epoch",
-    ]
-
-
-def test_encoding_is_shown_once_it_takes_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing for two seconds; then, where there is no terminal, a line every half minute."""
-    now = 0.0
-    monkeypatch.setattr("qlora_cli.console.time.monotonic", lambda: now)
-    file = StringIO()
-    with EncodingView(Console(file=file, width=100, highlight=False)) as view:
-        for now, rows, share in ((0, 1, 0.1), (1.9, 2, 0.2), (2.1, 3, 0.3), (30, 4, 0.4), (32.2, 5, None)):  # noqa: B007
-            view(EncodingProgress("rows.jsonl", rows, share))
-    assert file.getvalue().splitlines() == [
-        "         encoding rows.jsonl: 3 rows (30%)",
-        "         encoding rows.jsonl: 5 rows",
     ]

@@ -9,8 +9,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from qlora_cli import console as console_module
-from qlora_cli.console import EncodingView
+from qlora_cli import encoding_view
+from qlora_cli.encoding_view import EncodingView
 from qlora_cli.training.events import EncodingProgress
 
 
@@ -26,7 +26,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Clock]:
     clock = _Clock()
-    monkeypatch.setattr(console_module, "time", clock)
+    monkeypatch.setattr(encoding_view, "time", clock)
     return clock
 
 

@@ -14,7 +14,8 @@ _JSON_EXAMPLES = 3
 def check(recipe: Path, *, overrides: list[str], show: int | None, as_json: bool) -> int:
     """Say what is wrong with a recipe and its data, and what training would make of them; returns the exit code."""
     from qlora_cli.check_view import facts_json, mistakes_json, show_check, show_problems
-    from qlora_cli.console import EncodingView, make_console, show_error
+    from qlora_cli.console import make_console, show_error
+    from qlora_cli.encoding_view import EncodingView
     from qlora_cli.training.events import EncodingProgress
 
     console = make_console()

@@ -14,7 +14,8 @@ from qlora_cli.recipe.substitution import escape
 
 def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool) -> int:
     """Train the recipe's adapter, showing the run; returns the exit code."""
-    from qlora_cli.console import TrainView, make_console, show_error
+    from qlora_cli.console import make_console, show_error
+    from qlora_cli.train_view import TrainView
     from qlora_cli.training.run_folder import RunFolder
 
     console = make_console()
