@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from qlora_cli.console import describe_rows, plural, show_error, show_line, visible
+from qlora_cli.console import describe_rows, epochs, plural, show_error, show_line, visible
 from qlora_cli.errors import Mistake, RecipeError, RequestError
 from qlora_cli.training.facts import Example, Facts, Overlong, SomeRows, SplitFacts, Steps
 
@@ -153,7 +153,7 @@ def _steps(steps: Steps) -> str:
     warmup = f"; warmup over the first {steps.warmup:,}" if steps.warmup else ""
     return (
         f"{plural(steps.total, 'step')} of {plural(steps.sequences_per_step, 'pack' if steps.packed else 'row')}, "
-        f"{plural(steps.epochs, 'epoch', '.3g')}, on one process{warmup}"
+        f"{epochs(steps.epochs)}, on one process{warmup}"
     )
 
 

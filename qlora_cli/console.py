@@ -86,6 +86,11 @@ def describe_rows(event: DataReady) -> str:
     return "\n         ".join([f"{event.split}: {counts}, from {len(each)} sources", *each])
 
 
+def epochs(number: float) -> str:
+    """How many epochs, without powers of ten."""
+    return "less than 0.001 epochs" if 0 < number < 0.001 else plural(number, "epoch", ".3g")
+
+
 def _times(source: SourceReady) -> str:
     return f", {plural(source.weight, 'time', '.4g')} an epoch" if source.weight != 1 else ""
 

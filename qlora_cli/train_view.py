@@ -10,7 +10,7 @@ import os
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from qlora_cli.console import describe_rows, plural, show_line
+from qlora_cli.console import describe_rows, epochs, plural, show_line
 from qlora_cli.encoding_view import EncodingView
 from qlora_cli.training.events import (
     CheckpointSaved,
@@ -103,11 +103,10 @@ class TrainView:
         if steps == 0:
             self._line("train", f"nothing left to do: all {event.total_steps:,} steps are done")
             return
-        epochs = plural(event.epochs, "epoch", ".3g")
         self._line(
             "train",
             f"{plural(steps, 'step')} of {plural(event.sequences_per_step, 'pack' if event.packed else 'row')}, "
-            f"{epochs}, into {event.output_dir}",
+            f"{epochs(event.epochs)}, into {event.output_dir}",
         )
         if self._console.is_terminal:
             self._progress = Progress(

@@ -55,15 +55,14 @@ def find_format(source: Source, section: DatasetSection) -> Format:
     columns: dict[str, None] = {}
     problem, good = None, 0
     with closing(source.read()) as rows:
-        for _, _, row in rows:
+        for number, (_, _, row) in enumerate(rows, start=1):
             if isinstance(row, BadRow):
                 problem = problem or row.problem
-                if section.on_bad_row == "error" and not good:
-                    break
-                continue
-            good += 1
-            columns.update(dict.fromkeys(row))
-            if good == _LOOKED_AT:
+            else:
+                good += 1
+                columns.update(dict.fromkeys(row))
+            # Where a bad row ends it all, a good one is looked for only to know whether there is any.
+            if (number if section.on_bad_row == "error" else good) == _LOOKED_AT:
                 break
     if not good:
         raise DataError(problem or f"{source.name}: there are no rows.")

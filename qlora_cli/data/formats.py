@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from qlora_cli.data.cells import field_name, got, read_optional_text, read_text
-from qlora_cli.data.messages import Turns, read_messages, read_tools, read_turns
+from qlora_cli.data.messages import Turns, read_exchange, read_messages, read_tools, read_turns
 from qlora_cli.data.raw_rows import name_columns
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.rules import column_problems
@@ -110,8 +110,7 @@ def read_row(row: Mapping[str, Any], format: Format, columns: Mapping[str, str],
         case "alpaca":
             return _alpaca(row, columns, where)
         case "prompt_completion":
-            prompt = read_text(row, "prompt", columns, where)
-            return Passage(prompt, read_text(row, "completion", columns, where), bare_prompt=prompt)
+            return _completion(row, columns, where)
         case "classification":
             return _classification(row, columns, where)
         case "text":
@@ -164,6 +163,15 @@ def _there(columns: Sequence[str], source: str) -> str:
     table = source.removesuffix(".gz").removesuffix(".zst").endswith((".csv", ".tsv"))
     header = ", by the first line; if that is a row already, put a line of names before it" if table else ""
     return f"The columns are {_named(columns)}{header}."
+
+
+def _completion(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Passage | Conversation:
+    asked, answered = (row.get(columns.get(field, field)) for field in ("prompt", "completion"))
+    if isinstance(asked, list) and isinstance(answered, list):
+        turns = read_exchange(asked, answered, where)
+        return Conversation(turns.messages, unlearned=turns.unlearned)
+    prompt = read_text(row, "prompt", columns, where)
+    return Passage(prompt, read_text(row, "completion", columns, where), bare_prompt=prompt)
 
 
 def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Passage:

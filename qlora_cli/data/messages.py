@@ -61,6 +61,16 @@ def read_turns(value: object, name: str, where: str) -> Turns:
     return _read(value, read, _Shape(name, "turn", "from and value"), where)
 
 
+def read_exchange(prompt: list[Any], completion: list[Any], where: str) -> Turns:
+    """A prompt and its completion as two lists of messages, as TRL has them: the completion's turns are learned."""
+    turns = read_messages([*prompt, *completion], "prompt and completion", where, column="messages")
+    said = {i for i, message in enumerate(turns.messages) if message["role"] == "assistant"}
+    unlearned = turns.unlearned | {i for i in said if i < len(prompt)}
+    if said <= unlearned:
+        raise DataError(f"{where}: completion: there is no assistant turn, so nothing to learn.")
+    return Turns(turns.messages, unlearned)
+
+
 def read_tools(value: object, where: str) -> tuple[Message, ...] | None:
     """The functions that a conversation may call: a list of objects, or JSON text of one. None if there are none."""
     tools = _parsed(value) if isinstance(value, str) else value
@@ -73,6 +83,8 @@ def read_tools(value: object, where: str) -> tuple[Message, ...] | None:
 
 def _read(value: object, read: Callable[[Mapping[str, Any], str], Message], shape: _Shape, where: str) -> Turns:
     name, noun, keys = shape
+    if isinstance(value, str):  # as tables have it
+        value = _parsed(value)
     if not isinstance(value, list):
         raise DataError(f"{where}: {name}: expected a list of {noun}s, got {describe(value)}.")
     if not value:

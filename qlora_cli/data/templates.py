@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.data_files import shown_path
 
 _FIELD = "dataset.chat_template"
+_BOS = "{{ bos_token }}"  # before the plain template, for tokenizers that begin every text with it
+# Such as <|im_end|>, <end_of_turn> and [/INST].
+_MARKER = re.compile(r"<[|\uff5c][^\s<>{}|\uff5c]+[|\uff5c]>|<(?:start|end)_of_turn>|\[/?INST\]")
 _PLAIN_WORD = "plain"
 
 # For base models: a heading for every turn, on a line of its own, and the tokenizer's eos after every answer.
@@ -52,6 +56,17 @@ def adopt_template(tokenizer: Any, value: str | None, *, conversations: bool) ->
         return
     source = PLAIN if value is None else read_template(value)
     tokenizer.chat_template = _plain_for(tokenizer) if source == PLAIN else source
+
+
+def is_plain(source: object) -> bool:
+    """Whether this is the plain template, as a tokenizer has it."""
+    return isinstance(source, str) and source.removeprefix(_BOS) == PLAIN
+
+
+def unknown_markers(source: str, tokenizer: Any) -> list[str]:
+    """What a template writes in the look of a special token, but the tokenizer has no token for, in order."""
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return [marker for marker in dict.fromkeys(_MARKER.findall(source)) if marker not in known]
 
 
 def read_template(value: str) -> str:
@@ -97,4 +112,4 @@ def _plain_for(tokenizer: Any) -> str:
         )
     opened = tokenizer("a", add_special_tokens=True)["input_ids"]
     adds_bos = tokenizer.bos_token_id is not None and opened[:1] == [tokenizer.bos_token_id]
-    return "{{ bos_token }}" + PLAIN if adds_bos else PLAIN
+    return _BOS + PLAIN if adds_bos else PLAIN

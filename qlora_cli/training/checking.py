@@ -15,10 +15,10 @@ from qlora_cli.model.source import ModelSource, context_length, load_config, loa
 from qlora_cli.model.storage import check_stored_quantization
 from qlora_cli.recipe.schema import ALL_LINEAR, Recipe
 from qlora_cli.training.checked_rows import Base, check_rows, split_facts
+from qlora_cli.training.doubts import doubts
 from qlora_cli.training.examples import first_examples
 from qlora_cli.training.facts import Facts, Steps
 from qlora_cli.training.findings import Findings
-from qlora_cli.training.preparation import doubts
 from qlora_cli.training.run_folder import RunFolder
 from qlora_cli.training.schedule import endless_warmup, sequences_per_step, step_plan, total_steps
 

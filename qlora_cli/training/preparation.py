@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qlora_cli.data.encode import Report, encode_source, find_format
 from qlora_cli.data.encoded import EncodedRows, Indices, concatenate
-from qlora_cli.data.end_of_turn import EndOfTurn, doubts_about_the_end, find_end_of_turn, missing_end
+from qlora_cli.data.end_of_turn import EndOfTurn, find_end_of_turn, missing_end
 from qlora_cli.data.fitting import Fitted, cut_rows, refusals
 from qlora_cli.data.formats import Format
 from qlora_cli.data.sources import Source, open_source
@@ -181,78 +181,17 @@ def split_refusals(
         yield from _nothing_said(split, tokenizer)
 
 
-def doubts(
-    train: Split, validation: Split | None, section: DatasetSection, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[str]:
-    """What may be meant so, but is more often a mistake."""
-    kept = train.kept
-    for split in (train, validation):
-        if split is not None:
-            yield from _left_out(split)
-    if number := train.whole.split:
-        rows = f"{number:,} row{'s' * (number != 1)}"
-        yield (
-            f"the chat template renders earlier turns differently once others follow: {rows} of several answers became "
-            f"a sequence for each, as the model sees it when it gives that answer"
-        )
-    if len(silent := train.silent_rows):
-        rows, verb = ("row has", "teaches") if kept.count(silent) == 1 else ("rows have", "teach")
-        number = kept.count(silent)
-        yield f"{number:,} training {rows} an empty answer and {verb} only to stop ({kept.named(silent)})"
-    if kept.dropped > kept.rows:
-        yield f"dataset.overlong: drop leaves {kept.rows:,} of {train.whole.rows:,} training rows"
-    if train.whole.format != "classification" and (answer := _only_answer(train.whole, tokenizer)):
-        yield f"all {train.whole.rows:,} training rows have the same answer ({answer!r}), whatever the prompt"
-    yield from doubts_about_the_end(train.end, kept, section.max_length)
-    if validation is not None and section.validation is not None and _same_rows(train, validation):
-        yield "validation has the rows of train: its loss says nothing about rows the model has not seen"
-
-
-def _left_out(split: Split) -> Iterator[str]:
-    """What of these rows is not learned, or not seen."""
-    kept = split.kept
-    if kept.skipped:
-        yield _skipped(kept)
-    if number := kept.unwritten_tools:
-        yield (
-            f"{number:,} row{'s' * (number != 1)} of {kept.source} {'has' if number == 1 else 'have'} tools, which the "
-            f"chat template does not write: the model does not see what it may call. Set dataset.chat_template to a "
-            f"template that writes them"
-        )
-    if number := split.rows.rows_losing_sequences:
-        yield (
-            f"dataset.overlong: drop leaves out some answers of {number:,} {split.called} row{'s' * (number != 1)}: "
-            f"each is a sequence by itself, and those are longer than dataset.max_length"
-        )
-    yield from _cut_answers(split)
-
-
-def _skipped(kept: EncodedRows) -> str:
-    rows = f"{kept.skipped:,} row{'s' * (kept.skipped != 1)} of {kept.source}"
-    shown = "".join(f"\n  {problem}" for problem in kept.problems)
-    more = "\n  …" if kept.skipped > len(kept.problems) else ""
-    return f"{rows} could not be read and {'was' if kept.skipped == 1 else 'were'} skipped:{shown}{more}"
-
-
-def _cut_answers(split: Split) -> Iterator[str]:
-    if not (cut := split.rows.rows_losing_labels):
-        return
-    whole = split.rows.rows_losing_answers
-    lost = f", {whole:,} of them whole answers" if whole else ""
-    yield f"{cut:,} of {split.kept.rows:,} {split.called} rows lose part of their answer at dataset.max_length{lost}"
-
-
 def _nothing_said(split: Split, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     if len(split.kept) and len(split.silent_rows) == len(split.kept):
         yield f"{split.kept.source}: every answer is empty: there is nothing to learn but to stop."
-    elif split.whole.format == "classification" and (label := _only_answer(split.whole, tokenizer)) is not None:
+    elif split.whole.format == "classification" and (label := only_answer(split.whole, tokenizer)) is not None:
         yield (
             f"{split.whole.source}: all {split.whole.rows:,} labels are the same ({label!r}): there is nothing to tell "
             f"apart. Look at the column of labels, and at whether these are all rows."
         )
 
 
-def _only_answer(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def only_answer(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The beginning of the answer that all rows have, though they differ; None if there are several."""
     answers = rows.index["answer"]
     # The same row several times is a way of trying things out.
@@ -268,11 +207,6 @@ def _differ(rows: EncodedRows) -> bool:
         return True
     first = rows.words(0)
     return any(not np.array_equal(first, rows.words(row)) for row in range(1, len(rows)))
-
-
-def _same_rows(train: Split, validation: Split) -> bool:
-    # By what is in them: a copy of a file has another name.
-    return train.whole.fingerprint == validation.whole.fingerprint
 
 
 def _beyond_the_model(rows: EncodedRows, config: PreTrainedConfig) -> Iterator[str]:

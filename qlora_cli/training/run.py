@@ -25,11 +25,12 @@ from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.devices import make_accelerator
+from qlora_cli.training.doubts import doubts
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
 from qlora_cli.training.events import Emitter, EncodingProgress, Finished, Listener, ModelReady, Notice, Stage, Started
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
-from qlora_cli.training.preparation import doubts, prepare
+from qlora_cli.training.preparation import prepare
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import changed_schedule, check_same_data, check_same_run, check_steps_left, restore
 from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text

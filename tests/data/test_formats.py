@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -460,3 +461,26 @@ def test_a_renamed_field_is_named_with_its_column() -> None:
     """Messages name the recipe's field and the column it is read from."""
     message = refusal({"q": None, "completion": "x"}, "prompt_completion", {"prompt": "q"})
     assert message == "prompt (column 'q'): expected text, got null."
+
+
+def test_conversations_as_json_text() -> None:
+    """Tables have no lists: a cell may hold the JSON text of one, in either shape."""
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    shared = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    for format, value in (("messages", turns), ("conversations", shared)):
+        example = read_row({format: json.dumps(value)}, format, {}, where="x.csv, row 1")  # type: ignore[arg-type]
+        assert example == Conversation(tuple(turns))
+
+
+def test_prompts_and_completions_as_messages() -> None:
+    """As TRL has them: what the completion's assistant says is learned, what the prompt's has said is only read."""
+    few_shot = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "One."}]
+    asked, answered = [{"role": "user", "content": "2?"}], [{"role": "assistant", "content": "Two."}]
+    row = {"prompt": [*few_shot, *asked], "completion": answered}
+    example = read_row(row, "prompt_completion", {}, where="x.jsonl, line 1")
+    assert example == Conversation((*few_shot, *asked, *answered), unlearned=frozenset({1}))
+    nothing = {"prompt": few_shot, "completion": asked}
+    assert refusal(nothing, "prompt_completion") == ("completion: there is no assistant turn, so nothing to learn.")
+    assert refusal({"prompt": "Q", "completion": answered}, "prompt_completion") == (
+        "completion: expected text, got a list of 1."
+    )

@@ -7,7 +7,8 @@ from typing import Any
 from qlora_cli.data.files import BadRow
 from qlora_cli.recipe.schema import DatasetSection
 from qlora_cli.training.checked_rows import split_facts
-from qlora_cli.training.preparation import Split, doubts, hold_out, make_split
+from qlora_cli.training.doubts import doubts
+from qlora_cli.training.preparation import Split, hold_out, make_split
 from tests.support.encoded import encode_whole
 from tests.support.masks import assistant, user
 from tests.support.templates import family_tokenizer

@@ -15,11 +15,12 @@ from transformers import LlamaConfig
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.errors import DataError
 from qlora_cli.recipe.schema import DatasetSection
-from qlora_cli.training.preparation import Split, doubts, encode_all, hold_out, lay_out, prepare
+from qlora_cli.training.doubts import doubts
+from qlora_cli.training.preparation import Split, encode_all, hold_out, lay_out, prepare
 from tests.support.encoded import DAY, rows_of_tokens
 from tests.support.tokenizers import tiny_tokenizer
 
-CONFIG = LlamaConfig(vocab_size=384, max_position_embeddings=256)
+CONFIG = LlamaConfig(vocab_size=400, max_position_embeddings=256)
 # Earlier answers are cut once others follow.
 REWRITING = (
     "{% for message in messages %}{{ message['role'] + ': ' }}"
@@ -261,3 +262,32 @@ def test_the_date_is_the_callers() -> None:
     assert texts[0] == texts[1]
     assert [text for text, _ in texts] == ["02.01.", "02.01.", "03.01."]
     assert texts[2][1] != texts[0][1]
+
+
+def test_the_plain_template_is_told() -> None:
+    """Where nobody asked for it: a base model without a template, and conversations."""
+    path = write("r.jsonl", [chat("Q", "A")])
+    note = (
+        "the base model has no chat template: conversations are written with the plain one, which is saved with the "
+        "adapter; set dataset.chat_template for another"
+    )
+    assert doubted(tiny_tokenizer(None), train=path) == [note]
+    assert doubted(tiny_tokenizer(None, add_bos=True), train=path) == [note]
+    assert doubted(tiny_tokenizer(None), train=path, chat_template="plain") == []
+    assert doubted(tiny_tokenizer(None), train=write("p.jsonl", [pair("Q", "A")])) == []
+
+
+def test_markers_that_are_no_tokens_are_told() -> None:
+    """A template of another model's: its markers are words to this one."""
+    path = write("r.jsonl", [chat("Q", "A")])
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    notes = doubted(tiny_tokenizer(), train=path, chat_template=template)
+    assert notes[0] == (
+        "dataset.chat_template writes <|end|>, <|assistant|>, which are no tokens of this tokenizer: the model learns "
+        "them letter by letter, and whatever generates with it has to be told to stop there"
+    )
+    known = tiny_tokenizer(extra_special=("<|end|>", "<|assistant|>"))
+    assert doubted(known, train=path, chat_template=template) == []
