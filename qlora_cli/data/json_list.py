@@ -17,11 +17,11 @@ from qlora_cli.errors import DataError
 _PIECE = 2**20  # bytes
 _LONGEST_WORD = 16  # characters; `-Infinity` has nine, and an escaped surrogate pair twelve
 
-_BLANKS = re.compile(r"[ \t\n\r]*+")
-# Up to a bracket, past whole strings: what `at` can skip within a list or an object; then what ends a string, or not.
-_FLAT = re.compile(r'[^"\[\]{}]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"\[\]{}]*+)*+', re.DOTALL)
-_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_WORD = re.compile(r"[^,\[\]{}]*+")
+# Of one class each: groups that are repeated possessively are matched wrongly by Python before 3.11.5.
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_FLAT = re.compile(r'[^"\[\]{}]*')  # up to what begins a string, or begins or ends a list or an object
+_STRING = re.compile(r'[^"\\]*')
+_WORD = re.compile(r"[^,\[\]{}]*")
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 
 
@@ -190,7 +190,7 @@ class _Window:
         else:
             depth = 0
             while mark := self._pass(_FLAT):
-                if mark == '"':  # a string that ends in another piece
+                if mark == '"':
                     self._pass_over_string()
                     continue
                 self.at += 1
@@ -254,8 +254,8 @@ class _Window:
 
     def _pass_over_string(self) -> None:
         self.at += 1
-        while self._pass(_STRING) == "\\":  # half of an escape, at the end of the piece
-            if self._ended:
-                return
-            self._read_on()
+        while self._pass(_STRING) == "\\":
+            if self.at + 1 == len(self.text) and not self._ended:  # half of an escape, at the end of the piece
+                self._read_on()
+            self.at = min(self.at + 2, len(self.text))
         self.at += 1

@@ -7,6 +7,7 @@ shows. Names of columns and of special tokens are written in both.
 from __future__ import annotations
 
 import datetime
+import json
 import unicodedata
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def said_in(row: dict[str, Json], format: Format) -> str:
     match format:
         case "messages" | "conversations":
             said = []
-            for turn in row[format]:
+            turns = row[format]
+            for turn in json.loads(turns) if isinstance(turns, str) else turns:  # as tables have them
                 openai = format == "messages" or turn.get("from") is None
                 speaks, says = ("role", "content") if openai else ("from", "value")
                 content = turn[says]

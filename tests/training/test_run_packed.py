@@ -240,5 +240,5 @@ def test_mixed_sources_are_on_record(tmp_path: Path) -> None:
     assert started.epochs == 2
     assert [record["epoch"] for record in read_metrics(tmp_path / "run", "train")][6::7] == [1.0, 2.0]
     record = json.loads((tmp_path / "run" / "run.json").read_text())["data"]["train"]
-    assert record["source"] == f"{train_file}, {more}"
+    assert [source["source"] for source in record["sources"]] == [str(train_file), str(more)]
     assert record["rows"] == 42
