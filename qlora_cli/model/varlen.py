@@ -37,10 +37,6 @@ _WITHOUT_EFFECT = frozenset(
 _VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
-class UnsupportedAttentionError(NotImplementedError):
-    """A model asks of its attention what `varlen_attention` does not do."""
-
-
 def register_varlen() -> None:
     """Make `VARLEN` known to transformers; a second time changes nothing."""
     AttentionInterface.register(VARLEN, varlen_attention)
@@ -109,7 +105,7 @@ def varlen_attention(
         [batch, seq, heads, value dim], and no attention weights.
 
     Raises:
-        UnsupportedAttentionError: for packed rows, if the layer is not causal or asks for more than that.
+        NotImplementedError: for packed rows, if the layer is not causal or asks for more than that.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         outputs: tuple[Tensor, None] = sdpa_attention_forward(
@@ -119,7 +115,7 @@ def varlen_attention(
     unknown = sorted(name for name, given in others.items() if given is not None and name not in _WITHOUT_EFFECT)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if unknown or not causal or attention_mask is not None or query.shape[2] != key.shape[2]:
-        raise UnsupportedAttentionError(", ".join(unknown) or "attention that is not plainly causal")
+        raise NotImplementedError(", ".join(unknown) or "attention that is not plainly causal")
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [batch * seq, heads, dim]
     if _has_kernel(query, key, value, dropout):
         attended = _at_once(q, k, v, cu_seq_lens_q, max_length_q, scaling)
