@@ -18,6 +18,7 @@ from qlora_cli.check_view import show_check
 from qlora_cli.cli import app
 from qlora_cli.commands import libraries
 from qlora_cli.data.end_of_turn import EndOfTurn
+from qlora_cli.errors import RunError
 from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.training.events import DataReady, SourceReady
 from qlora_cli.training.facts import Example, Facts, Lengths, Overlong, Piece, SomeRows, SplitFacts, Steps
@@ -355,3 +356,14 @@ def test_a_stop(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "set_up_libraries", interrupted)
     result = check(recipe)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "error: stopped; nothing was changed\n")
+
+
+def test_a_check_that_fails_is_told(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the system killed a process that encodes: exit code 1, and no traceback."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise RunError("a process that encodes rows was killed")
+
+    monkeypatch.setattr("qlora_cli.training.checking.check_data", killed)
+    result = check(recipe)
+    assert (result.exit_code, result.stderr) == (1, "error: a process that encodes rows was killed\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qlora_cli.errors import Interrupted, RecipeError, RequestError
+from qlora_cli.errors import Interrupted, QloraError, RecipeError, RequestError
 from qlora_cli.recipe.load import load_recipe
 
 # Examples with `--json` if no number is given: a program came for them, a person for the facts.
@@ -38,6 +38,9 @@ def check(recipe: Path, *, overrides: list[str], show: int | None, as_json: bool
     except KeyboardInterrupt:
         show_error(Interrupted("stopped; nothing was changed"))
         return Interrupted.exit_code
+    except QloraError as error:  # that is nothing about the recipe, as of a process that was killed
+        show_error(error)
+        return error.exit_code
     if as_json:
         show_problems(facts)
         console.out(facts_json(recipe, facts), highlight=False)
