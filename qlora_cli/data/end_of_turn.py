@@ -14,6 +14,7 @@ from qlora_cli.data.chat import Renderer, has_template
 from qlora_cli.data.encoded import LEARNED, EncodedRows, Mask
 from qlora_cli.data.fitting import Fitted
 from qlora_cli.data.formats import Conversation
+from qlora_cli.data.markers import special_tokens
 from qlora_cli.errors import DataError
 
 # What a template is looked at with where no row shows how it ends a turn.
@@ -46,7 +47,7 @@ def find_end_of_turn(rows: Fitted, tokenizer: Any) -> EndOfTurn:
     """
     whole, kept = rows.whole, rows.kept
     lasts = whole.index["last"][_answering(whole) & (whole.learned > 0)]
-    special = _special(tokenizer)
+    special = special_tokens(tokenizer)
     token = _most_common(lasts[np.isin(lasts, special)])
     if token is None:
         # A token that was added to the vocabulary without being special is one too, if nothing else ends a turn.
@@ -98,11 +99,6 @@ def doubts_about_the_end(end: EndOfTurn, kept: EncodedRows, max_length: int) -> 
             f"every row is cut before its end ({end.text}) at dataset.max_length ({max_length}): no row teaches the "
             f"model to stop"
         )
-
-
-def _special(tokenizer: Any) -> list[int]:
-    """Special tokens, without the one that stands for what is not in the vocabulary."""
-    return [t for t in tokenizer.all_special_ids if t == tokenizer.eos_token_id or t != tokenizer.unk_token_id]
 
 
 def _answering(rows: EncodedRows) -> Mask:

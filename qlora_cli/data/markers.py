@@ -30,3 +30,15 @@ class Markers:
 
     def _stands(self, text: str, begin: int, length: int) -> bool:
         return begin + length <= len(text) and text[begin : begin + length] in self._texts
+
+
+def leading_bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer puts before a text by itself, if it does."""
+    opened = tokenizer("a", add_special_tokens=True)["input_ids"]
+    bos: int | None = tokenizer.bos_token_id
+    return bos if bos is not None and opened[:1] == [bos] else None
+
+
+def special_tokens(tokenizer: Any) -> list[int]:
+    """Special tokens, without the one that stands for what is not in the vocabulary, unless it is eos as well."""
+    return [t for t in tokenizer.all_special_ids if t == tokenizer.eos_token_id or t != tokenizer.unk_token_id]

@@ -18,6 +18,7 @@ from qlora_cli.data.chat import Rendered, Renderer
 from qlora_cli.data.encoded import LEARNED, Indices, Ints, Mask, Words, summarise
 from qlora_cli.data.files import BadRow
 from qlora_cli.data.formats import Example, Format, read_row
+from qlora_cli.data.markers import leading_bos, special_tokens
 from qlora_cli.data.rendering import Span
 from qlora_cli.data.sources import Source, SourceRow
 from qlora_cli.errors import DataError, ModelError
@@ -141,9 +142,7 @@ def _covered(offsets: Indices, spans: tuple[Span, ...]) -> Mask:
 
 
 def _find_ends(tokenizer: Any) -> _Ends:
-    opened = tokenizer("a", add_special_tokens=True)["input_ids"]
-    bos = tokenizer.bos_token_id
-    return _Ends(bos if bos is not None and opened[:1] == [bos] else None, tokenizer.eos_token_id)
+    return _Ends(leading_bos(tokenizer), tokenizer.eos_token_id)
 
 
 def _with_ends(ids: Ints, mask: Mask, ends: _Ends) -> tuple[Ints, Mask]:
@@ -160,7 +159,6 @@ def _with_ends(ids: Ints, mask: Mask, ends: _Ends) -> tuple[Ints, Mask]:
 
 
 def _enders(tokenizer: Any) -> set[int]:
-    """Tokens that are made to end something: the special ones, but the one for what is not in the vocabulary."""
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    """Tokens that are made to end something: the special ones."""
     # One that was added to the vocabulary without being special may be meant so, too.
-    return special | set(tokenizer.get_added_vocab().values()) | ({tokenizer.eos_token_id} - {None})
+    return {*special_tokens(tokenizer), *tokenizer.get_added_vocab().values()}

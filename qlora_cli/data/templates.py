@@ -10,6 +10,7 @@ from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qlora_cli.data.chat import has_template
+from qlora_cli.data.markers import leading_bos
 from qlora_cli.errors import DataError, ModelError
 from qlora_cli.recipe.data_files import shown_path
 
@@ -110,6 +111,4 @@ def _plain_for(tokenizer: Any) -> str:
             "the tokenizer has no end-of-sequence token, so a model trained with the plain chat template could not "
             "learn to stop. Set dataset.chat_template to a template that ends an answer with a token of its own."
         )
-    opened = tokenizer("a", add_special_tokens=True)["input_ids"]
-    adds_bos = tokenizer.bos_token_id is not None and opened[:1] == [tokenizer.bos_token_id]
-    return _BOS + PLAIN if adds_bos else PLAIN
+    return PLAIN if leading_bos(tokenizer) is None else _BOS + PLAIN

@@ -160,6 +160,11 @@ class DatasetSection(Section):
     )
 
     @property
+    def pack_to(self) -> int | None:
+        """The tokens that rows are packed to; None where each is a sequence of its own."""
+        return self.max_length if self.packing else None
+
+    @property
     def train_sources(self) -> tuple[SourceSection, ...]:
         """Where the training rows come from, each with its own format, columns, configuration and split."""
         return self._sources(self.train, self.train_split)

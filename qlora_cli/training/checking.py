@@ -98,7 +98,7 @@ def _read_base(recipe: Recipe) -> Base:
 def _steps(recipe: Recipe, rows: EncodedRows) -> Steps:
     section = recipe.training
     max_length = recipe.dataset.max_length
-    units = make_units(rows, max_length if recipe.dataset.packing else None, section.seed)
+    units = make_units(rows, recipe.dataset.pack_to, section.seed)
     plan = step_plan(section, units, num_processes=1)
     total = total_steps(section, plan)
     return Steps(

@@ -15,8 +15,9 @@ def first_examples(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase, number
     """The first `number` rows, or all if there are fewer."""
     found = []
     for index in range(min(number, len(rows))):
-        ids, labels = rows.input_ids(index), rows.labels(index)
-        pieces = _pieces(ids.tolist(), (labels != IGNORED).tolist(), tokenizer)
+        ids, learned = rows.read(index)
+        labels = np.where(learned, ids, IGNORED)
+        pieces = _pieces(ids.tolist(), learned.tolist(), tokenizer)
         row, where = int(rows.index["number"][index]), rows.where(index)
         found.append(Example(row, where, tuple(ids.tolist()), tuple(labels.tolist()), pieces))
     return tuple(found)

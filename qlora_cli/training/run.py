@@ -138,7 +138,7 @@ def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
     for doubt in doubts(train, validation, section, tokenizer):
         run.emit(Notice(doubt))
     pad_token_id = int(tokenizer.pad_token_id or 0)
-    pack_to, seed = section.max_length if section.packing else None, run.recipe.training.seed
+    pack_to, seed = section.pack_to, run.recipe.training.seed
     held_out = None if validation is None else make_units(validation.kept, pack_to, seed)
     return LoopData(make_units(train.kept, pack_to, seed), held_out, pad_token_id)
 
