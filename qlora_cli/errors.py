@@ -10,7 +10,8 @@ QloraError                     1
 │   └── DeviceError                a device was asked for that is not there
 ├── RunError                   1   the run started and failed
 │   ├── NonFiniteError             loss or gradients are NaN or infinite
-│   └── CheckpointError            a checkpoint could not be written or read
+│   ├── CheckpointError            a checkpoint could not be written or read
+│   └── MergeError                 the merged model would not be the trained one
 └── Interrupted              130   stopped from outside, state saved
 
 A message says what was expected, what was got, where, and what to do. Commands print it without a traceback.
@@ -113,6 +114,10 @@ class NonFiniteError(RunError):
 
 class CheckpointError(RunError):
     """A checkpoint could not be written, or none can be read."""
+
+
+class MergeError(RunError):
+    """The merge was carried out, and what came out is not the model that was trained."""
 
 
 class Interrupted(QloraError):

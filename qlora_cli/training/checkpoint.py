@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from qlora_cli.disk import replacing_folder
 from qlora_cli.errors import CheckpointError
-from qlora_cli.training.run_folder import replacing_folder
 
 FORMAT_VERSION = 1
 ADAPTER = "adapter"

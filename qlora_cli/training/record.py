@@ -9,8 +9,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from qlora_cli.disk import write_json
 from qlora_cli.training.events import CheckpointSaved, DataReady, EvalRecord, Event, Finished, ModelReady, TrainRecord
-from qlora_cli.training.run_folder import write_json
 
 
 class RunRecord:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.data.units import make_units
+from qlora_cli.disk import replacing_folder, write_text
 from qlora_cli.errors import Interrupted, RunError
 from qlora_cli.model.adapter import save_adapter
 from qlora_cli.model.base import checkpoint_activations, load_base
@@ -33,7 +34,7 @@ from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.preparation import prepare
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import changed_schedule, check_same_data, check_same_run, check_steps_left, restore
-from qlora_cli.training.run_folder import MetricsFile, RunFolder, replacing_folder, write_text
+from qlora_cli.training.run_folder import MetricsFile, RunFolder
 from qlora_cli.training.schedule import endless_warmup, sequences_per_step, step_plan, total_steps
 
 

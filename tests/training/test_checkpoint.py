@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from qlora_cli.disk import replacing_folder
 from qlora_cli.errors import CheckpointError, RunError
 from qlora_cli.recipe.schema import OptimizerName, TrainingSection
 from qlora_cli.training.checkpoint import (
@@ -24,7 +25,6 @@ from qlora_cli.training.checkpoint import (
     set_aside,
 )
 from qlora_cli.training.optim import build_optimizer
-from qlora_cli.training.run_folder import replacing_folder
 
 CPU = torch.device("cpu")
 

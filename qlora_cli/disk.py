@@ -1,0 +1,83 @@
+"""Files and folders replaced whole: what was there or what was to be there, whenever a kill comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.errors import RunError
+
+
+@contextmanager
+def telling_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failed write below `path` into a message; what was saved before stays as it was."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: could not be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A fresh folder to write into; when the block ends well it takes `target`'s name, whole, fsynced.
+
+    A failure inside the block leaves `target` as it was. So does a kill, but for one between the two renames of a
+    replacement: then the next call puts the old folder back before anything else.
+    """
+    staging = target.with_name(f".{target.name}.writing")
+    old = target.with_name(f".{target.name}.old")
+    with telling_disk_errors(target):
+        _put_back(old, target)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    try:
+        with telling_disk_errors(target):
+            yield staging
+            for file in staging.rglob("*"):
+                _sync(file)
+            _sync(staging)
+            if target.exists():
+                target.rename(old)
+            staging.rename(target)
+            _sync(target.parent)
+    except BaseException:
+        _put_back(old, target)
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Undo the first of two renames, if the second did not happen."""
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Replace a JSON file whole: readers see the old one or the new one."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file whole."""
+    staging = path.with_name(f".{path.name}.writing")
+    with telling_disk_errors(path):
+        staging.write_text(text, encoding="utf-8")
+        _sync(staging)
+        staging.replace(path)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no such thing
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
