@@ -29,7 +29,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     A failure inside the block leaves `target` as it was. So does a kill, but for one between the two renames of a
     replacement: then the next call puts the old folder back before anything else.
     """
-    staging = target.with_name(f".{target.name}.writing")
+    staging = staging_folder(target)
     old = target.with_name(f".{target.name}.old")
     with telling_disk_errors(target):
         _put_back(old, target)
@@ -50,6 +50,11 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def staging_folder(target: Path) -> Path:
+    """Where `replacing_folder` writes what is to become `target`: beside it, so that a rename is all that is left."""
+    return target.with_name(f".{target.name}.writing")
 
 
 def _put_back(old: Path, target: Path) -> None:

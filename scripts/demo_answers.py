@@ -37,7 +37,7 @@ def load_run(run: Path, recipe: Recipe) -> tuple[Any, Any]:
 
     from qlora_cli.model.adapter import load_adapter
     from qlora_cli.model.base import choose_device, load_base
-    from qlora_cli.model.quantization import compute_dtype
+    from qlora_cli.model.storage import compute_dtype
     from qlora_cli.model.source import ModelSource, load_tokenizer
 
     logging.disable_progress_bar()  # the answers are what is to be seen

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qlora_cli.errors import DeviceError, ModelError
-from qlora_cli.model.quantization import bitsandbytes_config, compute_dtype, keep_layout
+from qlora_cli.model.quantization import bitsandbytes_config, keep_layout
 from qlora_cli.model.source import ModelSource, load_config, reading
-from qlora_cli.model.storage import check_stored_quantization
+from qlora_cli.model.storage import check_stored_quantization, compute_dtype
 from qlora_cli.recipe.schema import QuantizationSection
 
 

@@ -14,19 +14,13 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
+from qlora_cli.model.storage import compute_dtype
 from qlora_cli.recipe.schema import QuantizationSection
 
 # bitsandbytes tells everyone with AVX-512 that an optional inference kernel is not installed; training never uses it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 import bitsandbytes as bnb  # noqa: E402 (after its logger is set)
-
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-def compute_dtype(section: QuantizationSection) -> torch.dtype:
-    """The dtype of every product, and of all weights that stay unquantised."""
-    return _DTYPES[section.compute_dtype]
 
 
 def bitsandbytes_config(section: QuantizationSection) -> BitsAndBytesConfig | None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from qlora_cli.errors import ModelError
 from qlora_cli.recipe.schema import QuantizationSection
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def compute_dtype(section: QuantizationSection) -> torch.dtype:
+    """The dtype of every product, and of all weights that stay unquantised."""
+    return _DTYPES[section.compute_dtype]
 
 
 def check_stored_quantization(stored: dict[str, Any] | None, section: QuantizationSection) -> None:

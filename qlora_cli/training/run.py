@@ -19,9 +19,9 @@ from qlora_cli.model.base import checkpoint_activations, load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_parameters
 from qlora_cli.model.packing import prepare_packing
-from qlora_cli.model.quantization import compute_dtype, measure_storage
+from qlora_cli.model.quantization import measure_storage
 from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
-from qlora_cli.model.storage import describe_storage
+from qlora_cli.model.storage import compute_dtype, describe_storage
 from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.checkpoint import Progress, set_aside
