@@ -37,8 +37,8 @@ def load_run(run: Path, recipe: Recipe) -> tuple[Any, Any]:
 
     from qlora_cli.model.adapter import load_adapter
     from qlora_cli.model.base import choose_device, load_base
-    from qlora_cli.model.storage import compute_dtype
     from qlora_cli.model.source import ModelSource, load_tokenizer
+    from qlora_cli.model.storage import compute_dtype
 
     logging.disable_progress_bar()  # the answers are what is to be seen
     source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)

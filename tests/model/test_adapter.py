@@ -16,8 +16,8 @@ from qlora_cli.model.adapter import load_adapter, save_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_layers
-from qlora_cli.model.storage import compute_dtype
 from qlora_cli.model.source import ModelSource
+from qlora_cli.model.storage import compute_dtype
 from qlora_cli.recipe.schema import LoraSection, QuantizationSection
 from tests.support.models import FAMILIES, save_tiny_model
 

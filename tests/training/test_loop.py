@@ -17,8 +17,8 @@ from qlora_cli.data.units import row_units
 from qlora_cli.model.base import load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_layers, lora_parameters
-from qlora_cli.model.storage import compute_dtype
 from qlora_cli.model.source import ModelSource, load_tokenizer
+from qlora_cli.model.storage import compute_dtype
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.training.checkpoint import Progress
 from qlora_cli.training.events import Emitter, Event, StepDone
