@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,8 @@ from pathlib import Path
 from qlora_cli.disk import replacing_folder, staging_folder
 from qlora_cli.errors import OutputError
 
-try:
+if sys.platform != "win32":  # where two merges into one folder are the user's to avoid
     import fcntl
-except ImportError:  # Windows, where two merges into one folder are the user's to avoid
-    fcntl = None  # type: ignore[assignment]
 
 # Left free beside what is written: small files, and what a file system keeps for itself.
 _SPARE = 64 * 2**20
@@ -85,7 +84,7 @@ def writing(output: Path) -> Iterator[Path]:
 @contextmanager
 def _marked(folder: Path) -> Iterator[None]:
     """Hold a lock on the folder itself: it needs no file, and is gone with the process however that ends."""
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -98,7 +97,7 @@ def _marked(folder: Path) -> Iterator[None]:
 
 
 def _is_being_written(staging: Path) -> bool:
-    if fcntl is None or not staging.is_dir():
+    if sys.platform == "win32" or not staging.is_dir():
         return False
     descriptor = os.open(staging, os.O_RDONLY)
     try:
