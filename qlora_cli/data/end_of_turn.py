@@ -14,7 +14,7 @@ from qlora_cli.data.chat import Renderer, has_template
 from qlora_cli.data.encoded import LEARNED, EncodedRows, Mask
 from qlora_cli.data.fitting import Fitted
 from qlora_cli.data.formats import Conversation
-from qlora_cli.data.markers import special_tokens
+from qlora_cli.data.markers import Markers, special_tokens
 from qlora_cli.errors import DataError
 
 # What a template is looked at with where no row shows how it ends a turn.
@@ -63,6 +63,13 @@ def find_end_of_turn(rows: Fitted, tokenizer: Any) -> EndOfTurn:
         turns=int(kept.index["turns"][answering].sum()),
         unended=kept.count(np.flatnonzero(learned & answering & ~np.isin(lasts, [*special, token]))),
     )
+
+
+def template_end(tokenizer: Any) -> int | None:
+    """The token that the chat template puts right after an answer, special or added; None if it puts none there."""
+    words = _words_after_an_answer(tokenizer)
+    stop = Markers(tokenizer).end(words, 0) if words else 0
+    return int(tokenizer.convert_tokens_to_ids(words[:stop])) if words and stop else None
 
 
 def missing_end(end: EndOfTurn, kept: EncodedRows, max_length: int) -> Iterable[str]:
