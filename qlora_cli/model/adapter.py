@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,34 +45,62 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: ModelSource) -> Non
     """Write the two adapter files into an existing folder."""
     layers = lora_layers(model)
     save_file(adapter_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = adapter_config(model, layers, base)
+    write_adapter_config(adapter_config(model, layers, base), folder)
+
+
+def write_adapter_config(config: dict[str, Any], folder: Path) -> None:
+    """Write `adapter_config.json` into an existing folder."""
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def adapter_config(model: nn.Module, layers: dict[str, LoRALinear], base: ModelSource) -> dict[str, Any]:
-    """What PEFT needs to rebuild the layers. Every field that changes the result is written, defaults too:
-    PEFT would otherwise fill in its own of the day."""
+    """What PEFT needs to rebuild the layers."""
     first = next(iter(layers.values()))
-    ranks = {path: layer.rank for path, layer in layers.items() if layer.rank != first.rank}
-    alphas = {path: _number(layer.alpha) for path, layer in layers.items() if layer.alpha != first.alpha}
+    return lora_config(
+        base,
+        task_type="CAUSAL_LM",
+        rank=first.rank,
+        alpha=first.alpha,
+        dropout=first.dropout,
+        target_modules=_shortest_names(model, layers),
+        fan_in_fan_out=any(isinstance(layer.base, Conv1D) for layer in layers.values()),
+        rank_pattern={path: layer.rank for path, layer in layers.items() if layer.rank != first.rank},
+        alpha_pattern={path: layer.alpha for path, layer in layers.items() if layer.alpha != first.alpha},
+    )
+
+
+def lora_config(
+    base: ModelSource,
+    *,
+    task_type: str | None,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: list[str],
+    fan_in_fan_out: bool,
+    rank_pattern: Mapping[str, int],
+    alpha_pattern: Mapping[str, float],
+) -> dict[str, Any]:
+    """`adapter_config.json` of a plain LoRA adapter. Every field that changes the result is written, defaults too:
+    PEFT would otherwise fill in its own of the day."""
     return {
         "peft_type": "LORA",
         "peft_version": PEFT_VERSION,
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base.name,
         "revision": base.revision,
         "inference_mode": True,
-        "r": first.rank,
-        "lora_alpha": _number(first.alpha),
-        "lora_dropout": first.dropout,
-        "target_modules": _shortest_names(model, layers),
-        "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "lora_dropout": dropout,
+        "target_modules": target_modules,
+        "fan_in_fan_out": fan_in_fan_out,
         "bias": "none",
         "lora_bias": False,
         "use_dora": False,
         "use_rslora": False,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
+        "rank_pattern": dict(rank_pattern),
+        "alpha_pattern": {name: _number(value) for name, value in alpha_pattern.items()},
         "modules_to_save": None,
         "exclude_modules": None,
         "layers_to_transform": None,
