@@ -124,10 +124,15 @@ def _base_of(
         name = _resolved(base_model)
         # A revision belongs to the name it was said with; leave to run its code, to the model wherever it now is.
         said = replace(said, name=name, revision=said.revision if name == said.name else None)
-    if revision is not None:
-        said = replace(said, revision=revision)
     _check_base(said.name, by)
-    return said
+    if Path(said.name).is_absolute():
+        if revision is not None:
+            folder = shown_path(Path(said.name))
+            raise ModelError(
+                f"--revision: is for models of the hub, and the base model is a local folder, {folder}: leave it out"
+            )
+        return replace(said, revision=None)
+    return said if revision is None else replace(said, revision=revision)
 
 
 def _resolved(name: str) -> str:
