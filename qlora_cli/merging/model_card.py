@@ -141,7 +141,7 @@ def render_card(facts: CardFacts) -> str:
     parts += ["## How near it is to the model that was trained", _fidelity(facts)]
     parts += ["## How to load it", _loading(facts)]
     if facts.recipe is not None:
-        parts += ["## Recipe", _fenced(_harmless(facts.recipe).rstrip("\n"), "yaml")]
+        parts += ["## Recipe", _fenced(_without_secrets(facts.recipe).rstrip("\n"), "yaml")]
     if facts.versions:
         parts += ["## Versions", ", ".join(f"{_plain(name)} {_plain(v)}" for name, v in facts.versions.items())]
     return "\n\n".join(parts) + "\n"
@@ -153,7 +153,6 @@ def _front_matter(facts: CardFacts) -> str:
         data |= {"base_model": facts.base, "base_model_relation": "quantized" if facts.quantized else "finetune"}
     data["library_name"] = "transformers"
     data |= {name: facts.base_card[name] for name in _INHERITED if facts.base_card.get(name)}
-    # Where the licence is a file beside the base's card, the link would lead nowhere from here.
     if facts.task_type in _TASKS and (pipeline := _TASKS[facts.task_type][0]):
         data["pipeline_tag"] = pipeline
     data["tags"] = ["qlora", "lora", "merged"]
@@ -197,7 +196,7 @@ def _fidelity(facts: CardFacts) -> str:
             _number(row.top1_agreement, ".2%"),
             _number(row.loss, ".4f"),
             _number(row.loss_difference, "+.5f"),
-            f"{_code(row.worst_layer)} {_number(row.worst_layer_error, '.2%')}" if row.worst_layer else "–",
+            f"{_code(row.worst_layer)} {_number(row.worst_layer_error, '.2%')}" if row.worst_layer else "",
         )
         for row in facts.fidelity
     ]
@@ -225,7 +224,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return "" if value is None else format(value, form)
 
 
 def _is_hub_name(name: str) -> bool:
@@ -258,7 +257,14 @@ _FOLDERS = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`
 
 def _harmless(text: str) -> str:
     """The text without the folders of absolute paths and without what looks like a secret."""
-    return _FOLDERS.sub("…/", _SECRET.sub("(left out)", text))
+    home = str(Path.home())
+    if len(home) > 1:  # a service may have / for its home
+        text = text.replace(home, "…")  # by itself, for it may have spaces in it
+    return _FOLDERS.sub("…/", _without_secrets(text))
+
+
+def _without_secrets(text: str) -> str:
+    return _SECRET.sub("(left out)", text)
 
 
 def _without_folders(value: Any) -> Any:
