@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -21,11 +20,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qlora_cli.errors import ModelError
+from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE, alpha_of, rank_of, read_adapter_config
 from qlora_cli.model.lora import LoRALinear, lora_layers
 from qlora_cli.model.source import ModelSource
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 # The version whose format this is; PEFT itself is not needed to write or to read it.
 PEFT_VERSION = "0.21.2"
@@ -91,8 +88,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, compute_dtype: torch.d
     tensors = read_adapter_tensors(folder)
     layers: dict[str, LoRALinear] = {}
     for path in dict.fromkeys(_path_of(key, folder) for key in tensors):
-        rank = int(_pattern(config, "rank_pattern", path, config["r"]))
-        alpha = _pattern(config, "alpha_pattern", path, config["lora_alpha"])
+        rank, alpha = rank_of(config, path), alpha_of(config, path)
         try:
             layers[path] = LoRALinear(
                 model.get_submodule(path),
@@ -138,34 +134,6 @@ def copy_adapter_tensors(layers: dict[str, LoRALinear], tensors: dict[str, Tenso
             wanted[key].copy_(tensor)
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The parsed `adapter_config.json`, refused where it asks for what this version would get wrong."""
-    file = folder / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no {CONFIG_FILE}; expected an adapter folder") from None
-    except ValueError as error:
-        raise ModelError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"{file}: expected peft_type LORA, got {kind}")
-    for field in ("r", "lora_alpha"):
-        if not isinstance(config.get(field), int | float):
-            raise ModelError(f"{file}: expected a number for {field}, got {config.get(field)!r}")
-    unknown = [name for name, value in config.items() if name not in _KNOWN and value not in _EMPTY]
-    if unknown:
-        raise ModelError(f"{file}: uses {', '.join(unknown)}, which this version cannot apply")
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        # These took a part of the base away when training began, and would have to do so again here.
-        raise ModelError(
-            f"{file}: was trained from a changed base (init_lora_weights: {config['init_lora_weights']}), which this "
-            "version cannot rebuild. Convert it with PEFT first: save_pretrained(…, path_initial_model_for_weight_"
-            "conversion=…)"
-        )
-    return config
-
-
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of `adapter_model.safetensors`, on the CPU."""
     file = folder / WEIGHTS_FILE
@@ -177,37 +145,6 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ModelError(f"{file}: not a whole safetensors file: {error}") from None
 
-
-# Fields of PEFT's LoraConfig that are applied here, or that change nothing about a trained adapter. Any other one that
-# is set makes a layer of another kind: better refused than read as plain LoRA.
-_KNOWN = {
-    "peft_type",
-    "peft_version",
-    "task_type",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "fan_in_fan_out",
-    "init_lora_weights",
-    "eva_config",  # how A was drawn
-    "megatron_core",  # a module's name, of no effect without megatron_config
-    "qalora_group_size",  # of no effect without use_qalora
-    "ensure_weight_tying",  # of what modules_to_save would name
-}
-_EMPTY: tuple[object, ...] = (None, False, {}, [], "none")
-# Values of init_lora_weights that leave the base as it is.
-_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 _PREFIX = "base_model.model."
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight")
@@ -240,11 +177,3 @@ def _shortest_names(model: nn.Module, layers: Collection[str]) -> list[str]:
 def _number(value: float) -> float:
     """PEFT declares alpha an integer: 32 is written as 32, not 32.0."""
     return int(value) if value == int(value) else value
-
-
-def _pattern(config: dict[str, Any], name: str, path: str, default: float) -> float:
-    for key, value in (config.get(name) or {}).items():
-        # PEFT takes the keys as expressions for the end of the path.
-        if re.fullmatch(rf"(.*\.)?({key})", path):
-            return float(value)
-    return float(default)

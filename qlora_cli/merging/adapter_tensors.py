@@ -1,0 +1,45 @@
+"""The tensors of an adapter's file, read one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, read_tensor_file, row_blocks
+
+
+class AdapterTensors:
+    """An adapter's tensors, in float32 and in memory of the caller's own; nothing that was read is kept.
+
+    Raises:
+        ModelError: if the file cannot be read or is not whole; when reading too, if it has changed since.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._stored = read_tensor_file(file)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of the file."""
+        return tuple(self._stored)
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor lies and of what type it is there."""
+        return self._stored[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._stored[name].shape
+
+    def whole(self, name: str) -> Tensor:
+        """All of a tensor."""
+        with TensorReader() as reader:
+            return reader.whole(self._stored[name]).to(torch.float32)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Consecutive rows of a tensor, about 16 MB at a time."""
+        with TensorReader() as reader:
+            for start, stop in row_blocks(self.shape(name)):
+                yield reader.rows(self._stored[name], start, stop).to(torch.float32)
