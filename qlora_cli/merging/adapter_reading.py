@@ -80,7 +80,7 @@ def read_changes(
     reading.sort()
     changes = {change.parameter: change for module in reading.modules.values() for change in reading.of_module(module)}
     reading.check_named()
-    reading.problems += [f"not finite (NaN or infinite): {name}" for name in tensors.names if not tensors.finite(name)]
+    reading.check_values()
     if reading.problems:
         lines = "\n".join(f"  {problem}" for problem in reading.problems)
         raise ModelError(f"{folder}: the adapter cannot be merged:\n{lines}")
@@ -137,7 +137,7 @@ class _Reading:
             yield from self._low_rank(module, parts, saved, _EMBEDDING_A, _EMBEDDING_B)
         elif _TOKENS in parts:
             yield from self._tokens(module, parts.pop(_TOKENS), saved.pop("weight", None))
-        self.problems += [f"belongs to no pair of A and B: {name}" for name in parts.values()]
+        self.problems += [f"{name}: no place for it beside the module's other tensors" for name in parts.values()]
         for parameter, name in saved.items():
             yield Replacement(
                 f"{module.path}.{parameter}", name, self.tensors.shape(name), self._resizable(module, parameter)
@@ -156,6 +156,14 @@ class _Reading:
         if self.config.get("trainable_token_indices") and not any(_TOKENS in m.parts for m in self.modules.values()):
             self.problems.append("trainable_token_indices names tokens, the adapter has no rows for them")
 
+    def check_values(self) -> None:
+        """Every tensor is read once, block by block."""
+        for name in self.tensors.names:
+            if not (dtype := self.tensors.stored(name).dtype).is_floating_point:
+                self.problems.append(f"{name}: expected floating-point values, got {str(dtype).removeprefix('torch.')}")
+            elif not all(bool(rows.isfinite().all()) for rows in self.tensors.blocks(name)):
+                self.problems.append(f"{name}: has values that are NaN or infinite")
+
     def _low_rank(
         self, module: _Module, parts: dict[str, str], saved: dict[str, str], role_a: str, role_b: str
     ) -> Iterator[Change]:
@@ -165,28 +173,37 @@ class _Reading:
         if name_a is None or name_b is None:
             self.problems.append(f"A without B: {name_a}" if name_a else f"B without A: {name_b}")
             return
-        if fault := self._misfit(module, name_a, name_b, magnitude, delta, embedding=role_a == _EMBEDDING_A):
+        if fault := self._misfit(module, name_a, name_b, embedding=role_a == _EMBEDDING_A):
             self.problems.append(fault)
             return
         (_, inner), (outer, _) = self.tensors.shape(name_a), self.tensors.shape(name_b)
-        scale = scale_of(self.config, module.written)
-        yield LowRank(
-            f"{module.path}.weight",
-            name_a,
-            name_b,
-            scale,
-            module.kind,
-            (outer, inner) if module.kind == "linear" else (inner, outer),
-            magnitude,
-            saved.pop("weight", None),
-        )
+        scale, weight = scale_of(self.config, module.written), saved.pop("weight", None)
+        result = (outer, inner) if module.kind == "linear" else (inner, outer)
+        resizable = weight is not None and _outside_layers(module.path)
+        yield LowRank(f"{module.path}.weight", name_a, name_b, scale, module.kind, result, magnitude, weight, resizable)
+        expected: dict[str | None, tuple[int, ...]] = {magnitude: (outer,), weight: result}
         if delta is not None:
-            yield BiasUpdate(f"{module.path}.bias", delta, scale, (outer,), saved.pop("bias", None))
+            bias = saved.pop("bias", None)
+            expected |= {delta: (outer,), bias: (outer,)}
+            yield BiasUpdate(f"{module.path}.bias", delta, scale, (outer,), bias)
+        self._check_setting(module, "use_dora", magnitude, "magnitude")
+        self._check_setting(module, "lora_bias", delta, "bias of B")
+        self.problems += [
+            f"{name}: expected {list(shape)}, got {list(self.tensors.shape(name))}"
+            for name, shape in expected.items()
+            if name is not None and self.tensors.shape(name) != shape
+        ]
 
-    def _misfit(
-        self, module: _Module, name_a: str, name_b: str, magnitude: str | None, delta: str | None, *, embedding: bool
-    ) -> str | None:
-        """Why A, B and what goes with them do not make one update of this module."""
+    def _check_setting(self, module: _Module, setting: str, tensor: str | None, what: str) -> None:
+        """The config has to say of each layer whether it has this tensor: else either of them is not the other's."""
+        if bool(self.config.get(setting)) != (tensor is not None):
+            said = "true" if tensor is None else "false"
+            self.problems.append(
+                f"{module.written}: {setting} is {said}, the adapter has {'no' if tensor is None else 'a'} {what}"
+            )
+
+    def _misfit(self, module: _Module, name_a: str, name_b: str, *, embedding: bool) -> str | None:
+        """Why A and B do not make one update of this module."""
         shape_a, shape_b = self.tensors.shape(name_a), self.tensors.shape(name_b)
         if module.kind not in (("embedding",) if embedding else ("linear", "conv1d")):
             wanted = "an embedding" if embedding else "a linear layer"
@@ -199,17 +216,6 @@ class _Reading:
                 f"{module.written}: rank {rank} by the config, expected A [{rank}, in] and B [out, {rank}], "
                 f"got {list(shape_a)} and {list(shape_b)}"
             )
-        if (magnitude is None) == bool(self.config.get("use_dora")):
-            said = str(bool(self.config.get("use_dora"))).lower()
-            return (
-                f"{module.written}: use_dora is {said}, the adapter has {'no' if magnitude is None else 'a'} magnitude"
-            )
-        if (delta is None) == bool(self.config.get("lora_bias")):
-            said = str(bool(self.config.get("lora_bias"))).lower()
-            return f"{module.written}: lora_bias is {said}, the adapter has {'no' if delta is None else 'a'} bias of B"
-        for vector in (magnitude, delta):
-            if vector is not None and self.tensors.shape(vector) != (shape_b[0],):
-                return f"{vector}: expected [{shape_b[0]}], got {list(self.tensors.shape(vector))}"
         return None
 
     def _tokens(self, module: _Module, name: str, over: str | None) -> Iterator[Change]:
@@ -222,16 +228,22 @@ class _Reading:
             expected = f"[{len(given)}, width]" if given else "trainable_token_indices to say which rows they are"
             self.problems.append(f"{name}: expected {expected}, got {list(shape)}")
             return
-        yield TokenRows(
-            f"{module.path}.weight", name, tuple(given), shape[1], over, self.tensors.shape(over) if over else None
-        )
+        whole = self.tensors.shape(over) if over else None
+        if whole is not None and (len(whole) != 2 or whole[1] != shape[1]):
+            self.problems.append(f"{over}: expected [rows, {shape[1]}], got {list(whole)}")
+            return
+        yield TokenRows(f"{module.path}.weight", name, tuple(given), shape[1], over, whole)
 
     def _resizable(self, module: _Module, parameter: str) -> bool:
-        """Whether the rows are tokens or labels: of embeddings and heads, which stand in no numbered layer."""
-        if module.parts or any(part.isdecimal() for part in module.path.split(".")):
-            return False
+        """Whether the rows are tokens or labels: of embeddings and heads."""
         saved_whole = any(within(module.written, name) for name in self.config.get("modules_to_save") or ())
-        return module.kind in ("embedding", "linear") and (parameter == "weight" or saved_whole)
+        counted = module.kind in ("embedding", "linear") and (parameter == "weight" or saved_whole)
+        return counted and not module.parts and _outside_layers(module.path)
+
+
+def _outside_layers(path: str) -> bool:
+    """Whether a module stands in no numbered layer, as embeddings and heads do."""
+    return not any(part.isdecimal() for part in path.split("."))
 
 
 def _parse(name: str) -> tuple[str, str | None, str]:

@@ -79,6 +79,7 @@ class LowRank(Change):
         result: shape of the weight that A and B are for, as the module holds it.
         magnitude: name of m [out].
         over: name of a whole weight in the adapter that takes the base's place first.
+        resizable: whether that may have more or fewer rows than the base's (tokens).
     """
 
     a: str
@@ -88,6 +89,7 @@ class LowRank(Change):
     result: Shape
     magnitude: str | None = None
     over: str | None = None
+    resizable: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -102,10 +104,7 @@ class LowRank(Change):
         return self.result
 
     def problem(self, base: Shape | None) -> str | None:
-        expected = self.result
-        if base is not None and self.over is not None and self.kind == "embedding":
-            expected = (base[0], *expected[1:])  # a vocabulary may have grown
-        return _misfit(self.parameter, expected, base)
+        return _misfit(self.parameter, self.result, base, resizable=self.resizable)
 
     def merged(self, adapter: AdapterTensors, base: Base) -> Iterator[Tensor]:
         blocks = adapter.blocks(self.over) if self.over is not None else base()
@@ -195,10 +194,7 @@ class Replacement(Change):
         return self.result
 
     def problem(self, base: Shape | None) -> str | None:
-        if base is None:
-            return None
-        resized = self.resizable and len(base) == len(self.result) > 0
-        return _misfit(self.parameter, (base[0], *self.result[1:]) if resized else self.result, base)
+        return None if base is None else _misfit(self.parameter, self.result, base, resizable=self.resizable)
 
     def merged(self, adapter: AdapterTensors, base: Base) -> Iterator[Tensor]:
         return adapter.blocks(self.source)
@@ -273,9 +269,11 @@ def _scaled_rows(blocks: Iterator[Tensor], magnitude: Tensor) -> Iterator[Tensor
         start += len(rows)
 
 
-def _misfit(parameter: str, adapter: Shape, base: Shape | None) -> str | None:
+def _misfit(parameter: str, adapter: Shape, base: Shape | None, *, resizable: bool = False) -> str | None:
     if base is None:
         return f"{parameter}: the adapter changes it, the base has no parameter of that name"
+    if resizable and len(adapter) == len(base) > 0 and adapter[1:] == base[1:]:
+        return None
     if base != adapter:
         return f"{parameter}: the adapter is for {list(adapter)}, the base has {list(base)}"
     return None

@@ -268,7 +268,8 @@ def _relative_error(hidden: Tensor, trained: Tensor) -> Tensor:
     """‖h - h_trained‖ / ‖h_trained‖ of each position, float64."""
     length = torch.linalg.vector_norm(trained.double(), dim=-1)
     error: Tensor = torch.linalg.vector_norm(hidden.double() - trained, dim=-1)
-    return error / length.clamp_min(torch.finfo(torch.float64).tiny)
+    relative: Tensor = error / length.clamp_min(torch.finfo(torch.float64).tiny)
+    return relative
 
 
 def _check_finite(said: Outputs, error: type[MergeError] | type[NonFiniteError], who: str) -> None:
