@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,6 +26,77 @@ _Overrides = Annotated[
         metavar="KEY=VALUE",
         help="Override one value of the recipe, as in --set training.max_steps=20. May be given again.",
     ),
+]
+
+_Output = Annotated[
+    Path, typer.Option("--output", metavar="DIR", help="The folder to make; it must not hold anything yet.")
+]
+_MergeBase = Annotated[
+    Literal["auto", "original", "dequantized"],
+    typer.Option(
+        "--base",
+        help="What is added to: the original weights; what the 4-bit base that the adapter was trained over holds, "
+        "dequantised; or, with auto, whichever gives the lower held-out loss.",
+    ),
+]
+_MergeDtype = Annotated[
+    Literal["bfloat16", "float16", "float32"] | None,
+    typer.Option("--dtype", help="Of the merged weights; by default each is as the base has it.", show_default=False),
+]
+_Quantize = Annotated[
+    Literal["nf4", "fp4"] | None,
+    typer.Option(
+        "--quantize",
+        help="Write the merged model in 4 bits, as a bitsandbytes checkpoint, and measure what that costs.",
+        show_default=False,
+    ),
+]
+_ShardSize = Annotated[
+    str, typer.Option("--max-shard-size", metavar="SIZE", help="The largest file of weights to write.")
+]
+_Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where sums are made and models compared.")
+]
+_Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Load what was written and compare it with the trained model on held-out rows."
+    ),
+]
+_VerifyRows = Annotated[int, typer.Option("--verify-rows", metavar="N", min=1, help="How many rows to compare on.")]
+_BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="MODEL",
+        help="Hub name or local folder of the base, where what the adapter says does not lead there.",
+    ),
+]
+_Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a base on the hub.")
+]
+_TrainedBase = Annotated[
+    Literal["16bit", "nf4", "nf4-double", "fp4", "fp4-double"] | None,
+    typer.Option(
+        "--trained-base",
+        help="How the base was stored in training, where nothing in the adapter's folder tells.",
+        show_default=False,
+    ),
+]
+_AllowUnchanged = Annotated[
+    bool, typer.Option("--allow-unchanged", help="Go on though a weight, or what the model says, is not changed.")
+]
+_IntoAdapter = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--into-adapter",
+        metavar="ADAPTER",
+        help="In place of ADAPTER: combine adapters of one base, exactly, into one. Given once for each of them.",
+    ),
+]
+_Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="W,...", help="How much of each --into-adapter, as in 0.6,0.4; by default 1."),
 ]
 
 
@@ -92,6 +163,71 @@ def check(
     from qlora_cli.commands.check import check as command
 
     raise typer.Exit(command(recipe, overrides=overrides or [], show=show, as_json=as_json))
+
+
+@app.command()
+def merge(
+    output: _Output,
+    adapter: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="ADAPTER", help="A run folder, a checkpoint of one, or any PEFT LoRA folder.", show_default=False
+        ),
+    ] = None,
+    base: _MergeBase = "auto",
+    dtype: _MergeDtype = None,
+    quantize: _Quantize = None,
+    max_shard_size: _ShardSize = "5GB",
+    device: _Device = "auto",
+    verify: _Verify = True,
+    verify_rows: _VerifyRows = 32,
+    base_model: _BaseModel = None,
+    revision: _Revision = None,
+    trained_base: _TrainedBase = None,
+    allow_unchanged: _AllowUnchanged = False,
+    into_adapter: _IntoAdapter = None,
+    weights: _Weights = None,
+) -> None:
+    """Fold an adapter into its base's weights, and show that the result is the model that was trained.
+
+    Streams from file to file: memory stays small, whatever the model's size. What is in DIR at the end is whole.
+
+    Exit codes: 0 done; 1 the merge failed, or its result is not the trained model; 2 the request was wrong; 130
+    interrupted. Unless it is 0, there is no DIR.
+    """
+    from qlora_cli.commands import merge as command
+    from qlora_cli.merging.request import MergeRequest
+
+    if into_adapter:
+        unused = {
+            "ADAPTER": adapter,
+            "--dtype": dtype,
+            "--quantize": quantize,
+            "--base-model": base_model,
+            "--revision": revision,
+            "--trained-base": trained_base,
+        }
+        raise typer.Exit(command.combine(into_adapter, weights, output, unused=unused))
+    if adapter is None:
+        raise typer.BadParameter("expected an ADAPTER to merge, or --into-adapter for each of several to add up")
+    if weights is not None:
+        raise typer.BadParameter("--weights are those of several --into-adapter")
+    request = MergeRequest(
+        adapter=adapter,
+        output=output,
+        max_shard_size=max_shard_size,
+        base=base,
+        dtype=dtype,
+        device=device,
+        verify=verify,
+        verify_rows=verify_rows,
+        base_model=base_model,
+        revision=revision,
+        trained_base=trained_base,
+        allow_unchanged=allow_unchanged,
+        quantize=quantize,
+    )
+    raise typer.Exit(command.merge(request))
 
 
 @app.command()

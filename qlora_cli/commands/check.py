@@ -27,9 +27,9 @@ def check(recipe: Path, *, overrides: list[str], show: int | None, as_json: bool
             console.out(mistakes_json(recipe, error), highlight=False)
         return error.exit_code
     try:
-        from qlora_cli.commands.libraries import set_up_libraries
+        from qlora_cli.commands.libraries import names_in, set_up_libraries
 
-        set_up_libraries(loaded, progress=console.is_terminal and not as_json)
+        set_up_libraries(names_in(loaded), progress=console.is_terminal and not as_json)
         from qlora_cli.training.checking import check_data
 
         examples = show if show is not None else _JSON_EXAMPLES if as_json else 0

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from qlora_cli.hub import go_offline_if_unreachable
 from qlora_cli.recipe.schema import Recipe
 
 
-def set_up_libraries(recipe: Recipe, *, progress: bool) -> None:
-    """Send the hub's client offline if the recipe needs it and it is out of reach, and quiet the libraries' chatter.
+def names_in(recipe: Recipe) -> list[str]:
+    """The models and the data that a recipe names: paths, and names on the hub."""
+    sources = (*recipe.dataset.train_sources, *recipe.dataset.validation_sources)
+    return [recipe.base_model, *(source.path for source in sources)]
+
+
+def set_up_libraries(names: Iterable[str], *, progress: bool) -> None:
+    """Send the hub's client offline if one of `names` needs it in vain, and quiet the libraries' chatter.
 
     To be called before they are imported. Ours says what matters, in one voice; their errors still come through, and
     with `progress` the bars of long loads and downloads.
     """
-    sources = (*recipe.dataset.train_sources, *recipe.dataset.validation_sources)
-    go_offline_if_unreachable([recipe.base_model, *(source.path for source in sources)])
+    go_offline_if_unreachable(names)
 
     import datasets
     import transformers

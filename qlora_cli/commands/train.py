@@ -25,9 +25,9 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
     loaded = None
     try:
         loaded = load_recipe(recipe, [*overrides, *folder])  # before torch: a wrong recipe is told at once
-        from qlora_cli.commands.libraries import set_up_libraries
+        from qlora_cli.commands.libraries import names_in, set_up_libraries
 
-        set_up_libraries(loaded, progress=console.is_terminal)
+        set_up_libraries(names_in(loaded), progress=console.is_terminal)
         from qlora_cli.training.run import train as run
 
         with TrainView(console) as view:

@@ -65,8 +65,8 @@ def check_space(output: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free + left
     if needed + _SPARE > free:
         raise OutputError(
-            f"--output: {(needed + _SPARE) / 1e9:.2f} GB are needed to write {output}, and {free / 1e9:.2f} GB are free "
-            "there. Free some, or name a folder on another disk; one --base in place of auto needs about half"
+            f"--output: {(needed + _SPARE) / 1e9:.2f} GB are needed to write {output}, and {free / 1e9:.2f} GB are "
+            "free there. Free some, or name a folder on another disk; one --base in place of auto needs about half"
         )
 
 

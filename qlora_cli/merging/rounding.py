@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qlora_cli.errors import MergeError, ModelError
-from qlora_cli.model.quantization import compute_dtype
+from qlora_cli.model.storage import compute_dtype
 from qlora_cli.recipe.schema import QuantizationSection
 
 import bitsandbytes as bnb  # isort: skip (model.quantization sets its logger before)

@@ -13,7 +13,7 @@ from qlora_cli.merging.adapter_source import AdapterSource
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.lora import adapters_disabled
-from qlora_cli.model.quantization import compute_dtype
+from qlora_cli.model.storage import compute_dtype
 
 
 def trained_model(adapter: AdapterSource, device: torch.device) -> PreTrainedModel:

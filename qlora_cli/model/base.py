@@ -12,8 +12,11 @@ from qlora_cli.model.storage import check_stored_quantization, compute_dtype
 from qlora_cli.recipe.schema import QuantizationSection
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str, asked_with: str = "training.device") -> torch.device:
     """`auto`, `cpu` or `cuda` as a device; `auto` takes a GPU where there is one.
+
+    Args:
+        asked_with: the setting or option that it was asked for with, for messages.
 
     Raises:
         DeviceError: if CUDA was asked for and this torch sees none.
@@ -21,8 +24,8 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU-only build"
         raise DeviceError(
-            f"training.device: cuda was asked for, but torch {torch.__version__} ({built}) sees no GPU. "
-            "Set training.device to auto or cpu, or install a CUDA build of torch and check nvidia-smi"
+            f"{asked_with}: cuda was asked for, but torch {torch.__version__} ({built}) sees no GPU. "
+            f"Set {asked_with} to auto or cpu, or install a CUDA build of torch and check nvidia-smi"
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

@@ -1,0 +1,185 @@
+"""A whole merge: from an adapter to a model folder that is the trained model, or to an error and no folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qlora_cli.disk import write_json, write_text
+from qlora_cli.errors import MergeError
+from qlora_cli.merging.adapter_source import adapter_sha256
+from qlora_cli.merging.card import card_of
+from qlora_cli.merging.events import Emit, Listener, Merged, Notice, Planned, Stage, Writing, Written
+from qlora_cli.merging.model_card import CARD_FILE, describe_base, render_card
+from qlora_cli.merging.output_folder import check_output, check_space, writing
+from qlora_cli.merging.plan import MergePlan, make_plan, still_unchanged
+from qlora_cli.merging.report import REPORT_FILE, MergeReport, Verification
+from qlora_cli.merging.request import MergeBase, MergeRequest
+from qlora_cli.merging.sizes import parse_size
+from qlora_cli.merging.sums import Sums
+from qlora_cli.merging.surroundings import carry_over
+from qlora_cli.merging.tensor_files import TensorReader
+from qlora_cli.merging.tensor_writer import Output, output_bytes, write_model
+from qlora_cli.merging.verification import Verifier
+from qlora_cli.model.base import choose_device
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def merge(request: MergeRequest, *, listeners: Sequence[Listener] = ()) -> Merged:
+    """Fold an adapter into its base's weights, and show that the result is the model that was trained.
+
+    Whatever goes wrong, and whenever the process is killed: at the output's place there is the whole merged model or
+    nothing.
+
+    Raises:
+        RequestError: if it cannot be done as asked; nothing was written.
+        MergeError: if it was done, and the result is not the trained model.
+        RunError: if the disk refuses.
+    """
+    began = time.monotonic()
+    emit = Emit(listeners)
+    request = replace(request, output=request.output.expanduser().resolve())
+    shard_bytes = parse_size(request.max_shard_size)
+    check_output(request.output)
+    device = choose_device(request.device, "--device")
+    emit(Stage("reading the adapter and the headers of the base's files"))
+    plan = make_plan(request)
+    job = _Job(request, plan, device, shard_bytes, emit)
+    for remark in plan.source.remarks:
+        emit(Notice(remark))
+    job.check_space()
+    emit(
+        Planned(
+            adapter=plan.describe_adapter(),
+            changes=plan.describe_changes(),
+            base=plan.source.base.name,
+            stored=plan.describe_base(),
+            onto=plan.onto,
+        )
+    )
+    with writing(request.output) as staging:
+        report = job.run(staging)
+    files = [file for file in request.output.rglob("*") if file.is_file()]
+    merged = Merged(
+        output=request.output,
+        files=len(files),
+        bytes=sum(file.stat().st_size for file in files),
+        seconds=time.monotonic() - began,
+        report=report,
+    )
+    emit(merged)
+    return merged
+
+
+@dataclass
+class _Job:
+    """One merge under way."""
+
+    request: MergeRequest
+    plan: MergePlan
+    device: torch.device
+    shard_bytes: int
+    emit: Emit
+
+    def check_space(self) -> None:
+        """Refuse what the disk cannot hold: every merged model stands there until the best is known."""
+        needed = 0
+        with TensorReader() as reader:
+            for onto in self.plan.onto:
+                outputs = self._outputs(self._sums(onto, reader))
+                needed += output_bytes(outputs, max_shard_bytes=self.shard_bytes)
+        check_space(self.request.output, needed)
+
+    def run(self, staging: Path) -> MergeReport:
+        """Write into `staging` what the output shall hold."""
+        request, remarks = self.request, list(self.plan.source.remarks)
+        folders: dict[str, Path] = {}
+        for onto in self.plan.onto:
+            folders[onto] = staging / f".{onto}"
+            remarks += [note for note in self._write(onto, folders[onto]) if note not in remarks]
+        verification, chosen = None, self.plan.onto[-1]
+        if request.verify:
+            verifier = Verifier(
+                self.plan,
+                folders[chosen],
+                request.verify_rows,
+                self.device,
+                self.emit,
+                lenient=request.allow_unchanged,
+            )
+            verification = verifier.verify(folders)
+            chosen = next(onto for onto in self.plan.onto if onto == verification.winner)
+        for name, folder in folders.items():
+            if name == chosen:
+                _move_up(folder, staging)
+            else:
+                shutil.rmtree(folder)
+        report = self._report(chosen, verification, remarks)
+        write_json(staging / REPORT_FILE, report.as_json())
+        write_text(staging / CARD_FILE, render_card(card_of(self.plan, report, request.output.name)))
+        return report
+
+    def _write(self, onto: MergeBase, folder: Path) -> tuple[str, ...]:
+        """Write one merged model, whole; returns what there is to say of it."""
+        folder.mkdir()
+        request = self.request
+        with TensorReader() as reader:
+            sums = self._sums(onto, reader)
+            outputs = self._outputs(sums)
+            self.emit(Writing(onto, output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
+            write_model(
+                outputs,
+                folder,
+                max_shard_bytes=self.shard_bytes,
+                report=lambda count: self.emit(Written(count)),
+            )
+        if sums.unchanged and not request.allow_unchanged:
+            dtype = f" in {request.dtype}" if request.dtype else ""
+            raise MergeError(still_unchanged(sums.unchanged, f"what the adapter adds is lost in rounding{dtype}"))
+        carried = carry_over(
+            self.plan.folder,
+            self.plan.source,
+            folder,
+            dtype=request.dtype,
+            config_changes=self.plan.config_changes,
+        )
+        return carried.remarks
+
+    def _sums(self, onto: MergeBase, reader: TensorReader) -> Sums:
+        dtype = None if self.request.dtype is None else _DTYPES[self.request.dtype]
+        quantization = self.plan.source.quantization
+        return Sums(reader, self.plan.adapter.tensors, onto, quantization, dtype=dtype, device=self.device)
+
+    def _outputs(self, sums: Sums) -> list[Output]:
+        return [sums.output(target) for target in self.plan.pairing.targets]
+
+    def _report(self, chosen: MergeBase, verification: Verification | None, remarks: Sequence[str]) -> MergeReport:
+        plan = self.plan
+        name, revision = describe_base(plan.source.base, plan.folder)
+        return MergeReport(
+            adapter={
+                "described": plan.describe_adapter(),
+                "sha256": adapter_sha256(plan.source.folder),
+                "step": plan.source.step,
+                "task_type": plan.task_type,
+            },
+            base={"name": name, "revision": revision},
+            stored=plan.describe_base(),
+            merged_onto=chosen,
+            dtype=self.request.dtype,
+            changes=plan.describe_changes(),
+            verification=verification,
+            remarks=tuple(remarks),
+        )
+
+
+def _move_up(folder: Path, target: Path) -> None:
+    for entry in folder.iterdir():
+        entry.rename(target / entry.name)
+    folder.rmdir()

@@ -1,0 +1,231 @@
+"""Which change goes to which of the base's tensors, and what is written for each: settled before a value is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qlora_cli.errors import ModelError
+from qlora_cli.merging.adapter_reading import AdapterChanges
+from qlora_cli.merging.adapter_tensors import AdapterTensors
+from qlora_cli.merging.changes import Change, Kind, Replacement
+from qlora_cli.merging.skeleton import Skeleton
+from qlora_cli.merging.tensor_files import StoredTensor
+
+# What bitsandbytes stores beside a 4-bit weight, by how the names go on.
+_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__")
+
+# The part of a configuration that says whether input and output embeddings are one tensor.
+_TIE = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A weight that the base's files hold in 4 bits: its parts by suffix, the packed values themselves under ``""``."""
+
+    name: str
+    parts: Mapping[str, StoredTensor]
+
+
+Stored = StoredTensor | PackedTensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """One tensor of the merged model.
+
+    Attributes:
+        name: in the files.
+        parameter: by the model's names; None for what the loader passes over.
+        base: where the base holds it; None for one that the adapter brings along.
+        shape: of the result.
+        change: what the adapter does to it, if anything.
+        kind: of the module whose weight it is.
+        quantized: whether it was in 4 bits while the adapter was trained.
+    """
+
+    name: str
+    parameter: str | None
+    base: Stored | None
+    shape: tuple[int, ...]
+    change: Change | None = None
+    kind: Kind = "other"
+    quantized: bool = False
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Everything that will be written, in the base's order, and what the configuration has to say of it."""
+
+    targets: tuple[Target, ...]
+    config_changes: Mapping[str, Any]
+
+    @property
+    def changed(self) -> tuple[Target, ...]:
+        """The tensors that the adapter changes."""
+        return tuple(target for target in self.targets if target.change is not None)
+
+
+def gather(stored: Mapping[str, StoredTensor]) -> dict[str, Stored]:
+    """The tensors of a base by the names of its weights: what belongs to a 4-bit weight is put together."""
+    states: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in stored.items():
+        for mark in _STATE:
+            weight, found, rest = name.rpartition(mark)
+            if found and weight in stored:
+                states.setdefault(weight, {})[mark[1:] + rest] = tensor
+    parts = {tensor.name for state in states.values() for tensor in state.values()}
+    return {
+        name: PackedTensor(name, {"": tensor, **states[name]}) if name in states else tensor
+        for name, tensor in stored.items()
+        if name not in parts
+    }
+
+
+def pair(
+    stored: Mapping[str, StoredTensor],
+    skeleton: Skeleton,
+    adapter: AdapterChanges,
+    untied: Callable[[], Skeleton],
+    *,
+    described: str,
+) -> Pairing:
+    """Find a place for every change, and a source for every tensor.
+
+    Args:
+        stored: the base's tensors by their names in its files.
+        untied: the same model with its configuration's `tie_word_embeddings` off; called only if that is needed.
+        described: the adapter and the base, for messages.
+
+    Raises:
+        ModelError: listing all that is missing, mis-shaped or has no place.
+    """
+    base = _Base(gather(stored), skeleton)
+    problems = [*base.problems(adapter.changes), *base.misfits(adapter.changes)]
+    if problems:
+        raise ModelError(f"{described} do not fit:\n" + "\n".join(problems))
+    config_changes: dict[str, Any] = {}
+    ties, parted = skeleton.ties, _parted(skeleton.ties, adapter)
+    if parted:
+        ties = untied().ties
+        if left := _parted(ties, adapter):
+            names = "\n".join(f"  {', '.join(sorted(group))}" for group in left)
+            raise ModelError(
+                f"{described} do not fit: these are one tensor in this architecture, whatever its configuration says, "
+                f"and the adapter changes only a part of them:\n{names}"
+            )
+        config_changes[_TIE] = False
+    targets = tuple(_targets(base, adapter.changes, ties, frozenset[str]().union(*parted)))
+    return Pairing(targets, config_changes | _vocabulary(targets, skeleton))
+
+
+def _targets(
+    base: _Base, changes: Mapping[str, Change], ties: Iterable[frozenset[str]], parted: Iterable[str]
+) -> Iterator[Target]:
+    """What is written: all that the base holds, then what it does not."""
+    sharing = {name: group for group in ties for name in group}
+    written: set[str] = set()
+    for name, held in base.held.items():
+        parameter = base.parameters[name]
+        alike = sharing.get(parameter, frozenset({parameter})) if parameter is not None else frozenset()
+        written |= alike
+        # Of tensors that stay one, the change to any is the change to all.
+        change = next((changes[other] for other in sorted(alike) if other in changes), None)
+        yield base.target(name, parameter, held, change)
+    for parameter in [*sorted(parted), *changes]:
+        if parameter not in written:
+            written |= sharing.get(parameter, frozenset({parameter}))
+            yield base.target(parameter, parameter, base.holding(parameter), changes.get(parameter))
+
+
+def _parted(ties: Iterable[frozenset[str]], adapter: AdapterChanges) -> list[frozenset[str]]:
+    """Of tensors that are one in the model, those that are no longer one with the adapter on it."""
+    parted = []
+    for group in ties:
+        present = [adapter.changes[name] for name in sorted(group) if name in adapter.changes]
+        if not present or adapter.config.get("ensure_weight_tying") or any(each.follows_ties for each in present):
+            continue
+        if len(present) < len(group) or not _alike(present, adapter.tensors):
+            parted.append(group)
+    return parted
+
+
+def _alike(changes: list[Change], tensors: AdapterTensors) -> bool:
+    """Whether all put the same values in place: an adapter may hold a tied tensor once for each of its names."""
+    if not all(isinstance(change, Replacement) for change in changes):
+        return False
+    first, *others = (tensors.whole(change.sources[0]) for change in changes)
+    return all(torch.equal(first, other) for other in others)
+
+
+def _vocabulary(targets: Iterable[Target], skeleton: Skeleton) -> dict[str, Any]:
+    """The number of tokens, where the adapter brought embeddings of another number."""
+    for target in targets:
+        if target.parameter != f"{skeleton.input_embedding}.weight" or target.change is None:
+            continue
+        if target.shape != skeleton.shapes.get(target.parameter):
+            return {"vocab_size": target.shape[0]}
+    return {}
+
+
+class _Base:
+    """The base's tensors, as its files name them and as the model does."""
+
+    def __init__(self, held: dict[str, Stored], skeleton: Skeleton) -> None:
+        self.held = held
+        self.skeleton = skeleton
+        self.parameters = skeleton.stored_names(held)
+        self._tied = {name: group for group in skeleton.ties for name in group}
+        self._holders: dict[str, str] = {}
+        for name, parameter in self.parameters.items():
+            if parameter is not None:
+                self._holders.setdefault(parameter, name)
+
+    def holding(self, parameter: str) -> Stored | None:
+        """Where a parameter's values are, under its own name or one that it is tied to."""
+        for name in (parameter, *sorted(self._tied.get(parameter, ()))):
+            if name in self._holders:
+                return self.held[self._holders[name]]
+        return None
+
+    def shape(self, parameter: str) -> tuple[int, ...] | None:
+        """The shape of a parameter in the base; None if it has no such parameter."""
+        held = self.holding(parameter)
+        if isinstance(held, PackedTensor):
+            return self.skeleton.shapes.get(parameter)
+        return None if held is None else held.shape
+
+    def target(self, name: str, parameter: str | None, held: Stored | None, change: Change | None) -> Target:
+        before: tuple[int, ...] | None
+        before = held.shape if parameter is None and isinstance(held, StoredTensor) else self.shape(parameter or name)
+        module, _, last = (parameter or "").rpartition(".")
+        return Target(
+            name=name,
+            parameter=parameter,
+            base=held,
+            shape=change.shape(before) if change is not None else before or (),
+            change=change,
+            kind=self.skeleton.kinds.get(module, "other"),
+            quantized=last == "weight" and module in self.skeleton.quantized,
+        )
+
+    def problems(self, changes: Mapping[str, Change]) -> Iterator[str]:
+        """What is wrong with the base's files by themselves, and with what the adapter asks of them."""
+        for name, parameter in self.parameters.items():
+            if parameter is not None and self._holders[parameter] != name:
+                yield f"  {parameter}: the base holds it twice, as {self._holders[parameter]} and as {name}"
+        for parameter, shape in self.skeleton.shapes.items():
+            held = self.holding(parameter)
+            if held is None and parameter not in changes:
+                yield f"  {parameter}: missing from the base's files"
+            elif isinstance(held, StoredTensor) and held.shape != shape:
+                yield f"  {parameter}: expected {[*shape]} by the base's config.json, got {[*held.shape]} in its files"
+
+    def misfits(self, changes: Mapping[str, Change]) -> Iterator[str]:
+        """Changes that do not fit what they are to change."""
+        for parameter, change in changes.items():
+            if problem := change.problem(self.shape(parameter)):
+                yield f"  {problem}"

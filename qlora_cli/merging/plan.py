@@ -1,0 +1,177 @@
+"""All of a merge that is known before a weight is read or written: the adapter, the base, and what goes where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.errors import MergeError, ModelError
+from qlora_cli.merging.adapter_reading import AdapterChanges, read_changes
+from qlora_cli.merging.adapter_source import AdapterSource, find_adapter, read_adapter_json
+from qlora_cli.merging.changes import BiasUpdate, Change, LowRank, Replacement, TokenRows
+from qlora_cli.merging.pairing import PackedTensor, Pairing, pair
+from qlora_cli.merging.request import MergeBase, MergeRequest
+from qlora_cli.merging.skeleton import Skeleton, build_skeleton
+from qlora_cli.merging.tensor_files import read_model_tensors
+from qlora_cli.model.files import CONFIG_FILE, model_folder, read_json_object
+from qlora_cli.model.source import ModelSource
+from qlora_cli.model.storage import describe_storage
+
+_NAMED = 5
+# What the last layer of a head that classifies is called.
+_HEADS = ("score", "classifier", "out_proj")
+_KINDS: tuple[tuple[type[Change], str], ...] = (
+    (LowRank, "LoRA"),
+    (BiasUpdate, "bias of B"),
+    (TokenRows, "single tokens"),
+    (Replacement, "saved whole"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class MergePlan:
+    """What will be merged.
+
+    Attributes:
+        folder: the base's files.
+        task_type: PEFT's name for what the adapter was trained for, if it says.
+        stored: names of the base's tensors.
+        onto: the bases that merged models are made on, the better guess last.
+    """
+
+    source: AdapterSource
+    folder: Path
+    task_type: str | None
+    skeleton: Skeleton
+    adapter: AdapterChanges
+    pairing: Pairing
+    stored: tuple[str, ...]
+    onto: tuple[MergeBase, ...]
+    config_changes: Mapping[str, Any]
+
+    def describe_changes(self) -> str:
+        """How many weights are changed, by the kind of change."""
+        counts = Counter(_kind_of(target.change) for target in self.pairing.changed if target.change is not None)
+        return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+    def describe_adapter(self) -> str:
+        """Where it is from, in words."""
+        source = self.source
+        if source.run is None:
+            return str(source.folder)
+        return f"{source.run.path}, step {source.step}" if source.step is not None else str(source.run.path)
+
+    def describe_base(self) -> str:
+        """How the base was stored in training."""
+        return describe_storage(self.source.quantization)
+
+
+def make_plan(request: MergeRequest) -> MergePlan:
+    """Find the adapter and its base, and a place for every change.
+
+    Raises:
+        ModelError: if one of them is not there, or they do not fit; listing all that is wrong.
+        MergeError: if the adapter is empty: some weights would stay as they are, whatever the base.
+        HubUnreachableError: if the base is on the hub, and that gives no answer.
+    """
+    source = find_adapter(
+        request.adapter, base_model=request.base_model, revision=request.revision, trained_base=request.trained_base
+    )
+    folder = model_folder(source.base)
+    base = ModelSource(str(folder.absolute()), None, source.base.trust_remote_code)
+    stored = read_model_tensors(folder)
+    said = read_adapter_json(source.folder).get("task_type")
+    task = said if isinstance(said, str) else None
+    skeleton = build_skeleton(base, task, source.quantization)
+    adapter = read_changes(source.folder, skeleton.kinds, skeleton.module)
+    if not request.allow_unchanged:
+        _check_does_something(adapter, source.folder)
+    pairing = pair(
+        stored,
+        skeleton,
+        adapter,
+        lambda: build_skeleton(base, task, source.quantization, config_changes={"tie_word_embeddings": False}),
+        described=f"the adapter in {source.folder} and the base model {source.base.name}",
+    )
+    packed = any(isinstance(target.base, PackedTensor) for target in pairing.targets)
+    return MergePlan(
+        source=source,
+        folder=folder,
+        task_type=task,
+        skeleton=skeleton,
+        adapter=adapter,
+        pairing=pairing,
+        stored=tuple(stored),
+        onto=choose_bases(request, source, packed=packed),
+        config_changes={**pairing.config_changes, **_architecture(skeleton, folder), **_labels(pairing, task)},
+    )
+
+
+def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) -> tuple[MergeBase, ...]:
+    """The bases to merge onto.
+
+    Args:
+        packed: whether the base's own files hold its weights in 4 bits.
+
+    Raises:
+        ModelError: if the one that was asked for cannot be had.
+    """
+    wanted, in_4_bits = request.base, source.quantization.bits == 4
+    if packed:
+        if wanted == "original":
+            raise ModelError(
+                f"--base original: {source.base.name} holds its weights in 4 bits alone. Name the model that it was "
+                "made from with --base-model, or merge onto what it holds with --base dequantized"
+            )
+        return ("dequantized",)
+    if not in_4_bits:
+        if wanted == "dequantized":
+            raise ModelError(
+                f"--base dequantized: no weight was in 4 bits while the adapter was trained ({source.told_by}). Use "
+                "--base original, or say how the base was stored with --trained-base"
+            )
+        return ("original",)
+    if wanted == "auto":
+        # Without a measurement, the weights that the adapter was trained against are the safer choice.
+        return ("original", "dequantized") if request.verify else ("dequantized",)
+    return (wanted,)
+
+
+def _architecture(skeleton: Skeleton, folder: Path) -> dict[str, Any]:
+    """The model's class, where the base's configuration names another: a classifier over a language model's layers."""
+    named = read_json_object(folder / CONFIG_FILE).get("architectures")
+    return {} if named == [skeleton.architecture] else {"architectures": [skeleton.architecture]}
+
+
+def _labels(pairing: Pairing, task_type: str | None) -> dict[str, Any]:
+    """How many labels a head tells apart that the adapter brought along."""
+    if task_type not in ("SEQ_CLS", "TOKEN_CLS"):
+        return {}
+    brought = [t for t in pairing.targets if t.base is None and t.name.rpartition(".")[0].endswith(_HEADS)]
+    rows = [target.shape[0] for target in brought if len(target.shape) == 2]
+    return {"num_labels": rows[-1]} if rows else {}
+
+
+def _kind_of(change: Change) -> str:
+    if isinstance(change, LowRank) and change.magnitude is not None:
+        return "DoRA"
+    return next(name for kind, name in _KINDS if isinstance(change, kind))
+
+
+def _check_does_something(adapter: AdapterChanges, folder: Path) -> None:
+    idle = [parameter for parameter, change in adapter.changes.items() if change.does_nothing(adapter.tensors)]
+    if idle:
+        raise MergeError(still_unchanged(idle, f"{folder}: A or B is zero, as before training"))
+
+
+def still_unchanged(names: list[str], because: str) -> str:
+    """The message for weights that a merge would leave as they are."""
+    shown = "\n".join(f"  {name}" for name in names[:_NAMED])
+    more = f"\n  … and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (
+        f"{because}. These weights would not change by a bit, {len(names)} in all:\n{shown}{more}\n"
+        "Is it the adapter that was meant, and was it trained? --allow-unchanged merges it all the same"
+    )

@@ -1,0 +1,102 @@
+"""`merge_report.json`: what was merged, onto what, and how near the result is to the model that was trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from qlora_cli.merging.fidelity import Fidelity, Reference
+from qlora_cli.training.environment import versions
+
+REPORT_FILE = "merge_report.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What the comparison found.
+
+    Attributes:
+        rows: what the models read, in words.
+        held_out: whether those are rows that the run held out.
+        reference: what the trained model says of them.
+        merges: every merged model that was looked at, by what it was merged onto.
+        refused: those of them that are not the trained model, and why.
+        findings: of the others, how much of the adapter's effect they have, in a sentence.
+        winner: the one that is kept.
+        reason: why.
+    """
+
+    rows: str
+    held_out: bool
+    reference: Reference
+    merges: dict[str, Fidelity]
+    refused: dict[str, str]
+    findings: dict[str, str]
+    winner: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class MergeReport:
+    """What is to be known of a merge afterwards.
+
+    Attributes:
+        adapter: its folder, the SHA-256 of its weights, its run and step.
+        base: the base model's name and revision.
+        stored: how the base was stored in training, and who says so.
+        merged_onto: `original` or `dequantized`.
+        dtype: of the weights written, None where each is as the base has it.
+        changes: how many weights the adapter changes, by the kind of change.
+        verification: None if there was none.
+        quantized: the 4-bit form of what was written, None for plain weights.
+        quantized_fidelity: how near that is to the trained model.
+        remarks: whole sentences on what was carried over, and on what was taken.
+    """
+
+    adapter: dict[str, Any]
+    base: dict[str, Any]
+    stored: str
+    merged_onto: str
+    dtype: str | None
+    changes: str
+    verification: Verification | None
+    quantized: str | None = None
+    quantized_fidelity: Fidelity | None = None
+    remarks: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, with the day and the versions."""
+        quantized = self.quantized_fidelity
+        return {
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "adapter": self.adapter,
+            "base": self.base,
+            "base_in_training": self.stored,
+            "merged_onto": self.merged_onto,
+            "dtype": self.dtype,
+            "changes": self.changes,
+            "quantized": self.quantized,
+            "verification": None if self.verification is None else _verification(self.verification),
+            "quantized_fidelity": None if quantized is None else quantized.record(),
+            "remarks": list(self.remarks),
+            "versions": versions(),
+        }
+
+
+def _verification(found: Verification) -> dict[str, Any]:
+    reference = found.reference
+    return {
+        "rows": found.rows,
+        "held_out": found.held_out,
+        "trained_loss": reference.trained_loss,
+        "base_loss": reference.base_loss,
+        "mean_kl_of_base": reference.effect,
+        "max_kl_of_base": reference.max_effect,
+        "merges": {
+            name: fidelity.record() | {"refused": found.refused.get(name), "finding": found.findings.get(name)}
+            for name, fidelity in found.merges.items()
+        },
+        "chosen": found.winner,
+        "reason": found.reason,
+    }

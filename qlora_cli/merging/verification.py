@@ -1,0 +1,121 @@
+"""Setting merged models against the trained one: load each as a client would, compare, judge, choose."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from qlora_cli.errors import MergeError, ModelError
+from qlora_cli.merging.client import load_client
+from qlora_cli.merging.events import Compared, Comparing, Emit, Measured, Notice, Stage
+from qlora_cli.merging.fidelity import Fidelity, Reference, compare, record
+from qlora_cli.merging.held_out import CheckRows, check_rows
+from qlora_cli.merging.plan import MergePlan
+from qlora_cli.merging.report import Verification
+from qlora_cli.merging.trained import trained_model
+from qlora_cli.merging.verdict import check_effect, choose, judge, needs_plain_base
+from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
+
+
+class Verifier:
+    """Knows what the trained model says of some rows, and how near others are to that.
+
+    Args:
+        folder: a merged model's; its tokenizer reads the rows.
+        limit: the most rows to look at.
+        lenient: whether a merge that cannot be told from its base is told of and not refused.
+
+    Raises:
+        MergeError: if the adapter has no effect, unless `lenient`.
+        ModelError: if there is no tokenizer.
+    """
+
+    def __init__(
+        self, plan: MergePlan, folder: Path, limit: int, device: torch.device, emit: Emit, *, lenient: bool
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._emit = emit
+        self._lenient = lenient
+        emit(Stage("reading the rows to compare on"))
+        self.rows = _rows(plan, folder, limit)
+        emit(Comparing("trained", len(self.rows.rows)))
+        model = trained_model(plan.source, device)
+        self.reference: Reference = record(model, self.rows.rows, advanced=self._advanced)
+        del model
+        gc.collect()  # before the next one is loaded
+        if not lenient:
+            check_effect(self.reference)
+
+    def measure(self, name: str, folder: Path) -> Fidelity:
+        """Load the model in `folder` as a client would, and set it against the trained one."""
+        fidelity = self._against(name, folder)
+        self._emit(Measured(name, fidelity))
+        return fidelity
+
+    def verify(self, merges: Mapping[str, Path]) -> Verification:
+        """Measure and judge merged models, by what they were merged onto, and choose the best.
+
+        Raises:
+            MergeError: if none of them is the trained model.
+        """
+        measured, refused, findings = {}, {}, {}
+        for name, folder in merges.items():
+            measured[name] = self.measure(name, folder)
+            try:
+                findings[name] = self._judge(name, measured[name])
+            except MergeError as error:
+                refused[name] = str(error)
+        passed = {name: measured[name] for name in merges if name not in refused}
+        if not passed and not self._lenient:
+            raise MergeError("\n".join(f"merged onto the {name} weights: {why}" for name, why in refused.items()))
+        for name, why in refused.items():
+            self._emit(Notice(f"merged onto the {name} weights: {why}"))
+        choice = choose(passed or measured, by_loss=self.rows.held_out)
+        return Verification(
+            rows=self.rows.origin,
+            held_out=self.rows.held_out,
+            reference=self.reference,
+            merges=measured,
+            refused=refused,
+            findings=findings,
+            winner=choice.winner,
+            reason=choice.reason,
+        )
+
+    def _judge(self, name: str, merged: Fidelity) -> str:
+        exact = name == "dequantized" or self._plan.source.quantization.bits == 16
+        plain = None
+        if needs_plain_base(self.reference, merged, exact=exact):
+            # A base that lacks the trained model's head says nothing that could be compared.
+            with suppress(MergeError):
+                plain = self._against("original without the adapter", self._plan.folder)
+        return judge(self.reference, merged, plain, exact=exact)
+
+    def _against(self, name: str, folder: Path) -> Fidelity:
+        self._emit(Comparing(name, len(self.rows.rows)))
+        trusted = self._plan.source.base.trust_remote_code
+        with load_client(folder, self._device, trust_remote_code=trusted, ignorable=self._plan.stored) as model:
+            fidelity = compare(self.reference, model, self.rows.rows, advanced=self._advanced)
+            del model
+        gc.collect()
+        return fidelity
+
+    def _advanced(self, rows: int) -> None:
+        self._emit(Compared(rows))
+
+
+def _rows(plan: MergePlan, folder: Path, limit: int) -> CheckRows:
+    source = ModelSource(str(folder), None, plan.source.base.trust_remote_code)
+    try:
+        tokenizer = load_tokenizer(source)
+    except ModelError as error:
+        raise ModelError(
+            f"the merged model cannot be set against the trained one without a tokenizer, and neither the adapter nor "
+            f"the base has one that can be read: put one beside the adapter, or merge with --no-verify. {error}"
+        ) from None
+    return check_rows(plan.source, tokenizer, load_config(source), limit)
