@@ -134,6 +134,7 @@ class LowRank(Change):
             cuts.append((start, start + len(rows)))
             whole[start : start + len(rows)] = rows
             start += len(rows)
+        del update
         # The layout is PEFT's; along rows the squares would be summed in another order.
         factor = magnitude / torch.linalg.norm(whole.t(), dim=1)
         for start, stop in cuts:
