@@ -81,7 +81,7 @@ def read_changes(
     reading = _Reading(config, tensors, list(grouping.modules.values()), grouping.problems)
     changes = {change.parameter: change for module in reading.modules for change in reading.of_module(module)}
     reading.check_targets(kinds)
-    reading.check_whole(kinds, parameters, changes)
+    reading.check_whole(kinds, parameters, {name for name, change in changes.items() if change.replaces})
     reading.check_values()
     if reading.problems:
         lines = "\n".join(f"  {problem}" for problem in reading.problems)
@@ -122,11 +122,11 @@ class _Reading:
         if self.config.get("trainable_token_indices") and not any(TOKEN_ROWS in m.parts for m in self.modules):
             self.problems.append("trainable_token_indices names tokens, the adapter has no rows for them")
 
-    def check_whole(self, kinds: Mapping[str, Kind], parameters: Collection[str], changed: Collection[str]) -> None:
+    def check_whole(self, kinds: Mapping[str, Kind], parameters: Collection[str], replaced: Collection[str]) -> None:
         """Parameters that the config has trained whole and the tensors leave out."""
         for name in self.config.get("modules_to_save") or ():
             wanted = [parameter for parameter in parameters if saved_by(parameter.rpartition(".")[0], name)]
-            missing = [parameter for parameter in wanted if parameter not in changed]
+            missing = [parameter for parameter in wanted if parameter not in replaced]
             # PEFT names both of the usual heads of a classifier, whichever the model has.
             there = not wanted and any(saved_by(path, name) for path in kinds)
             if there and not any(module.saved and saved_by(module.written, name) for module in self.modules):
@@ -138,7 +138,7 @@ class _Reading:
             self.problems += [
                 f"bias is {bias}, the adapter has no {parameter}"
                 for parameter in parameters
-                if parameter.endswith(".bias") and parameter not in changed
+                if parameter.endswith(".bias") and parameter not in replaced
                 if owners is None or parameter.removesuffix(".bias") in owners
             ]
 
