@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ import pytest
 from qlora_cli.errors import HubUnreachableError, ModelError
 from qlora_cli.model.files import commit_of, model_folder, read_config
 from qlora_cli.model.source import ModelSource
+from tests.support.cli import ENVIRONMENT
+from tests.support.fake_hub import COMMIT, fake_hub
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 INDEX = "model.safetensors.index.json"
 
 
@@ -102,3 +105,50 @@ def test_the_commit_of_a_snapshot(cache: Path, tmp_path: Path) -> None:
     assert commit_of(cache) == COMMIT
     assert commit_of(tmp_path) is None
     assert commit_of(tmp_path / COMMIT) is None
+
+
+# The client reads the hub's address once, when it is imported.
+_FETCH = """
+import sys
+from qlora_cli.errors import ModelError
+from qlora_cli.model.files import model_folder
+from qlora_cli.model.source import ModelSource
+for name in sys.argv[1:]:
+    try:
+        print(model_folder(ModelSource(name)))
+    except ModelError as error:
+        print(error)
+"""
+
+
+def test_of_a_hub_model_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
+    """Weights in other forms and other files of weights stay where they are; a model in pickle is refused with the way
+    out, and one that lacks a part is told."""
+    index_of_two = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}).encode()
+    needed = dict.fromkeys(("config.json", "tokenizer.json", "LICENSE", "README.md", "1_Pooling/config.json"), b"{}")
+    others = ("pytorch_model.bin", "consolidated.safetensors", "onnx/config.json", "sub/model.safetensors", "a.gguf")
+    models = {
+        "org/one": needed | {"model.safetensors": b"w"} | dict.fromkeys(others, b"no"),
+        "org/two": {"config.json": b"{}", INDEX: index_of_two, "1.safetensors": b"1", "2.safetensors": b"2"},
+        "org/torn": {"config.json": b"{}", INDEX: index_of_two, "1.safetensors": b"1"},
+        "org/pickle": {"config.json": b"{}", "pytorch_model.bin": b"p"},
+    }
+    hushed = {"HF_HUB_OFFLINE": "", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with fake_hub(models) as (address, fetched):
+        environment = ENVIRONMENT | hushed | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
+        command = [sys.executable, "-c", _FETCH, *models]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    one, two, torn, pickle = done.stdout.splitlines()
+    assert {file.relative_to(one).as_posix() for file in Path(one).rglob("*") if file.is_file()} == {
+        *needed,
+        "model.safetensors",
+    }
+    assert {file.name for file in Path(two).iterdir()} == set(models["org/two"])
+    assert commit_of(Path(one)) == COMMIT
+    assert torn == f"base_model: org/torn lacks files that its {INDEX} names: 2.safetensors"
+    assert pickle == (
+        f"base_model: org/pickle (revision main) has no weights in safetensors (model.safetensors or {INDEX}). Pickle "
+        "(.bin) can run code when read, and is refused: convert it to safetensors first, or name another revision or "
+        "repository that has them"
+    )
+    assert not {*others} & {*fetched}
