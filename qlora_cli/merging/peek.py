@@ -12,11 +12,12 @@ from pathlib import Path
 
 from qlora_cli.errors import QloraError
 from qlora_cli.recipe.load import load_recipe
+from qlora_cli.recipe.paths import expand_home
 
 
 def named_sources(path: Path) -> list[str]:
     """Names of models and data that an adapter, a checkpoint or a run at `path` mentions: of the hub, or local."""
-    folder = path.expanduser()
+    folder = Path(expand_home(str(path)))
     names: dict[str, None] = {}
     # A run may be two folders up from a checkpoint, and three from the adapter in it.
     for place in (folder, folder.parent, folder.parent.parent, folder.parent.parent.parent):

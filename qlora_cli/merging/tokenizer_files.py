@@ -39,7 +39,8 @@ _BESIDE = (
     "dict.txt",
 )
 # All the places in which a chat template may be, beside the configuration.
-_TEMPLATES = (_TEMPLATE, "chat_template.json", "additional_chat_templates/*.jinja")
+_MORE_TEMPLATES = "additional_chat_templates"
+_TEMPLATES = (_TEMPLATE, "chat_template.json", f"{_MORE_TEMPLATES}/*.jinja")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def _adopt(base_folder: Path, adapter: AdapterSource, section: DatasetSection, s
         return remarks
     for file in _found(staging, _TEMPLATES):
         file.unlink()
+    shutil.rmtree(staging / _MORE_TEMPLATES, ignore_errors=True)
     (staging / _TEMPLATE).write_text(template, encoding="utf-8")
     if (staging / _CONFIG).is_file():
         config = read_json_object(staging / _CONFIG)
