@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from qlora_cli.merging.adapter_source import AdapterSource, find_adapter
 from qlora_cli.merging.surroundings import Surroundings, carry_over, edit_config
 from qlora_cli.recipe.schema import Recipe
 from tests.support.adapters import write_adapter, write_run
+from tests.support.cli import ENVIRONMENT
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import CHATML, tiny_tokenizer
 
@@ -284,6 +287,13 @@ def test_a_base_without_a_tokenizer(tmp_path: Path) -> None:
         (base / name).unlink()
     written = carried(base, from_elsewhere(tmp_path, base), tmp_path / "out")
     assert (written.tokenizer_from, written.remarks) == ("", ("neither the adapter nor the base has a tokenizer",))
+
+
+def test_a_merge_does_not_pay_for_what_reads_rows() -> None:
+    """`datasets` holds 80 MB as soon as it is imported."""
+    code = "import sys, qlora_cli.merging.surroundings; print('datasets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
