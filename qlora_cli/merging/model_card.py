@@ -66,12 +66,14 @@ class CardFacts:
         merged_into: `original` or `dequantized`.
         dtype: of the weights written.
         task_type: PEFT's name for the task; None if it is not known.
+        quantized: how the weights are stored, if they were quantised again, such as `4 bits (NF4)`.
         held_out: in words, the rows that fidelity was measured on.
         fidelity: one row for each model that was measured, the one that this is first.
         recipe: of the run, as `recipe_for_card` gives it.
         base_card: the base's front matter, as `read_front_matter` gives it.
         versions: package: version.
         remarks: whole sentences.
+        custom_code: whether the model comes with code of its own.
     """
 
     title: str
@@ -220,7 +222,7 @@ def _loading(facts: CardFacts) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -188,6 +188,18 @@ def test_a_base_that_is_stored_in_4_bits_says_so_itself(tmp_path: Path) -> None:
     )
 
 
+def test_the_copy_in_4_bits_that_an_adapter_names(tmp_path: Path, base: Path) -> None:
+    """Given the whole model in its place, it still tells how the adapter was trained; if it is gone, nothing does."""
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    copy = write_base(tmp_path / "model-bnb-4bit", quantization_config=stored)
+    write_adapter(Path("peft"), str(copy))
+    found = find("peft", base_model="base")
+    assert (found.base.name, found.quantization.bits, found.quantization.double_quant) == (str(base), 4, False)
+    assert found.told_by == f"the quantization_config of {copy}, which the adapter names"
+    copy.rename("gone")
+    assert find("peft", base_model="base").told_by == "assumed, as nothing tells"
+
+
 def test_a_base_that_is_stored_otherwise(tmp_path: Path) -> None:
     """GPTQ, 8 bits: neither of the two bases can be had from it."""
     stored = {"quant_method": "gptq", "bits": 4}
