@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.errors import ModelError, QloraError
-from qlora_cli.model.adapter import CONFIG_FILE, WEIGHTS_FILE
+from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from qlora_cli.recipe.data_files import near_name, shown_path
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.paths import HUB_NAME
