@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -17,6 +20,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
+    RobertaConfig,
+    T5Config,
 )
 
 from tests.support.tokenizers import tiny_tokenizer
@@ -26,6 +31,10 @@ _SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "
 _POSITIONS = {"max_position_embeddings": 256}
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "qwen2", "mistral", "gemma", "opt")
+
+# Families that are no causal language models, by the task (PEFT's name) that their tiny models are made for.
+TASK_TYPES = {"bert": "SEQ_CLS", "roberta": "SEQ_CLS", "t5": "SEQ_2_SEQ_LM"}
+_CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}
 
 
 def tiny_config(family: str, vocab_size: int) -> PreTrainedConfig:
@@ -54,15 +63,30 @@ def tiny_config(family: str, vocab_size: int) -> PreTrainedConfig:
                 word_embed_proj_dim=64,
                 **_POSITIONS,
             )
+        case "bert":
+            return BertConfig(vocab_size=vocab_size, **_SHAPE, **_POSITIONS, num_labels=3)
+        case "roberta":
+            return RobertaConfig(vocab_size=vocab_size, **_SHAPE, **_POSITIONS, type_vocab_size=1, num_labels=3)
+        case "t5":
+            return T5Config(
+                vocab_size=vocab_size,
+                d_model=64,
+                d_kv=16,
+                d_ff=128,
+                num_layers=2,
+                num_heads=4,
+                decoder_start_token_id=0,
+            )
         case _:
             raise ValueError(family)
 
 
 def tiny_model(family: str, *, vocab_size: int = 512, seed: int = 0) -> PreTrainedModel:
     """A randomly initialised float32 model in eval mode; the same seed gives the same weights."""
+    made = _CLASSES.get(TASK_TYPES.get(family, ""), AutoModelForCausalLM)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(tiny_config(family, vocab_size), dtype=torch.float32).eval()
+        return made.from_config(tiny_config(family, vocab_size), dtype=torch.float32).eval()
 
 
 def save_tiny_model(
@@ -74,7 +98,8 @@ def save_tiny_model(
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.bos_token_id = None
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    if model.can_generate():
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
