@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from qlora_cli.merging.markdown import code, fenced, harmless, is_hub_name, plain, table, without_secrets
 from qlora_cli.model.files import commit_of
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.dump import RecipeDumper, dump_recipe
@@ -133,25 +134,30 @@ def render_card(facts: CardFacts) -> str:
     """The README, front matter and text."""
     parts = [
         _front_matter(facts),
-        f"# {_plain(facts.title)}",
+        f"# {plain(facts.title)}",
         _opening(facts),
         "## How it was made",
-        _table(("", ""), _provenance(facts)),
+        table(("", ""), _provenance(facts)),
     ]
     if facts.remarks:
-        parts.append("\n".join(f"- {_plain(remark)}" for remark in facts.remarks))
+        parts.append("\n".join(f"- {plain(remark)}" for remark in facts.remarks))
     parts += ["## How near it is to the model that was trained", _fidelity(facts)]
     parts += ["## How to load it", _loading(facts)]
     if facts.recipe is not None:
-        parts += ["## Recipe", _fenced(_without_secrets(facts.recipe).rstrip("\n"), "yaml")]
+        parts += ["## Recipe", fenced(without_secrets(facts.recipe).rstrip("\n"), "yaml")]
     if facts.versions:
-        parts += ["## Versions", ", ".join(f"{_plain(name)} {_plain(v)}" for name, v in facts.versions.items())]
+        parts += ["## Versions", ", ".join(f"{plain(name)} {plain(v)}" for name, v in facts.versions.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def loading_class(task_type: str | None) -> str:
+    """The class of transformers that loads a model for a task of PEFT's; an adapter that names none is for text."""
+    return _TASKS.get(task_type or "CAUSAL_LM", (None, "AutoModel"))[1]
 
 
 def _front_matter(facts: CardFacts) -> str:
     data: dict[str, Any] = {}
-    if _is_hub_name(facts.base):
+    if is_hub_name(facts.base):
         data |= {"base_model": facts.base, "base_model_relation": "quantized" if facts.quantized else "finetune"}
     data["library_name"] = "transformers"
     data |= {name: facts.base_card[name] for name in _INHERITED if facts.base_card.get(name)}
@@ -159,12 +165,12 @@ def _front_matter(facts: CardFacts) -> str:
         data["pipeline_tag"] = pipeline
     data["tags"] = ["qlora", "lora", "merged"]
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    return f"---\n{_harmless(text)}---"
+    return f"---\n{harmless(text)}---"
 
 
 def _opening(facts: CardFacts) -> str:
-    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if _is_hub_name(facts.base) else _code(facts.base)
-    stored = f", stored in {_plain(facts.quantized)}" if facts.quantized else ""
+    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if is_hub_name(facts.base) else code(facts.base)
+    stored = f", stored in {plain(facts.quantized)}" if facts.quantized else ""
     return f"{base} with a LoRA adapter merged into its weights{stored}."
 
 
@@ -174,16 +180,16 @@ def _provenance(facts: CardFacts) -> list[tuple[str, str]]:
         "dequantized": "the 4-bit weights that the adapter was trained against, dequantised (dequant(quant(W)) + BA)",
     }
     rows = [
-        ("Base", _code(facts.base)),
-        ("Revision", _code(facts.base_revision) if facts.base_revision else "not known (a local folder)"),
-        ("Base in training", _plain(facts.trained_base)),
-        ("Adapter", _plain(facts.adapter)),
-        ("Adapter's SHA-256", _code(facts.adapter_sha256)),
-        ("Merged into", into.get(facts.merged_into) or _plain(facts.merged_into)),
-        ("Weights", _plain(facts.dtype)),
+        ("Base", code(facts.base)),
+        ("Revision", code(facts.base_revision) if facts.base_revision else "not known (a local folder)"),
+        ("Base in training", plain(facts.trained_base)),
+        ("Adapter", plain(facts.adapter)),
+        ("Adapter's SHA-256", code(facts.adapter_sha256)),
+        ("Merged into", into.get(facts.merged_into) or plain(facts.merged_into)),
+        ("Weights", plain(facts.dtype)),
     ]
     if facts.quantized:
-        rows.append(("Stored in", _plain(facts.quantized)))
+        rows.append(("Stored in", plain(facts.quantized)))
     return rows
 
 
@@ -192,26 +198,26 @@ def _fidelity(facts: CardFacts) -> str:
         return "Not measured."
     rows = [
         (
-            _plain(row.name),
+            plain(row.name),
             _number(row.mean_kl, ".3g"),
             _number(row.max_kl, ".3g"),
             _number(row.top1_agreement, ".2%"),
             _number(row.loss, ".4f"),
             _number(row.loss_difference, "+.5f"),
-            f"{_code(row.worst_layer)} {_number(row.worst_layer_error, '.2%')}" if row.worst_layer else "",
+            f"{code(row.worst_layer)} {_number(row.worst_layer_error, '.2%')}" if row.worst_layer else "",
         )
         for row in facts.fidelity
     ]
     heads = ("", "mean KL", "max KL", "same top token", "loss", "loss difference", "largest layer error")
-    against = f"Against the base as it was stored in training with the adapter beside it, on {_plain(facts.held_out)}."
+    against = f"Against the base as it was stored in training with the adapter beside it, on {plain(facts.held_out)}."
     units = "KL is in nats per token, the loss is per token, and a layer's error is relative to its output."
-    return f"{against if facts.held_out else ''}\n{units}\n\n{_table(heads, rows)}".lstrip("\n")
+    return f"{against if facts.held_out else ''}\n{units}\n\n{table(heads, rows)}".lstrip("\n")
 
 
 def _loading(facts: CardFacts) -> str:
-    name = _TASKS.get(facts.task_type or "CAUSAL_LM", (None, "AutoModel"))[1]
+    name = loading_class(facts.task_type)
     code = ", trust_remote_code=True" if facts.custom_code else ""
-    return _fenced(
+    return fenced(
         f"from transformers import {name}, AutoTokenizer\n\n"
         'folder = "."  # this folder, or its name on the hub\n'
         f"tokenizer = AutoTokenizer.from_pretrained(folder{code})\n"
@@ -220,53 +226,8 @@ def _loading(facts: CardFacts) -> str:
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
-
-
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _is_hub_name(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
-
-
-def _plain(text: str) -> str:
-    """Text on one line in which nothing is markup."""
-    line = " ".join(_harmless(text).split())
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
-
-
-def _code(text: str) -> str:
-    """Text on one line as code; within a table, too."""
-    line = " ".join(_harmless(text).split()).replace("`", "'")
-    return f"`{line}`".replace("|", "\\|")
-
-
-def _fenced(text: str, language: str) -> str:
-    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
-    fence = "`" * (longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-# Tokens of the hub and of others that begin in a way of their own.
-_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-)[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b")
-# An absolute path, of which the last part may be told; not the path of a URL.
-_FOLDERS = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`|:*?<>]+[/\\])+(?=[^\s/\\]|$)")
-
-
-def _harmless(text: str) -> str:
-    """The text without the folders of absolute paths and without what looks like a secret."""
-    home = str(Path.home())
-    if len(home) > 1:  # a service may have / for its home
-        text = text.replace(home, "…")  # by itself, for it may have spaces in it
-    return _FOLDERS.sub("…/", _without_secrets(text))
-
-
-def _without_secrets(text: str) -> str:
-    return _SECRET.sub("(left out)", text)
 
 
 def _without_folders(value: Any) -> Any:

@@ -60,7 +60,7 @@ def carry_tokenizer(base_folder: Path, adapter: AdapterSource, staging: Path) ->
         DataError, ModelError: if the run's chat template, or the tokenizer it is put on, cannot be read.
     """
     if _found(adapter.folder, _VOCABULARIES):
-        _copy(adapter.folder, staging)
+        copy_tokenizer(adapter.folder, staging)
         return CarriedTokenizer("the adapter", adapter.folder)
     remarks = []
     if parts := _found(adapter.folder, (*_BESIDE, *_TEMPLATES)):
@@ -68,10 +68,23 @@ def carry_tokenizer(base_folder: Path, adapter: AdapterSource, staging: Path) ->
         remarks.append(f"the adapter has {names}, but no vocabulary: the base's tokenizer is taken, and all of that")
     if not _found(base_folder, _VOCABULARIES):
         return CarriedTokenizer("", base_folder, (*remarks, "neither the adapter nor the base has a tokenizer"))
-    _copy(base_folder, staging)
+    copy_tokenizer(base_folder, staging)
     if adapter.recipe is not None:
         remarks += _adopt(base_folder, adapter, adapter.recipe.dataset, staging)
     return CarriedTokenizer("the base", base_folder, tuple(remarks))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the folder's tokenizer, chat templates included; none if it has no vocabulary of its own."""
+    return _found(folder, (*_VOCABULARIES, *_BESIDE, *_TEMPLATES)) if _found(folder, _VOCABULARIES) else []
+
+
+def copy_tokenizer(source: Path, staging: Path) -> None:
+    """Copy the files of a folder's tokenizer."""
+    for file in tokenizer_files(source):
+        target = staging / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def _adopt(base_folder: Path, adapter: AdapterSource, section: DatasetSection, staging: Path) -> list[str]:
@@ -119,10 +132,3 @@ def _has_conversations(section: DatasetSection) -> bool:
 
 def _found(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     return [file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()]
-
-
-def _copy(source: Path, staging: Path) -> None:
-    for file in _found(source, (*_VOCABULARIES, *_BESIDE, *_TEMPLATES)):
-        target = staging / file.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
