@@ -44,7 +44,7 @@ class MergeView:
             case Planned():
                 self._plan(event)
             case Writing():
-                self._begin("write", f"onto the {event.what} weights", event.total_bytes, DownloadColumn())
+                self._begin("write", event.what, event.total_bytes, DownloadColumn())
             case Comparing():
                 self._begin("compare", event.what, event.total_rows, TextColumn("{task.completed}/{task.total} rows"))
             case Written():

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,6 +20,7 @@ from qlora_cli.merging.model_card import CARD_FILE, describe_base, render_card
 from qlora_cli.merging.output_folder import check_output, check_space, writing
 from qlora_cli.merging.plan import MergePlan, make_plan, still_unchanged
 from qlora_cli.merging.report import REPORT_FILE, MergeReport, Verification
+from qlora_cli.merging.requantize import carry_beside, plan_rounding, write_rounded
 from qlora_cli.merging.request import MergeBase, MergeRequest
 from qlora_cli.merging.sizes import parse_size
 from qlora_cli.merging.sums import Sums
@@ -27,6 +29,8 @@ from qlora_cli.merging.tensor_files import TensorReader
 from qlora_cli.merging.tensor_writer import Output, output_bytes, write_model
 from qlora_cli.merging.verification import Verifier
 from qlora_cli.model.base import choose_device
+from qlora_cli.model.source import ModelSource
+from qlora_cli.recipe.schema import QuantizationSection
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -93,7 +97,9 @@ class _Job:
         with TensorReader() as reader:
             for onto in self.plan.onto:
                 outputs = self._outputs(self._sums(onto, reader))
-                needed += output_bytes(outputs, max_shard_bytes=self.shard_bytes)
+                size = output_bytes(outputs, max_shard_bytes=self.shard_bytes)
+                # In 4 bits, and once more on the way there, it is less than in 16.
+                needed += size if onto != self.plan.onto[0] or self.request.quantize is None else 2 * size
         check_space(self.request.output, needed)
 
     def run(self, staging: Path) -> MergeReport:
@@ -103,7 +109,7 @@ class _Job:
         for onto in self.plan.onto:
             folders[onto] = staging / f".{onto}"
             remarks += [note for note in self._write(onto, folders[onto]) if note not in remarks]
-        verification, chosen = None, self.plan.onto[-1]
+        verifier, verification, chosen = None, None, self.plan.onto[-1]
         if request.verify:
             verifier = Verifier(
                 self.plan,
@@ -115,12 +121,16 @@ class _Job:
             )
             verification = verifier.verify(folders)
             chosen = next(onto for onto in self.plan.onto if onto == verification.winner)
-        for name, folder in folders.items():
-            if name == chosen:
-                _move_up(folder, staging)
-            else:
-                shutil.rmtree(folder)
-        report = self._report(chosen, verification, remarks)
+        result, quantized_fidelity = folders[chosen], None
+        if request.quantize is not None:
+            result = staging / f".{request.quantize}"
+            self._quantize(folders[chosen], result, request.quantize)
+            if verifier is not None:
+                quantized_fidelity = verifier.measure(self._form() or "", result)
+        _move_up(result, staging)
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        report = replace(self._report(chosen, verification, remarks), quantized_fidelity=quantized_fidelity)
         write_json(staging / REPORT_FILE, report.as_json())
         write_text(staging / CARD_FILE, render_card(card_of(self.plan, report, request.output.name)))
         return report
@@ -132,7 +142,7 @@ class _Job:
         with TensorReader() as reader:
             sums = self._sums(onto, reader)
             outputs = self._outputs(sums)
-            self.emit(Writing(onto, output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
+            self.emit(Writing(f"onto the {onto} weights", output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
             write_model(
                 outputs,
                 folder,
@@ -150,6 +160,27 @@ class _Job:
             config_changes=self.plan.config_changes,
         )
         return carried.remarks
+
+    def _quantize(self, merged: Path, folder: Path, quant_type: Literal["nf4", "fp4"]) -> None:
+        """Write a merged model once more, in 4 bits."""
+        folder.mkdir()
+        trusted = self.plan.source.base.trust_remote_code
+        section = QuantizationSection(quant_type=quant_type)
+        rounding = plan_rounding(ModelSource(str(merged), None, trusted), section, task_type=self.plan.task_type)
+        self.emit(Writing(f"in {self._form()}", rounding.total_bytes))
+        write_rounded(
+            rounding,
+            folder,
+            self.device,
+            max_shard_bytes=self.shard_bytes,
+            report=lambda count: self.emit(Written(count)),
+        )
+        carry_beside(rounding, merged, folder)
+
+    def _form(self) -> str | None:
+        """The 4-bit form that the merged model is to be stored in, in words."""
+        quantize = self.request.quantize
+        return None if quantize is None else f"{quantize.upper()} with double quantisation"
 
     def _sums(self, onto: MergeBase, reader: TensorReader) -> Sums:
         dtype = None if self.request.dtype is None else _DTYPES[self.request.dtype]
@@ -175,6 +206,7 @@ class _Job:
             dtype=self.request.dtype,
             changes=plan.describe_changes(),
             verification=verification,
+            quantized=self._form(),
             remarks=tuple(remarks),
         )
 

@@ -178,6 +178,9 @@ class _Base:
         self.held = held
         self.skeleton = skeleton
         self.parameters = skeleton.stored_names(held)
+        self._pieces = {
+            parameter: name for name, parameters in skeleton.combined(held).items() for parameter in parameters
+        }
         self._tied = {name: group for group in skeleton.ties for name in group}
         self._holders: dict[str, str] = {}
         for name, parameter in self.parameters.items():
@@ -219,6 +222,8 @@ class _Base:
                 yield f"  {parameter}: the base holds it twice, as {self._holders[parameter]} and as {name}"
         for parameter, shape in self.skeleton.shapes.items():
             held = self.holding(parameter)
+            if held is None and parameter in self._pieces:
+                continue
             if held is None and parameter not in changes:
                 yield f"  {parameter}: missing from the base's files"
             elif isinstance(held, StoredTensor) and held.shape != shape:
@@ -227,5 +232,7 @@ class _Base:
     def misfits(self, changes: Mapping[str, Change]) -> Iterator[str]:
         """Changes that do not fit what they are to change."""
         for parameter, change in changes.items():
-            if problem := change.problem(self.shape(parameter)):
+            if parameter in self._pieces:
+                yield f"  {parameter}: the base's files hold it in pieces, such as {self._pieces[parameter]}"
+            elif problem := change.problem(self.shape(parameter)):
                 yield f"  {problem}"
