@@ -235,6 +235,15 @@ def test_a_base_without_generation_settings_gets_some_only_if_needed(tmp_path: P
     }
 
 
+def test_a_model_that_writes_nothing_gets_no_generation_settings(tmp_path: Path) -> None:
+    """An encoder stops nowhere, whatever its tokenizer ends a text with."""
+    base = base_folder(tmp_path / "base")
+    (base / "generation_config.json").unlink()
+    edit(base / "config.json", {"architectures": ["RobertaModel"], "eos_token_id": 3})
+    written = carried(base, from_elsewhere(tmp_path, base, task_type=None), tmp_path / "out")
+    assert "generation_config.json" not in written.files
+
+
 def test_rows_without_a_template_end_with_eos(tmp_path: Path) -> None:
     """A run whose rows were rendered bare ended each with the tokenizer's eos."""
     base = base_folder(tmp_path / "base", tiny_tokenizer(chat_template=None), eos_token_id=3)
