@@ -167,11 +167,11 @@ def _write_output(file: BinaryIO, output: Output, reader: TensorReader) -> Itera
     missing = output.nbytes
     for block in output.source():
         nbytes = block.numel() * block.element_size()
-        if block.dtype != output.dtype or nbytes > missing:
+        if block.dtype != output.dtype:
+            raise MergeError(f"{output.name}: expected {output.dtype}, its source gave {block.dtype}")
+        if nbytes > missing:
             raise MergeError(
                 f"{output.name}: expected {output.dtype} {list(output.shape)}, its source gave more than that"
-                if block.dtype == output.dtype
-                else f"{output.name}: expected {output.dtype}, its source gave {block.dtype}"
             )
         _write_all(file, block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         missing -= nbytes
