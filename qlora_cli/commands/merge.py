@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from qlora_cli.errors import Interrupted, QloraError, RequestError
 from qlora_cli.merging.request import MergeRequest
-
-# Where the name of the base stands, below the folders that may be given as an adapter.
-_NAMED_IN = ("adapter_config.json", "adapter/adapter_config.json", "checkpoints/*/adapter/adapter_config.json")
 
 _INTERRUPTED = "stopped; nothing was written"
 
@@ -27,7 +23,7 @@ def merge(request: MergeRequest) -> int:
 
     console = make_console()
     try:
-        _set_up([request.base_model or _base_of(request.adapter)], progress=console.is_terminal)
+        _set_up([request.adapter], request.base_model, progress=console.is_terminal)
         from qlora_cli.merging.merge import merge as run
 
         with _stopping(), MergeView(console) as view:
@@ -56,7 +52,7 @@ def combine(adapters: Sequence[Path], weights: str | None, output: Path, *, unus
         if given := [name for name, value in unused.items() if value is not None]:
             raise RequestError(f"{', '.join(given)}: --into-adapter adds adapters up, and has no use for this")
         numbers = _numbers(weights, len(adapters))
-        _set_up([_base_of(adapter) for adapter in adapters], progress=console.is_terminal)
+        _set_up(adapters, None, progress=console.is_terminal)
         from qlora_cli.merging.combine import combine as run
 
         with _stopping():
@@ -85,19 +81,12 @@ def _numbers(weights: str | None, count: int) -> list[float]:
     return numbers
 
 
-def _set_up(names: Sequence[str], *, progress: bool) -> None:
+def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool) -> None:
     from qlora_cli.commands.libraries import set_up_libraries
+    from qlora_cli.merging.peek import named_sources
 
-    set_up_libraries([name for name in names if name], progress=progress)
-
-
-def _base_of(adapter: Path) -> str:
-    """The base that an adapter names, as far as a look into its files tells; it is read properly later."""
-    for pattern in _NAMED_IN:
-        for file in sorted(adapter.expanduser().glob(pattern)):
-            with suppress(OSError, ValueError, AttributeError):
-                return str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
-    return ""
+    names = [name for adapter in adapters for name in named_sources(adapter)]
+    set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress)
 
 
 @contextmanager
