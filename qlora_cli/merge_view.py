@@ -11,11 +11,11 @@ from rich.table import Table
 
 from qlora_cli.console import plural, show_line
 from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Notice, Planned, Stage, Writing, Written
-from qlora_cli.merging.fidelity import Fidelity
 from qlora_cli.merging.report import MergeReport, Verification
 
 if TYPE_CHECKING:
     from qlora_cli.merging.combine import Combined
+    from qlora_cli.merging.fidelity import Fidelity
 
 _HEADS = ("", "loss", "difference", "mean KL", "max KL", "same top token", "effect kept", "farthest layer")
 

@@ -27,7 +27,6 @@ from qlora_cli.merging.sums import Sums
 from qlora_cli.merging.surroundings import carry_over
 from qlora_cli.merging.tensor_files import TensorReader
 from qlora_cli.merging.tensor_writer import Output, output_bytes, write_model
-from qlora_cli.merging.verification import Verifier
 from qlora_cli.model.base import choose_device
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection
@@ -111,6 +110,9 @@ class _Job:
             remarks += [note for note in self._write(onto, folders[onto]) if note not in remarks]
         verifier, verification, chosen = None, None, self.plan.onto[-1]
         if request.verify:
+            # Not before: what reads rows and runs models takes memory that a merge does without.
+            from qlora_cli.merging.verification import Verifier
+
             verifier = Verifier(
                 self.plan,
                 folders[chosen],

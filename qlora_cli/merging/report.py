@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qlora_cli.merging.fidelity import Fidelity, Reference
 from qlora_cli.training.environment import versions
+
+if TYPE_CHECKING:  # it brings along what reads rows and runs models
+    from qlora_cli.merging.fidelity import Fidelity, Reference
 
 REPORT_FILE = "merge_report.json"
 
