@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import read_changes
-from tests.support.adapters import (
+from tests.support.peft_adapters import (
     WEIGHTS,
     edit_config,
     edit_tensors,
