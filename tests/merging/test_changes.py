@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora_cli.merging.adapter_tensors import AdapterTensors
 from qlora_cli.merging.changes import BiasUpdate, LowRank, Replacement, TokenRows
+from tests.support.models import TASK_TYPES, save_tiny_model, tiny_model
 from tests.support.peft_adapters import (
     WEIGHTS,
     edit_tensors,
@@ -24,7 +25,6 @@ from tests.support.peft_adapters import (
     read,
     save_peft_adapter,
 )
-from tests.support.models import TASK_TYPES, save_tiny_model, tiny_model
 
 # Layers of each family that read and that write the residual stream; of GPT-2's, Conv1D both.
 _LAYERS = {
