@@ -54,7 +54,9 @@ def _plain(model: PreTrainedModel, row: CheckRow) -> tuple[torch.Tensor, torch.T
         hidden: list[torch.Tensor] = []
         state = []
         for block in model.model.layers:
-            state.append(block.register_forward_hook(lambda _, __, out: hidden.append(out[0] if out.ndim == 3 else out)))
+            state.append(
+                block.register_forward_hook(lambda _, __, out: hidden.append(out[0] if out.ndim == 3 else out))
+            )
         model(input_ids=row.ids[None])
         for handle in state:
             handle.remove()

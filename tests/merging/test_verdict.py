@@ -82,7 +82,7 @@ def test_too_much_of_it_is_refused() -> None:
 
 def test_damage_beside_the_effect_is_refused() -> None:
     """The whole effect on weights that are otherwise wrong is not the trained model."""
-    with pytest.raises(MergeError, match="farther than the base without any adapter .* and farther than rounding"):
+    with pytest.raises(MergeError, match=r"farther than the base without any adapter .* and farther than rounding"):
         judge(_reference(), _fidelity(mean_kl=0.5), exact=True)
 
 
