@@ -45,6 +45,11 @@ class Change(ABC):
     @abstractmethod
     def sources(self) -> tuple[str, ...]: ...
 
+    @property
+    @abstractmethod
+    def replaces(self) -> bool:
+        """Whether the base's own values have no part in the result."""
+
     @abstractmethod
     def shape(self, base: Shape | None) -> Shape:
         """Of the result. `base` is the parameter's shape in the base, None where the base has none of that name."""
@@ -100,6 +105,10 @@ class LowRank(Change):
         """Whether the module holds W as [in, out]."""
         return self.kind != "linear"
 
+    @property
+    def replaces(self) -> bool:
+        return self.over is not None
+
     def shape(self, base: Shape | None) -> Shape:
         return self.result
 
@@ -134,6 +143,7 @@ class LowRank(Change):
             cuts.append((start, start + len(rows)))
             whole[start : start + len(rows)] = rows
             start += len(rows)
+        del update
         # The layout is PEFT's; along rows the squares would be summed in another order.
         factor = magnitude / torch.linalg.norm(whole.t(), dim=1)
         for start, stop in cuts:
@@ -157,6 +167,10 @@ class BiasUpdate(Change):
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.delta,) if self.over is None else (self.delta, self.over)
+
+    @property
+    def replaces(self) -> bool:
+        return self.over is not None
 
     def shape(self, base: Shape | None) -> Shape:
         return self.result
@@ -189,6 +203,10 @@ class Replacement(Change):
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
+
+    @property
+    def replaces(self) -> bool:
+        return True
 
     def shape(self, base: Shape | None) -> Shape:
         return self.result
@@ -225,6 +243,10 @@ class TokenRows(Change):
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.source,) if self.over is None else (self.source, self.over)
+
+    @property
+    def replaces(self) -> bool:
+        return self.over is not None
 
     def shape(self, base: Shape | None) -> Shape:
         if self.over_shape is not None:
