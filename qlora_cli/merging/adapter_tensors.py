@@ -3,41 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
+
+from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, read_tensor_file, row_blocks
 
 
 class AdapterTensors:
-    """`adapter_model.safetensors`, opened for each reading: what was read before is not kept."""
+    """An adapter's tensors, in float32 and in memory of the caller's own; nothing that was read is kept.
+
+    Not for several threads at once.
+
+    Raises:
+        ModelError: if the file cannot be read or is not whole; when reading too, if it has changed since.
+    """
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        with safe_open(file, framework="pt") as opened:
-            self._shapes = {
-                name: tuple(opened.get_slice(name).get_shape())
-                for name in opened.keys()  # noqa: SIM118 (not a dict)
-            }
+        self._stored = read_tensor_file(file)
+        self._spare = torch.empty(0, dtype=torch.float32)
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._shapes)
+        """In the order of the file."""
+        return tuple(self._stored)
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor lies and of what type it is there."""
+        return self._stored[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
+        return self._stored[name].shape
 
     def whole(self, name: str) -> Tensor:
-        """All of a tensor, float32, in memory of its own."""
-        with safe_open(self.file, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(name)
-            return tensor.to(torch.float32, copy=True)
+        """All of a tensor."""
+        with TensorReader() as reader:
+            return reader.whole(self._stored[name]).to(torch.float32)
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """Consecutive rows of a tensor, float32, in memory of their own."""
-        yield self.whole(name)
+        """Consecutive rows of a tensor, about 16 MB at a time."""
+        with TensorReader() as reader:
+            for start, stop in row_blocks(self.shape(name)):
+                yield reader.rows(self._stored[name], start, stop).to(torch.float32)
 
-    def finite(self, name: str) -> bool:
-        """Whether a tensor holds neither NaN nor infinities."""
-        return all(bool(rows.isfinite().all()) for rows in self.blocks(name))
+    @contextmanager
+    def memory(self, values: int) -> Iterator[Tensor]:
+        """Room for this many float32 values, whatever stands in it, until the block ends.
+
+        The largest is kept for the next: the system clears new memory before it gives it out, which takes several times
+        as long as multiplying a low-rank B and A into it.
+        """
+        room, self._spare = self._spare, torch.empty(0, dtype=torch.float32)
+        if len(room) < values:
+            room = torch.empty(values, dtype=torch.float32)
+        try:
+            yield room[:values]
+        finally:
+            if len(room) > len(self._spare):
+                self._spare = room

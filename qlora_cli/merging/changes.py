@@ -6,9 +6,11 @@ additions in the same order. What can go by blocks of rows does; held whole is o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -45,6 +47,11 @@ class Change(ABC):
     @abstractmethod
     def sources(self) -> tuple[str, ...]: ...
 
+    @property
+    @abstractmethod
+    def replaces(self) -> bool:
+        """Whether the base's own values have no part in the result."""
+
     @abstractmethod
     def shape(self, base: Shape | None) -> Shape:
         """Of the result. `base` is the parameter's shape in the base, None where the base has none of that name."""
@@ -79,6 +86,7 @@ class LowRank(Change):
         result: shape of the weight that A and B are for, as the module holds it.
         magnitude: name of m [out].
         over: name of a whole weight in the adapter that takes the base's place first.
+        resizable: whether that may have more or fewer rows than the base's (tokens).
     """
 
     a: str
@@ -88,6 +96,7 @@ class LowRank(Change):
     result: Shape
     magnitude: str | None = None
     over: str | None = None
+    resizable: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -98,47 +107,42 @@ class LowRank(Change):
         """Whether the module holds W as [in, out]."""
         return self.kind != "linear"
 
+    @property
+    def replaces(self) -> bool:
+        return self.over is not None
+
     def shape(self, base: Shape | None) -> Shape:
         return self.result
 
     def problem(self, base: Shape | None) -> str | None:
-        expected = self.result
-        if base is not None and self.over is not None and self.kind == "embedding":
-            expected = (base[0], *expected[1:])  # a vocabulary may have grown
-        return _misfit(self.parameter, expected, base)
+        return _misfit(self.parameter, self.result, base, resizable=self.resizable)
 
     def merged(self, adapter: AdapterTensors, base: Base) -> Iterator[Tensor]:
         blocks = adapter.blocks(self.over) if self.over is not None else base()
-        if self.magnitude is None:
-            return _added(blocks, self.update(adapter))
-        magnitude = adapter.whole(self.magnitude)
-        if self.transposed:
-            return self._scaled_columns(blocks, self.update(adapter), magnitude)
-        return _scaled_rows(_added(blocks, self.update(adapter)), magnitude)
+        with adapter.memory(math.prod(self.result)) as memory:
+            added = _added(blocks, self._update(adapter, memory))
+            if self.magnitude is None:
+                yield from added
+            elif self.transposed:
+                yield from _scaled_columns(added, adapter.whole(self.magnitude), self.result)
+            else:
+                yield from _scaled_rows(added, adapter.whole(self.magnitude))
 
-    def update(self, adapter: AdapterTensors) -> Tensor:
+    def _update(self, adapter: AdapterTensors, memory: Tensor) -> Tensor:
         """scale · B A as the module holds it, [*result], float32; not contiguous where that is the transpose."""
-        product = torch.mm(adapter.whole(self.b), adapter.whole(self.a)).mul_(self.scale)
+        a, b = adapter.whole(self.a), adapter.whole(self.b)
+        product = memory.view(len(b), a.shape[1])
+        if abs(math.frexp(self.scale)[0]) == 0.5:
+            # A power of two changes no digit, wherever it is multiplied in; B is the smaller by far.
+            torch.mm(b.mul_(self.scale), a, out=product)
+        else:
+            torch.mm(b, a, out=product).mul_(self.scale)
         return product.t() if self.transposed else product
 
     def does_nothing(self, adapter: AdapterTensors) -> bool:
         if self.magnitude is not None or self.over is not None:
             return False
         return self.scale == 0 or any(not adapter.whole(name).any() for name in (self.b, self.a))
-
-    def _scaled_columns(self, blocks: Iterator[Tensor], update: Tensor, magnitude: Tensor) -> Iterator[Tensor]:
-        """The norms run down the columns, so that all of the sum has to be there before the first row of the result."""
-        whole = torch.empty(self.result, dtype=torch.float32)
-        start = 0
-        cuts = []
-        for rows in _added(blocks, update):
-            cuts.append((start, start + len(rows)))
-            whole[start : start + len(rows)] = rows
-            start += len(rows)
-        # The layout is PEFT's; along rows the squares would be summed in another order.
-        factor = magnitude / torch.linalg.norm(whole.t(), dim=1)
-        for start, stop in cuts:
-            yield whole[start:stop].mul_(factor)
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,10 @@ class BiasUpdate(Change):
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.delta,) if self.over is None else (self.delta, self.over)
+
+    @property
+    def replaces(self) -> bool:
+        return self.over is not None
 
     def shape(self, base: Shape | None) -> Shape:
         return self.result
@@ -191,14 +199,15 @@ class Replacement(Change):
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
 
+    @property
+    def replaces(self) -> bool:
+        return True
+
     def shape(self, base: Shape | None) -> Shape:
         return self.result
 
     def problem(self, base: Shape | None) -> str | None:
-        if base is None:
-            return None
-        resized = self.resizable and len(base) == len(self.result) > 0
-        return _misfit(self.parameter, (base[0], *self.result[1:]) if resized else self.result, base)
+        return None if base is None else _misfit(self.parameter, self.result, base, resizable=self.resizable)
 
     def merged(self, adapter: AdapterTensors, base: Base) -> Iterator[Tensor]:
         return adapter.blocks(self.source)
@@ -229,6 +238,10 @@ class TokenRows(Change):
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.source,) if self.over is None else (self.source, self.over)
+
+    @property
+    def replaces(self) -> bool:
+        return self.over is not None
 
     def shape(self, base: Shape | None) -> Shape:
         if self.over_shape is not None:
@@ -273,9 +286,24 @@ def _scaled_rows(blocks: Iterator[Tensor], magnitude: Tensor) -> Iterator[Tensor
         start += len(rows)
 
 
-def _misfit(parameter: str, adapter: Shape, base: Shape | None) -> str | None:
+def _scaled_columns(blocks: Iterator[Tensor], magnitude: Tensor, shape: Shape) -> Iterator[Tensor]:
+    """The norms run down the columns, so that all of the sum has to be there before the first row of the result."""
+    whole = torch.empty(shape, dtype=torch.float32)
+    cuts = [0]
+    for rows in blocks:
+        cuts.append(cuts[-1] + len(rows))
+        whole[cuts[-2] : cuts[-1]] = rows
+    # The layout is PEFT's; along rows the squares would be summed in another order.
+    factor = magnitude / torch.linalg.norm(whole.t(), dim=1)
+    for start, stop in pairwise(cuts):
+        yield whole[start:stop].mul_(factor)
+
+
+def _misfit(parameter: str, adapter: Shape, base: Shape | None, *, resizable: bool = False) -> str | None:
     if base is None:
         return f"{parameter}: the adapter changes it, the base has no parameter of that name"
+    if resizable and len(adapter) == len(base) > 0 and adapter[1:] == base[1:]:
+        return None
     if base != adapter:
         return f"{parameter}: the adapter is for {list(adapter)}, the base has {list(base)}"
     return None

@@ -233,7 +233,8 @@ def _state(
 ) -> bnb.functional.QuantState:
     """bitsandbytes' state of a weight, block constants quantised again where the section says so.
 
-    Over the whole weight at once: their mean is taken off first.
+    Over the whole weight at once: their mean is taken off first. torch sums it in as many parts as it has threads, so
+    that its last bit can be another one with another number of threads, or on a GPU, there as here.
     """
     offset = inner = None
     if quantization.double_quant:

@@ -27,8 +27,17 @@ def targeted_modules(config: dict[str, Any], paths: Iterable[str]) -> list[str]:
 
 
 def within(path: str, name: str) -> bool:
-    """Whether a module is, or lies in, one that `modules_to_save` means by this name."""
+    """Whether a module is, or lies in, one that has this name or path."""
     return f".{name}." in f".{path}."
+
+
+def saved_by(path: str, name: str) -> bool:
+    """Whether a module is, or lies in, one that `modules_to_save` has saved under this name.
+
+    PEFT takes the end of a path, a part of a word too: `norm` is every `input_layernorm` as well.
+    """
+    words = path.split(".")
+    return any(".".join(words[: count + 1]).endswith(name) for count in range(len(words)))
 
 
 def ends_with(path: str, name: str) -> bool:

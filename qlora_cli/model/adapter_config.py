@@ -116,7 +116,8 @@ _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # Python's JSON has NaN and Infinity.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_rank(value: object) -> bool:

@@ -14,8 +14,12 @@ from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
     MixtralConfig,
 )
 
@@ -190,6 +194,23 @@ def test_modules_by_other_names(tmp_path: Path) -> None:
     assert bert.module("bert.encoder.layer.0.attention") == "encoder.layer.0.attention"
 
 
+def test_a_model_that_also_sees(tmp_path: Path) -> None:
+    """Adapted as CAUSAL_LM it is the class that its configuration names, by an earlier version's names too."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    parts = {"vision_config": CLIPVisionConfig(**shape), "text_config": LlamaConfig(**shape, vocab_size=128)}
+    config = LlavaConfig(**parts)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    made = skeleton(tmp_path, section=FOUR_BITS)
+    assert made.architecture == "LlavaForConditionalGeneration"
+    earlier, now = "language_model.model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.up_proj"
+    assert made.module(earlier) == now
+    assert made.stored_names([f"{earlier}.weight"]) == {f"{earlier}.weight": f"{now}.weight"}
+    assert now in made.quantized
+    assert check_against_loader(tmp_path, made, AutoModelForImageTextToText) == set()
+    grown = build_skeleton(ModelSource(str(tmp_path)), "CAUSAL_LM", PLAIN, config_changes={"vocab_size": 130})
+    assert grown.shapes["lm_head.weight"] == (130, 64)
+
+
 def test_a_base_stored_in_four_bits(tmp_path: Path) -> None:
     """Its parts go with their weight, and what it leaves out of quantisation is left out here."""
     folder = save_tiny_model(tmp_path / "plain", "llama")
@@ -250,3 +271,6 @@ def test_a_task_that_is_unknown_or_not_the_models_is_told(tmp_path: Path) -> Non
         skeleton(folder, "DIFFUSION")
     with pytest.raises(ModelError, match=r"base_model: the model in .* cannot be read: .*LlamaConfig"):
         skeleton(folder, "SEQ_2_SEQ_LM")
+    set_config(save_tiny_model(tmp_path / "t5", "t5"), architectures=["Mine"])
+    with pytest.raises(ModelError, match=r"base_model: the model in .* cannot be read: .*T5Config"):
+        skeleton(tmp_path / "t5", "CAUSAL_LM")
