@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -29,11 +32,22 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda")  # of several, each process is given its own by Accelerate
 
 
-def load_base(base: ModelSource, quantization: QuantizationSection, device: torch.device) -> PreTrainedModel:
+def load_base(
+    base: ModelSource,
+    quantization: QuantizationSection,
+    device: torch.device,
+    *,
+    model_class: Any = AutoModelForCausalLM,
+    supplied: Collection[str] = (),
+) -> PreTrainedModel:
     """The base model on `device`: linear layers in 4 bits, the rest in the compute dtype, all of it frozen.
 
     The output head, embeddings and norm layers stay unquantised (transformers skips the head; the others are not
     linear). `bits: 16` quantises nothing. One whole copy per process: a device map of one entry.
+
+    Args:
+        model_class: whose `from_pretrained` is called: what the model was made to do.
+        supplied: names of weights that the caller brings. Those of them that the base lacks are 0.
 
     Raises:
         ModelError: if the model cannot be found or read.
@@ -46,7 +60,7 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
     quantize = {} if stored or config is None else {"quantization_config": config}
     model: PreTrainedModel
     with reading("model", base, lambda: _memory_left(device)):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = model_class.from_pretrained(
             **base.arguments(),
             dtype=compute_dtype(quantization),
             device_map={"": device},
@@ -54,14 +68,15 @@ def load_base(base: ModelSource, quantization: QuantizationSection, device: torc
             output_loading_info=True,
             **quantize,
         )
-    if found["missing_keys"]:
-        # transformers would go on with random weights in their place.
-        missing = ", ".join(sorted(found["missing_keys"])[:5])
+    # transformers would go on with random weights in place of those that are missing.
+    if lacking := sorted(set(found["missing_keys"]) - set(supplied)):
         raise ModelError(
-            f"base_model: {base.name} lacks {len(found['missing_keys'])} of the model's weights: {missing}"
+            f"base_model: {base.name} lacks {len(lacking)} of the model's weights: {', '.join(lacking[:5])}"
         )
     keep_layout(model)
     model.requires_grad_(False)
+    for name in found["missing_keys"]:
+        model.get_parameter(name).zero_()
     return model
 
 

@@ -26,6 +26,17 @@ def supervised_loss(model: nn.Module, batch: Batch) -> Tensor:
         model: a causal language model, wrapped by Accelerate or not.
         batch: ids and labels, each [batch, seq], with an attention mask or, packed, with positions.
     """
+    logits, targets = supervised_logits(model, batch)
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def supervised_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the model says at every position before a supervised token, and which token that is.
+
+    Returns:
+        Logits [supervised tokens, vocabulary] in the model's dtype, and targets [supervised tokens], int64, in the
+        order of the batch.
+    """
     # The last position has nothing to predict.
     targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
     supervised = targets != IGNORED
@@ -38,7 +49,7 @@ def supervised_loss(model: nn.Module, batch: Batch) -> Tensor:
         logits = model(**inputs, logits_to_keep=supervised).logits  # [supervised tokens, vocabulary]
     else:
         logits = model(**inputs).logits[supervised]
-    return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+    return logits, targets[supervised]
 
 
 def _slices_by_mask(model: nn.Module) -> bool:

@@ -1,0 +1,143 @@
+"""Whether the adapter's effect is in the merged model, and which of two merges is the better one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from qlora_cli.errors import MergeError
+from qlora_cli.merging.estimates import standard_error
+from qlora_cli.merging.fidelity import Fidelity, Reference
+
+# Of the effect, what must be there for it to have survived, and what may be there of it.
+LEAST_KEPT, MOST_KEPT = 0.5, 1.5
+# How many standard errors the share kept must be away from nothing.
+CERTAIN = 3.0
+# A merge is close to the trained model where it is off by less than this share of the effect.
+CLOSE = 0.5
+# Nats per token: more than what rounding merged weights to 16 bits does, by far.
+BEYOND_ROUNDING = 0.05
+
+
+def check_effect(reference: Reference) -> None:
+    """Refuse an adapter that does nothing: no merge of it could be told from its base.
+
+    Raises:
+        MergeError: if the trained model says the same as its base.
+    """
+    if reference.effect == 0:
+        raise MergeError(
+            f"the trained model says exactly what its base says, at all {reference.compared:,} tokens compared: the "
+            "adapter does nothing, so that no merge of it would differ from the base. Is it the adapter that was "
+            "meant, and was it trained?"
+        )
+
+
+def needs_plain_base(reference: Reference, merged: Fidelity, *, exact: bool) -> bool:
+    """Whether `judge` has to know how far the plain original base is from the trained model.
+
+    Args:
+        exact: whether the weights merged into are those that the adapter was trained over.
+    """
+    return not exact and merged.mean_kl >= CLOSE * reference.effect
+
+
+def judge(reference: Reference, merged: Fidelity, plain: Fidelity | None = None, *, exact: bool) -> str:
+    """Tell why the effect has survived, in a sentence; refuse a merge that cannot be told from its base.
+
+    Merged into the weights that it was trained over, all of the effect has to be there but for rounding. Merged into
+    the original weights, the model differs from the trained one by what 4 bits had cost as well, which may be more than
+    the effect itself. Then what counts is how much nearer to the trained model the merge is than `plain`, the original
+    base alone.
+
+    Args:
+        reference: what the trained model says.
+        merged: the merged model against that.
+        plain: the original base without the adapter against that; needed if `needs_plain_base`.
+        exact: whether the weights merged into are those that the adapter was trained over.
+
+    Raises:
+        MergeError: if the effect is lost, in part or whole, or overshot.
+    """
+    if merged.effect_kept is None:
+        check_effect(reference)
+    kept, error = merged.effect_kept or 0.0, merged.effect_kept_error or 0.0
+    if plain is not None and not exact:
+        kept -= plain.effect_kept or 0.0
+        error = math.hypot(error, plain.effect_kept_error or 0.0)
+    elif not exact and merged.mean_kl < CLOSE * reference.effect:
+        return _told(reference, merged, kept)
+    if kept < LEAST_KEPT or kept < CERTAIN * error:
+        raise MergeError(
+            f"the merged model cannot be told from its base: of what the adapter changed it has {kept:.0%} "
+            f"(± {error:.0%}), and it is {_nats(merged.mean_kl)} from the trained model, where the base without any "
+            f"adapter is {_nats(reference.effect)}. The adapter's effect is lost in rounding: merge with "
+            "--dtype float32, or train it for longer"
+        )
+    if kept > MOST_KEPT and kept - MOST_KEPT > error:
+        raise MergeError(
+            f"the merged model is not the trained one: it has {kept:.0%} (± {error:.0%}) of what the adapter changed, "
+            f"and is {_nats(merged.mean_kl)} from the trained model, where the base without any adapter is "
+            f"{_nats(reference.effect)}"
+        )
+    if exact and merged.mean_kl > max(BEYOND_ROUNDING, reference.effect):
+        raise MergeError(
+            f"the merged model is not the trained one: it is {_nats(merged.mean_kl)} from it, farther than the base "
+            f"without any adapter ({_nats(reference.effect)}), and farther than rounding explains"
+        )
+    return _told(reference, merged, kept)
+
+
+class Choice(NamedTuple):
+    """Which merge won, and why, in a sentence."""
+
+    winner: str
+    reason: str
+
+
+def choose(merges: Mapping[str, Fidelity], *, by_loss: bool) -> Choice:
+    """The better one of several merges of one adapter.
+
+    Args:
+        merges: by what they are called, in order of preference where nothing tells them apart; at least one.
+        by_loss: whether the rows are the run's held-out ones. Then the lower loss wins; else, and for models whose rows
+            have no targets, the one that is nearer to the trained model.
+    """
+    if by_loss and all(merge.loss is not None for merge in merges.values()):
+        values = {name: merge.loss or 0.0 for name, merge in merges.items()}
+        what, unit = "held-out loss", ""
+    else:
+        values = {name: merge.mean_kl for name, merge in merges.items()}
+        what, unit = "mean KL from the trained model", " nats"
+    winner = min(values, key=lambda name: values[name])  # the first of equals
+    others = [name for name in values if name != winner]
+    if not others:
+        return Choice(winner, f"{winner} is the only one: {what} {values[winner]:.4f}{unit}")
+    second = min(others, key=lambda name: values[name])
+    reason = f"{winner} has the lower {what}: {values[winner]:.4f}{unit} against {values[second]:.4f}{unit}"
+    if values[winner] == values[second]:
+        reason = f"{winner} and {second} have the same {what}, {values[winner]:.4f}{unit}"
+    elif what == "held-out loss":
+        error = _error_between(merges[winner], merges[second])
+        difference = values[second] - values[winner]
+        if difference < 2 * error:
+            reason += f"; on these rows that is no certain difference ({difference:.4f} ± {error:.4f})"
+    return Choice(winner, reason)
+
+
+def _error_between(one: Fidelity, other: Fidelity) -> float:
+    """The standard error of the difference of two losses on the same rows."""
+    rows = list(zip(one.row_losses, other.row_losses, strict=True))
+    return standard_error([b[0] - a[0] for a, b in rows], [a[1] for a, _ in rows])
+
+
+def _told(reference: Reference, merged: Fidelity, kept: float) -> str:
+    return (
+        f"the merged model has {kept:.0%} of what the adapter changed; it is {_nats(merged.mean_kl)} from the trained "
+        f"model, where the base without any adapter is {_nats(reference.effect)}"
+    )
+
+
+def _nats(value: float) -> str:
+    return f"{value:.3g} nats per token"

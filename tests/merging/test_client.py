@@ -1,0 +1,106 @@
+"""A merged folder is loaded as any client would, and what a client would pass over in silence is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qlora_cli.errors import MergeError
+from qlora_cli.merging.client import load_client
+from qlora_cli.merging.held_out import CheckRow
+from qlora_cli.merging.outputs import block_paths, outputs
+from tests.support.models import save_tiny_model, tiny_model
+
+CPU = torch.device("cpu")
+WEIGHTS = "model.safetensors"
+
+
+def _row() -> CheckRow:
+    return CheckRow(torch.arange(5, 29), torch.arange(24) >= 6)
+
+
+def _edit(folder: Path, **changes: torch.Tensor | None) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    for name, tensor in changes.items():
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("family", "loaded"),
+    [("llama", "LlamaForCausalLM"), ("bert", "BertForSequenceClassification"), ("t5", "T5ForConditionalGeneration")],
+)
+def test_what_was_saved_is_loaded(family: str, loaded: str, tmp_path: Path) -> None:
+    """By its architecture, in the dtype that it is stored in, ready to be asked."""
+    save_tiny_model(tmp_path, family)
+    with load_client(tmp_path, CPU) as model:
+        assert type(model).__name__ == loaded
+        assert model.dtype == torch.float32
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_every_fault_is_named(tmp_path: Path) -> None:
+    """A weight that is missing, one that nothing takes: told by name, all at once."""
+    save_tiny_model(tmp_path)
+    _edit(tmp_path, **{"model.norm.weight": None, "model.layers.0.extra": torch.ones(2), "extra": torch.ones(1)})
+    with pytest.raises(MergeError) as caught, load_client(tmp_path, CPU):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path}: plain transformers does not load all of the merged model:\n"
+        "  missing: model.norm.weight\n"
+        "  of no use: extra\n"
+        "  of no use: model.layers.0.extra"
+    )
+
+
+def test_what_the_base_has_for_nothing_may_stay(tmp_path: Path) -> None:
+    """A tensor that is of no use in the base either is no fault of the merge."""
+    save_tiny_model(tmp_path)
+    _edit(tmp_path, extra=torch.ones(1))
+    with load_client(tmp_path, CPU, ignorable=["extra"]) as model:
+        assert model is not None
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_too_large_a_model_is_read_from_its_files(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for a part of it, it says the same, and no copy of a weight is written anywhere."""
+    save_tiny_model(tmp_path / "model", family)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with load_client(tmp_path / "model", CPU) as model:
+        expected = outputs(model, _row())
+    room = (tmp_path / "model" / WEIGHTS).stat().st_size // 2
+    with load_client(tmp_path / "model", CPU, memory=room) as model:
+        assert any(parameter.device.type == "meta" for parameter in model.parameters())
+        found = outputs(model, _row())
+        assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.parent.name != "model"]
+    torch.testing.assert_close(found.scores, expected.scores)
+    assert found.blocks.keys() == expected.blocks.keys()
+
+
+def test_blocks_are_found() -> None:
+    """The blocks of every kind of model, outermost lists only: none of the parts inside a block."""
+    assert block_paths(tiny_model("llama")) == ["model.layers.0", "model.layers.1"]
+    assert block_paths(tiny_model("gpt2")) == ["transformer.h.0", "transformer.h.1"]
+    assert block_paths(tiny_model("t5")) == ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]
+
+
+@pytest.mark.parametrize(("family", "shape"), [("llama", (18, 512)), ("bert", (1, 3)), ("t5", (18, 512))])
+def test_every_task_is_scored(family: str, shape: tuple[int, int]) -> None:
+    """The next token, the class of a row, the answer to an input: scores and targets fit each other, and so do the
+    states of the blocks."""
+    said = outputs(tiny_model(family), _row())
+    assert tuple(said.scores.shape) == shape
+    if family == "bert":
+        assert said.targets is None
+    else:
+        assert said.targets is not None
+        assert said.targets.tolist() == list(range(11, 29))
+    tokens = {"llama": [18, 18], "bert": [24, 24], "t5": [6, 6, 18, 18]}[family]
+    assert [len(hidden) for hidden in said.blocks.values()] == tokens
