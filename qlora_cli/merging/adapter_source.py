@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.errors import ModelError
+from qlora_cli.errors import ModelError, QloraError
 from qlora_cli.merging.locating import Located, locate
 from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from qlora_cli.model.files import read_config, read_json_object
@@ -76,9 +77,9 @@ def find_adapter(
     """
     found = locate(path)
     recipe = None if found.run is None else load_recipe(found.run.recipe, must_exist=False)
-    config = read_adapter_json(found.folder)
-    base = _base_of(found, recipe, config, base_model, revision)
-    quantization, told_by = _storage_of(base, recipe, trained_base)
+    said, by = _said_base(found, recipe)
+    base = _base(said, by, base_model, revision)
+    quantization, told_by = _storage_of(base, said, recipe, trained_base)
     remarks = found.remarks
     if told_by == _ASSUMED:
         remarks += (_ASSUMPTION,)
@@ -108,26 +109,37 @@ def adapter_sha256(folder: Path) -> str:
         raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def _base_of(
-    found: Located, recipe: Recipe | None, config: dict[str, Any], base_model: str | None, revision: str | None
-) -> ModelSource:
+def _said_base(found: Located, recipe: Recipe | None) -> tuple[ModelSource | None, str]:
+    """The base that the run's recipe or the adapter names, and which of the two does."""
     if recipe is not None:
-        said, by = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code), "the run's recipe"
-    else:
-        named, commit = config.get("base_model_name_or_path"), config.get("revision")
-        by = shown_path(found.folder / CONFIG_FILE)
-        if base_model is None and (not isinstance(named, str) or not named):
+        return ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code), _RECIPE
+    config = read_adapter_json(found.folder)
+    named, commit = config.get("base_model_name_or_path"), config.get("revision")
+    by = shown_path(found.folder / CONFIG_FILE)
+    if not isinstance(named, str) or not named:
+        return None, by
+    return ModelSource(_resolved(named), commit if isinstance(commit, str) and commit else None), by
+
+
+def _base(said: ModelSource | None, by: str, base_model: str | None, revision: str | None) -> ModelSource:
+    """The base that is to be read: the one that was said, but for what the arguments change."""
+    if base_model is None:
+        if said is None:
             raise ModelError(f"{by} does not say which model the adapter was trained over. Say it with --base-model")
-        said = ModelSource(_resolved(str(named or "")), commit if isinstance(commit, str) and commit else None)
-    if base_model is not None:
-        by = "--base-model"
-        name = _resolved(base_model)
+        base = said
+    else:
+        by, name, before = "--base-model", _resolved(base_model), said or ModelSource("")
         # A revision belongs to the name it was said with; leave to run its code, to the model wherever it now is.
-        said = replace(said, name=name, revision=said.revision if name == said.name else None)
+        base = replace(before, name=name, revision=before.revision if name == before.name else None)
+    _check_base(base.name, by)
+    if not Path(base.name).is_absolute():
+        return base if revision is None else replace(base, revision=revision)
     if revision is not None:
-        said = replace(said, revision=revision)
-    _check_base(said.name, by)
-    return said
+        folder = shown_path(Path(base.name))
+        raise ModelError(
+            f"--revision: is for models of the hub, and the base model is a local folder, {folder}: leave it out"
+        )
+    return replace(base, revision=None)
 
 
 def _resolved(name: str) -> str:
@@ -147,6 +159,7 @@ def _check_base(name: str, by: str) -> None:
         raise ModelError(f"{by}: the base model {problem.rstrip('.')}{elsewhere}")
 
 
+_RECIPE = "the run's recipe"
 _ASSUMED = "assumed, as nothing tells"
 _ASSUMPTION = (
     "nothing tells how the base was stored while this adapter was trained: 16 bits are assumed. If it was in 4 bits, "
@@ -154,18 +167,26 @@ _ASSUMPTION = (
 )
 
 
-def _storage_of(base: ModelSource, recipe: Recipe | None, trained_base: str | None) -> tuple[QuantizationSection, str]:
-    """How the base was stored in training, and who says so."""
+def _storage_of(
+    base: ModelSource, said: ModelSource | None, recipe: Recipe | None, trained_base: str | None
+) -> tuple[QuantizationSection, str]:
+    """How the base was stored in training, and who says so. `said` is the base that the adapter names."""
     if trained_base is not None and trained_base not in TRAINED_BASES:
         raise ModelError(f"--trained-base: expected {_one_of(TRAINED_BASES)}, got {trained_base!r}")
     if recipe is not None:
-        _check_agreement(trained_base, recipe.quantization, "the run's recipe")
-        return recipe.quantization, "the run's recipe"
+        _check_agreement(trained_base, recipe.quantization, _RECIPE)
+        return recipe.quantization, _RECIPE
     config = read_config(base)
-    stored = _stored_quantization(config)
+    if (stored := _stored_quantization(config)) is not None:
+        by = "the base's own quantization_config"
+    elif said is not None and said.name != base.name:
+        # Often a copy in 4 bits of the model that is now given whole.
+        by = f"the quantization_config of {said.name}, which the adapter names"
+        with suppress(QloraError):  # it may be nowhere any more
+            stored = _stored_quantization(read_config(said))
     if stored is not None:
-        _check_agreement(trained_base, stored, "the base's own quantization_config")
-        return stored, "the base's own quantization_config"
+        _check_agreement(trained_base, stored, by)
+        return stored, by
     dtype = _compute_dtype(_dtype_name(config))
     if trained_base is not None:
         return _section(TRAINED_BASES[trained_base], dtype), "--trained-base"

@@ -12,7 +12,7 @@ from qlora_cli.errors import ModelError, QloraError
 from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from qlora_cli.recipe.data_files import near_name, shown_path
 from qlora_cli.recipe.load import load_recipe
-from qlora_cli.recipe.paths import HUB_NAME
+from qlora_cli.recipe.paths import HUB_NAME, expand_home
 from qlora_cli.training.checkpoint import ADAPTER, checkpoint_step, find_fault, list_checkpoints, newest_valid
 from qlora_cli.training.run_folder import RunFolder
 
@@ -37,7 +37,7 @@ def locate(path: Path) -> Located:
     Raises:
         ModelError: if there is none, with what is there instead and what to do; if a checkpoint is damaged.
     """
-    given = path.expanduser()
+    given = Path(expand_home(str(path)))
     path = given.absolute()
     if not path.is_dir():
         raise ModelError(_no_folder(given, path))

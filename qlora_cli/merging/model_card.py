@@ -67,12 +67,14 @@ class CardFacts:
         merged_into: `original` or `dequantized`.
         dtype: of the weights written.
         task_type: PEFT's name for the task; None if it is not known.
+        quantized: how the weights are stored, if they were quantised again, such as `4 bits (NF4)`.
         held_out: in words, the rows that fidelity was measured on.
         fidelity: one row for each model that was measured, the one that this is first.
         recipe: of the run, as `recipe_for_card` gives it.
         base_card: the base's front matter, as `read_front_matter` gives it.
         versions: package: version.
         remarks: whole sentences.
+        custom_code: whether the model comes with code of its own.
     """
 
     title: str

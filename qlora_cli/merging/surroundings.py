@@ -142,7 +142,7 @@ def _load(adapter: AdapterSource, carried: CarriedTokenizer, staging: Path) -> P
 def _beyond_the_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> list[str]:
     part = config.get("text_config")
     rows = (part if isinstance(part, dict) and "vocab_size" in part else config).get("vocab_size")
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+    largest = max([tokenizer.vocab_size - 1, *tokenizer.added_tokens_decoder])
     if not isinstance(rows, int) or largest < rows:
         return []
     return [

@@ -14,7 +14,6 @@ from qlora_cli.merging.adapter_source import AdapterSource
 from qlora_cli.model.files import read_json_object
 from qlora_cli.model.source import ModelSource, load_tokenizer
 from qlora_cli.recipe.schema import DatasetSection
-from qlora_cli.training.preparation import lay_out
 
 _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
@@ -39,7 +38,8 @@ _BESIDE = (
     "dict.txt",
 )
 # All the places in which a chat template may be, beside the configuration.
-_TEMPLATES = (_TEMPLATE, "chat_template.json", "additional_chat_templates/*.jinja")
+_MORE_TEMPLATES = "additional_chat_templates"
+_TEMPLATES = (_TEMPLATE, "chat_template.json", f"{_MORE_TEMPLATES}/*.jinja")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def _adopt(base_folder: Path, adapter: AdapterSource, section: DatasetSection, s
         return remarks
     for file in _found(staging, _TEMPLATES):
         file.unlink()
+    shutil.rmtree(staging / _MORE_TEMPLATES, ignore_errors=True)
     (staging / _TEMPLATE).write_text(template, encoding="utf-8")
     if (staging / _CONFIG).is_file():
         config = read_json_object(staging / _CONFIG)
@@ -122,6 +123,9 @@ def _has_conversations(section: DatasetSection) -> bool:
         return True
     if "auto" not in formats:
         return False
+    # Here alone: what reads rows takes 80 MB of memory by itself, and a merge has to do with little.
+    from qlora_cli.training.preparation import lay_out
+
     laid_out = lay_out("dataset.train", sources, section)
     return any(part.format in ("messages", "conversations") for part in laid_out)
 
