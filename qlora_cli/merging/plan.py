@@ -86,7 +86,7 @@ def make_plan(request: MergeRequest) -> MergePlan:
     said = read_adapter_json(source.folder).get("task_type")
     task = said if isinstance(said, str) else None
     skeleton = build_skeleton(base, task, source.quantization)
-    adapter = read_changes(source.folder, skeleton.kinds, skeleton.module)
+    adapter = read_changes(source.folder, skeleton.kinds, skeleton.module, skeleton.shapes)
     if not request.allow_unchanged:
         _check_does_something(adapter, source.folder)
     pairing = pair(
