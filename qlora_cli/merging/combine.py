@@ -32,7 +32,6 @@ from qlora_cli.merging.tokenizer_files import copy_tokenizer, tokenizer_files
 from qlora_cli.model.adapter import lora_config, write_adapter_config
 from qlora_cli.model.adapter_config import WEIGHTS_FILE
 from qlora_cli.model.source import ModelSource
-from qlora_cli.recipe.data_files import shown_path
 
 
 @dataclass(frozen=True)
@@ -206,27 +205,19 @@ def _last(path: str) -> str:
 
 def _carry_tokenizer(parts: Sequence[Part], staging: Path) -> Iterator[str]:
     """Copy the first tokenizer that there is; says what others have that is not the same."""
-    files = {
-        part.folder: {file.relative_to(part.folder): file for file in tokenizer_files(part.folder)} for part in parts
-    }
-    chosen = next((folder for folder, found in files.items() if found), None)
-    if chosen is None:
+    found = [
+        (part, files)
+        for part in parts
+        if (files := {file.relative_to(part.folder): file for file in tokenizer_files(part.folder)})
+    ]
+    if not found:
         return
-    copy_tokenizer(chosen, staging)
-    for folder, found in files.items():
-        names = sorted(found.keys() | files[chosen].keys()) if found else []
-        differing = [
-            str(name)
-            for name in names
-            if name not in found
-            or name not in files[chosen]
-            or not filecmp.cmp(found[name], files[chosen][name], shallow=False)
-        ]
-        if differing:
-            yield (
-                f"the tokenizer is that of {shown_path(chosen)}; {shown_path(folder)} has another "
-                f"({', '.join(differing)})"
-            )
+    chosen, copied = found[0]
+    copy_tokenizer(chosen.folder, staging)
+    for part, files in found[1:]:
+        same = [name for name in files.keys() & copied.keys() if filecmp.cmp(files[name], copied[name], shallow=False)]
+        if differing := sorted(str(name) for name in (files.keys() | copied.keys()) - set(same)):
+            yield f"the tokenizer is that of {chosen.name}; {part.name} has another ({', '.join(differing)})"
 
 
 def _saved(parts: Sequence[Part]) -> list[str]:
@@ -238,6 +229,4 @@ def _on_card(part: Part) -> CardPart:
     with (part.folder / WEIGHTS_FILE).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     ranks = sorted({pair.rank for pair in part.pairs.values()})
-    # A run's adapter lies in a folder of that name, as all of them do.
-    name = part.folder.parent.name if part.folder.name == "adapter" else part.folder.name
-    return CardPart(name, part.weight, ranks, len(part.pairs), sha256)
+    return CardPart(part.name, part.weight, ranks, len(part.pairs), sha256)
