@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.client import load_client
 from qlora_cli.merging.held_out import CheckRow
-from qlora_cli.merging.outputs import block_paths, outputs
-from tests.support.models import save_tiny_model, tiny_model
+from qlora_cli.merging.outputs import outputs
+from tests.support.models import save_tiny_model
 
 CPU = torch.device("cpu")
 WEIGHTS = "model.safetensors"
@@ -82,25 +82,3 @@ def test_too_large_a_model_is_read_from_its_files(family: str, tmp_path: Path, m
         assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.parent.name != "model"]
     torch.testing.assert_close(found.scores, expected.scores)
     assert found.blocks.keys() == expected.blocks.keys()
-
-
-def test_blocks_are_found() -> None:
-    """The blocks of every kind of model, outermost lists only: none of the parts inside a block."""
-    assert block_paths(tiny_model("llama")) == ["model.layers.0", "model.layers.1"]
-    assert block_paths(tiny_model("gpt2")) == ["transformer.h.0", "transformer.h.1"]
-    assert block_paths(tiny_model("t5")) == ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]
-
-
-@pytest.mark.parametrize(("family", "shape"), [("llama", (18, 512)), ("bert", (1, 3)), ("t5", (18, 512))])
-def test_every_task_is_scored(family: str, shape: tuple[int, int]) -> None:
-    """The next token, the class of a row, the answer to an input: scores and targets fit each other, and so do the
-    states of the blocks."""
-    said = outputs(tiny_model(family), _row())
-    assert tuple(said.scores.shape) == shape
-    if family == "bert":
-        assert said.targets is None
-    else:
-        assert said.targets is not None
-        assert said.targets.tolist() == list(range(11, 29))
-    tokens = {"llama": [18, 18], "bert": [24, 24], "t5": [6, 6, 18, 18]}[family]
-    assert [len(hidden) for hidden in said.blocks.values()] == tokens
