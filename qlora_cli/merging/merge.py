@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ from qlora_cli.merging.sums import Sums
 from qlora_cli.merging.surroundings import carry_over
 from qlora_cli.merging.tensor_files import TensorReader
 from qlora_cli.merging.tensor_writer import Output, output_bytes, write_model
+from qlora_cli.merging.threads import one_thread
 from qlora_cli.model.base import choose_device
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection
@@ -145,12 +147,14 @@ class _Job:
             sums = self._sums(onto, reader)
             outputs = self._outputs(sums)
             self.emit(Writing(f"onto the {onto} weights", output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
-            write_model(
-                outputs,
-                folder,
-                max_shard_bytes=self.shard_bytes,
-                report=lambda count: self.emit(Written(count)),
-            )
+            # What bitsandbytes rounds depends, in its last bit, on the number of threads: there it is that of training.
+            with one_thread() if onto == "original" else nullcontext():
+                write_model(
+                    outputs,
+                    folder,
+                    max_shard_bytes=self.shard_bytes,
+                    report=lambda count: self.emit(Written(count)),
+                )
         if sums.unchanged and not request.allow_unchanged:
             dtype = f" in {request.dtype}" if request.dtype else ""
             raise MergeError(still_unchanged(sums.unchanged, f"what the adapter adds is lost in rounding{dtype}"))
