@@ -13,9 +13,11 @@ def test_one_thread_is_for_the_block_alone() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with pytest.raises(KeyError), one_thread():
+        with one_thread():
             assert torch.get_num_threads() == 1
-            raise KeyError
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError), one_thread():
+            _ = 1 / 0
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
