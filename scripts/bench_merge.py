@@ -98,12 +98,14 @@ def measure(folder: Path, size: int, options: argparse.Namespace) -> Measured:
             if name != "merge":
                 target.mkdir()
             os.sync()  # what the last one left in memory is not this one's to wait for
-            seconds, memory = run(command)
+            seconds, working, peak = run(command)
             found.seconds[name].append(seconds)
             if name == "merge":
-                found.peaks.append(memory)
+                found.peaks.append(peak)
             print(
-                f"round {number + 1}, {size / 1e9:.1f} GB, {name}: {seconds:.1f} s, {memory / 1e6:.0f} MB", flush=True
+                f"round {number + 1}, {found.nbytes / 1e9:.2f} GB, {name}: {seconds:.1f} s, {working:.1f} s of it "
+                f"on the processor, {peak / 1e6:.0f} MB",
+                flush=True,
             )
     for made in (model, adapter, target):
         shutil.rmtree(made)
