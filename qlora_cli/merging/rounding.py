@@ -85,13 +85,13 @@ class Rounded:
         # A block to a row, whatever the weight's rows are: with AVX-512 bitsandbytes 0.50 takes wrong block constants
         # for rows that are 16, 32 or 48 values longer than whole blocks.
         part = bnb.functional.QuantState(
-            absmax=absmax,
+            absmax=absmax.contiguous(),  # its kernels read on from the first
             shape=torch.Size((absmax.numel(), self._state.blocksize)),
             dtype=self._state.dtype,
             blocksize=self._state.blocksize,
             quant_type=self._state.quant_type,
         )
-        plain: Tensor = bnb.functional.dequantize_4bit(packed, part)
+        plain: Tensor = bnb.functional.dequantize_4bit(packed.contiguous(), part)
         return plain.flatten().to("cpu", self.dtype)
 
 
@@ -233,7 +233,8 @@ def _state(
 ) -> bnb.functional.QuantState:
     """bitsandbytes' state of a weight, block constants quantised again where the section says so.
 
-    Over the whole weight at once: their mean is taken off first.
+    Over the whole weight at once: their mean is taken off first. torch sums it in as many parts as it has threads, so
+    that its last bit can be another one with another number of threads, or on a GPU, there as here.
     """
     offset = inner = None
     if quantization.double_quant:

@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
@@ -143,7 +144,7 @@ def build_skeleton(
     Args:
         base: where its configuration is.
         task_type: PEFT's, such as `CAUSAL_LM` or `SEQ_CLS`; None is what the configuration's `architectures` says, a
-            causal language model where that says nothing.
+            causal language model where that says nothing. So is `CAUSAL_LM` where transformers has no such model.
         quantization: how its weights were stored in training.
         config_changes: what the trained model has otherwise than the base, such as `num_labels` or `vocab_size`.
 
@@ -168,7 +169,9 @@ def _build(config: PreTrainedConfig, task_type: str | None, base: ModelSource) -
     model: PreTrainedModel
     # Attention needs no weights; the kernel that the configuration asks for may not be here.
     config._attn_implementation = "eager"
-    if task_type is None and not base.trust_remote_code:
+    # Models that also see or hear are often adapted as CAUSAL_LM, and have a class that is none of those.
+    unheard_of = task_type == "CAUSAL_LM" and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    if (task_type is None or unheard_of) and not base.trust_remote_code:
         architecture = next(iter(config.architectures or ()), "")
         known = getattr(transformers, architecture, None)
         if isinstance(known, type) and issubclass(known, PreTrainedModel):

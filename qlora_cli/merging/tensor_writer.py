@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.tensor_files import BLOCK_BYTES, INDEX_FILE, WEIGHTS_FILE, StoredTensor, TensorReader
+from qlora_cli.merging.tensor_files import INDEX_FILE, WEIGHTS_FILE, StoredTensor, TensorReader
 from qlora_cli.merging.tensor_header import encode_header, is_storable, layout_key, tensor_bytes
 
 # transformers' own choice.
 DEFAULT_SHARD_BYTES = 5_000_000_000
+
+# Of a copy: how often progress is told.
+_COPY_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -164,11 +167,11 @@ def _write_output(file: BinaryIO, output: Output, reader: TensorReader) -> Itera
     missing = output.nbytes
     for block in output.source():
         nbytes = block.numel() * block.element_size()
-        if block.dtype != output.dtype or nbytes > missing:
+        if block.dtype != output.dtype:
+            raise MergeError(f"{output.name}: expected {output.dtype}, its source gave {block.dtype}")
+        if nbytes > missing:
             raise MergeError(
                 f"{output.name}: expected {output.dtype} {list(output.shape)}, its source gave more than that"
-                if block.dtype == output.dtype
-                else f"{output.name}: expected {output.dtype}, its source gave {block.dtype}"
             )
         _write_all(file, block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         missing -= nbytes
@@ -184,7 +187,7 @@ def _copy(file: BinaryIO, stored: StoredTensor, reader: TensorReader) -> Iterato
     """Copy a stored tensor's bytes, by the kernel where it can."""
     done = 0
     while hasattr(os, "copy_file_range") and done < stored.nbytes:
-        count = min(BLOCK_BYTES, stored.nbytes - done)
+        count = min(_COPY_BYTES, stored.nbytes - done)
         try:
             source = reader.open(stored.file).fileno()
             copied = os.copy_file_range(source, file.fileno(), count, stored.start + done)
@@ -194,7 +197,7 @@ def _copy(file: BinaryIO, stored: StoredTensor, reader: TensorReader) -> Iterato
             break
         done += copied
         yield copied
-    buffer = memoryview(bytearray(min(BLOCK_BYTES, stored.nbytes - done)))
+    buffer = memoryview(bytearray(min(_COPY_BYTES, stored.nbytes - done)))
     while done < stored.nbytes:
         block = buffer[: stored.nbytes - done]
         reader.read_into(stored.file, stored.start + done, block)

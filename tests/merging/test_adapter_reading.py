@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import read_changes
-from tests.support.adapters import (
+from tests.support.models import TASK_TYPES, tiny_model
+from tests.support.peft_adapters import (
     WEIGHTS,
     edit_config,
     edit_tensors,
@@ -23,7 +24,6 @@ from tests.support.adapters import (
     read,
     save_peft_adapter,
 )
-from tests.support.models import TASK_TYPES, tiny_model
 
 _Q0, _Q1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
 
