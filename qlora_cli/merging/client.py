@@ -43,8 +43,9 @@ def load_client(
 ) -> Iterator[PreTrainedModel]:
     """The model in `folder` as `AutoModelFor….from_pretrained(folder, dtype="auto")` gives it, in eval mode.
 
-    If free memory does not hold the weights, those that it does not hold are read from the folder's files whenever they
-    are needed; no second copy of them is written. On leaving, give up every reference to the model.
+    If free memory does not hold the weights, those that it does not hold (of a GPU's, those that the CPU's does not
+    either) are read from the folder's files whenever they are needed; no second copy of them is written. On leaving,
+    give up every reference to the model.
 
     Args:
         folder: weights as safetensors, and a configuration.
@@ -63,8 +64,9 @@ def load_client(
     with tempfile.TemporaryDirectory(prefix="qlora-offload-") as offload:
         placement: dict[str, Any] = {"device_map": {"": device}}
         if _stored_bytes(folder) > room:
-            place: int | str = "cpu" if device.type == "cpu" else device.index or 0
-            limits: dict[int | str, int] = {place: room}
+            limits: dict[int | str, int] = {"cpu": room}
+            if device.type == "cuda":
+                limits = {device.index or 0: room, "cpu": int(_SHARE_OF_MEMORY * free_memory(torch.device("cpu")))}
             placement = {"device_map": "auto", "max_memory": limits, "offload_folder": offload}
         with reading("model", source):
             model, found = _auto_class(load_config(source)).from_pretrained(
