@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlora_cli.disk import replacing_folder
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.adapter_card import CardPart, render_adapter_card
 from qlora_cli.merging.model_card import CARD_FILE
-from qlora_cli.merging.output_folder import check_output
+from qlora_cli.merging.output_folder import check_output, writing
 from qlora_cli.merging.parts import EMBEDDING, LINEAR, PREFIX, Pair, Part, read_parts
 from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
 from qlora_cli.merging.tensor_writer import Output, write_model
@@ -80,7 +79,7 @@ def combine(
         MergeError: if a weight makes values too large for float32.
         RunError: if it cannot be written.
     """
-    check_output(output)
+    output = check_output(output)
     parts = read_parts(adapters, weights, base_model)
     told = parts[0].config
     base = ModelSource(base_model or told["base_model_name_or_path"], revision if base_model else told.get("revision"))
@@ -88,7 +87,7 @@ def combine(
     for part in parts:
         ranks.update({path: pair.rank for path, pair in part.pairs.items()})
     remarks = [remark for part in parts for remark in part.remarks]
-    with replacing_folder(output.absolute()) as staging, TensorReader() as reader:
+    with writing(output) as staging, TensorReader() as reader:
         outputs = _outputs(parts, reader)
         [file] = write_model(outputs, staging, max_shard_bytes=sys.maxsize, report=lambda _: None)
         file.rename(staging / WEIGHTS_FILE)
@@ -96,7 +95,7 @@ def combine(
         write_adapter_config(config, staging)
         remarks += [*_carry_tokenizer(parts, staging), *_saved(parts)]
         on_card = [_on_card(part) for part in parts]
-        card = render_adapter_card(output.absolute().name, base, config["task_type"], on_card, remarks)
+        card = render_adapter_card(output.name, base, config["task_type"], on_card, remarks)
         (staging / CARD_FILE).write_text(card, encoding="utf-8")
     parameters = sum(math.prod(output.shape) for output in outputs if not isinstance(output.source, StoredTensor))
     return Combined(output, base, max(ranks.values()), len(ranks), parameters, tuple(remarks))

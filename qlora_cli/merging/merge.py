@@ -49,9 +49,8 @@ def merge(request: MergeRequest, *, listeners: Sequence[Listener] = ()) -> Merge
     """
     began = time.monotonic()
     emit = Emit(listeners)
-    request = replace(request, output=request.output.expanduser().resolve())
     shard_bytes = parse_size(request.max_shard_size)
-    check_output(request.output)
+    request = replace(request, output=check_output(request.output))
     device = choose_device(request.device, "--device")
     emit(Stage("reading the adapter and the headers of the base's files"))
     plan = make_plan(request)
@@ -101,7 +100,8 @@ class _Job:
                 size = output_bytes(outputs, max_shard_bytes=self.shard_bytes)
                 # In 4 bits, and once more on the way there, it is less than in 16.
                 needed += size if onto != self.plan.onto[0] or self.request.quantize is None else 2 * size
-        check_space(self.request.output, needed)
+        half = "; one --base in place of auto needs about half" if len(self.plan.onto) > 1 else ""
+        check_space(self.request.output, needed, saving=half)
 
     def run(self, staging: Path) -> MergeReport:
         """Write into `staging` what the output shall hold."""
