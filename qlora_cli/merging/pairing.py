@@ -13,13 +13,15 @@ from qlora_cli.merging.adapter_reading import AdapterChanges
 from qlora_cli.merging.adapter_tensors import AdapterTensors
 from qlora_cli.merging.changes import Change, Kind, Replacement
 from qlora_cli.merging.skeleton import Skeleton
-from qlora_cli.merging.tensor_files import StoredTensor
+from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
 
 # What bitsandbytes stores beside a 4-bit weight, by how the names go on.
 _STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__")
 
 # The part of a configuration that says whether input and output embeddings are one tensor.
 _TIE = "tie_word_embeddings"
+# The modules that PEFT looks for then.
+_PEFT_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,9 @@ def pair(
     if problems:
         raise ModelError(f"{described} do not fit:\n" + "\n".join(problems))
     config_changes: dict[str, Any] = {}
-    ties, parted = skeleton.ties, _parted(skeleton.ties, adapter)
+    ties, parted = base.ties, _parted(base.ties, adapter)
     if parted:
-        ties = untied().ties
+        ties = [both for kept in untied().ties for group in base.ties if len(both := kept & group) > 1]
         if left := _parted(ties, adapter):
             names = "\n".join(f"  {', '.join(sorted(group))}" for group in left)
             raise ModelError(
@@ -118,27 +120,45 @@ def pair(
                 f"and the adapter changes only a part of them:\n{names}"
             )
         config_changes[_TIE] = False
-    targets = tuple(_targets(base, adapter.changes, ties, frozenset[str]().union(*parted)))
+    # Of tensors that were one in training, the change to any is the change to all.
+    following = _groups(ties) | _groups(group for group in base.ties if group not in parted)
+    targets = tuple(_targets(base, adapter.changes, _groups(ties), following))
     return Pairing(targets, config_changes | _vocabulary(targets, skeleton))
 
 
+def _groups(ties: Iterable[frozenset[str]]) -> dict[str, frozenset[str]]:
+    return {name: group for group in ties for name in group}
+
+
 def _targets(
-    base: _Base, changes: Mapping[str, Change], ties: Iterable[frozenset[str]], parted: Iterable[str]
+    base: _Base,
+    changes: Mapping[str, Change],
+    sharing: Mapping[str, frozenset[str]],
+    following: Mapping[str, frozenset[str]],
 ) -> Iterator[Target]:
-    """What is written: all that the base holds, then what it does not."""
-    sharing = {name: group for group in ties for name in group}
+    """What is written: all that the base holds, then what it does not.
+
+    Args:
+        sharing: by name, the names that are one tensor in the merged model.
+        following: by name, the names whose change is its own.
+    """
     written: set[str] = set()
+
+    def target(name: str, parameter: str | None, held: Stored | None) -> Target:
+        change = None
+        if parameter is not None:
+            written.update(sharing.get(parameter, {parameter}))
+            alike = following.get(parameter, frozenset({parameter}))
+            change = next((changes[other] for other in sorted(alike) if other in changes), None)
+        return base.target(name, parameter, held, change)
+
     for name, held in base.held.items():
-        parameter = base.parameters[name]
-        alike = sharing.get(parameter, frozenset({parameter})) if parameter is not None else frozenset()
-        written |= alike
-        # Of tensors that stay one, the change to any is the change to all.
-        change = next((changes[other] for other in sorted(alike) if other in changes), None)
-        yield base.target(name, parameter, held, change)
-    for parameter in [*sorted(parted), *changes]:
+        yield target(name, base.parameters[name], held)
+    # What is no longer tied to what the base holds, also where the adapter changes neither.
+    parted = [name for group in base.ties for name in sorted(group)]
+    for parameter in [*parted, *changes]:
         if parameter not in written:
-            written |= sharing.get(parameter, frozenset({parameter}))
-            yield base.target(parameter, parameter, base.holding(parameter), changes.get(parameter))
+            yield target(parameter, parameter, base.holding(parameter))
 
 
 def _parted(ties: Iterable[frozenset[str]], adapter: AdapterChanges) -> list[frozenset[str]]:
@@ -146,11 +166,19 @@ def _parted(ties: Iterable[frozenset[str]], adapter: AdapterChanges) -> list[fro
     parted = []
     for group in ties:
         present = [adapter.changes[name] for name in sorted(group) if name in adapter.changes]
-        if not present or adapter.config.get("ensure_weight_tying") or any(each.follows_ties for each in present):
+        if not present or _kept_tied(group, adapter) or any(each.follows_ties for each in present):
             continue
         if len(present) < len(group) or not _alike(present, adapter.tensors):
             parted.append(group)
     return parted
+
+
+def _kept_tied(group: frozenset[str], adapter: AdapterChanges) -> bool:
+    """Whether PEFT trained these as one: `ensure_weight_tying` is heard for embeddings of the usual names alone."""
+    modules = {name.rpartition(".")[0].rpartition(".")[2] for name in group & adapter.changes.keys()}
+    return bool(adapter.config.get("ensure_weight_tying")) and (
+        not modules.isdisjoint(_PEFT_EMBEDDINGS) or group <= adapter.changes.keys()
+    )
 
 
 def _alike(changes: list[Change], tensors: AdapterTensors) -> bool:
@@ -171,6 +199,17 @@ def _vocabulary(targets: Iterable[Target], skeleton: Skeleton) -> dict[str, Any]
     return {}
 
 
+def _same(one: Stored | None, other: Stored | None) -> bool:
+    """Whether two tensors of the base hold the same values."""
+    if not isinstance(one, StoredTensor) or not isinstance(other, StoredTensor):
+        return False
+    if one.shape != other.shape:
+        return False
+    with TensorReader() as reader:
+        blocks = row_blocks(one.shape)
+        return all(torch.equal(reader.rows(one, *block), reader.rows(other, *block)) for block in blocks)
+
+
 class _Base:
     """The base's tensors, as its files name them and as the model does."""
 
@@ -181,18 +220,28 @@ class _Base:
         self._pieces = {
             parameter: name for name, parameters in skeleton.combined(held).items() for parameter in parameters
         }
-        self._tied = {name: group for group in skeleton.ties for name in group}
         self._holders: dict[str, str] = {}
         for name, parameter in self.parameters.items():
             if parameter is not None:
                 self._holders.setdefault(parameter, name)
+        self.ties = [tied for group in skeleton.ties if len(tied := self._as_loaded(group)) > 1]
+        self._tied = _groups(self.ties)
 
     def holding(self, parameter: str) -> Stored | None:
         """Where a parameter's values are, under its own name or one that it is tied to."""
-        for name in (parameter, *sorted(self._tied.get(parameter, ()))):
-            if name in self._holders:
-                return self.held[self._holders[name]]
-        return None
+        if parameter in self._holders:
+            return self.held[self._holders[parameter]]
+        tied = sorted(self._tied.get(parameter, frozenset()) & self._holders.keys())
+        return self.held[self._holders[tied[0]]] if tied else None
+
+    def _as_loaded(self, group: frozenset[str]) -> frozenset[str]:
+        """Those of the names that are one tensor once the base is loaded.
+
+        Whatever its configuration says, transformers does not tie what the files hold with different values.
+        """
+        embedding = f"{self.skeleton.input_embedding}.weight"
+        first, *others = sorted(group & self._holders.keys(), key=lambda name: (name != embedding, name)) or [""]
+        return group - {name for name in others if not _same(self.holding(first), self.holding(name))}
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """The shape of a parameter in the base; None if it has no such parameter."""

@@ -21,8 +21,6 @@ from qlora_cli.model.source import ModelSource
 from qlora_cli.model.storage import describe_storage
 
 _NAMED = 5
-# What the last layer of a head that classifies is called.
-_HEADS = ("score", "classifier", "out_proj")
 _KINDS: tuple[tuple[type[Change], str], ...] = (
     (LowRank, "LoRA"),
     (BiasUpdate, "bias of B"),
@@ -106,7 +104,7 @@ def make_plan(request: MergeRequest) -> MergePlan:
         pairing=pairing,
         stored=tuple(stored),
         onto=choose_bases(request, source, packed=packed),
-        config_changes={**pairing.config_changes, **_architecture(skeleton, folder), **_labels(pairing, task)},
+        config_changes={**pairing.config_changes, **_architecture(skeleton, folder), **_labels(pairing, skeleton, task)},
     )
 
 
@@ -146,13 +144,17 @@ def _architecture(skeleton: Skeleton, folder: Path) -> dict[str, Any]:
     return {} if named == [skeleton.architecture] else {"architectures": [skeleton.architecture]}
 
 
-def _labels(pairing: Pairing, task_type: str | None) -> dict[str, Any]:
-    """How many labels a head tells apart that the adapter brought along."""
+def _labels(pairing: Pairing, skeleton: Skeleton, task_type: str | None) -> dict[str, Any]:
+    """How many labels the adapter's head tells apart, if not as many as the base's configuration says."""
     if task_type not in ("SEQ_CLS", "TOKEN_CLS"):
         return {}
-    brought = [t for t in pairing.targets if t.base is None and t.name.rpartition(".")[0].endswith(_HEADS)]
-    rows = [target.shape[0] for target in brought if len(target.shape) == 2]
-    return {"num_labels": rows[-1]} if rows else {}
+    embeddings = (f"{skeleton.input_embedding}.weight", f"{skeleton.output_embedding}.weight")
+    others = [
+        target.shape[0]
+        for target in pairing.changed
+        if target.parameter not in embeddings and target.shape != skeleton.shapes.get(target.parameter or "")
+    ]
+    return {"num_labels": others[0]} if others else {}
 
 
 def _kind_of(change: Change) -> str:

@@ -158,7 +158,9 @@ def build_skeleton(
     for name, value in (config_changes or {}).items():
         # The vocabulary of a model that also sees or hears is that of its language model.
         holder = config if hasattr(config, name) else config.get_text_config()
-        setattr(holder, name, value)
+        # As a client will read it: some configurations do not take every value (T5's embeddings are always tied).
+        read = type(holder).from_dict({**holder.to_dict(), name: value})
+        setattr(holder, name, getattr(read, name))
     check_stored_quantization(getattr(config, "quantization_config", None), quantization)
     with reading("model", base), torch.device("meta"):
         model = _build(config, task_type, base)

@@ -1,0 +1,172 @@
+"""The merged folder, loaded by plain transformers, is the model that was trained: for every family and kind of adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tests.support.merges import load_model, merge_adapter, model_logits, read_config, stored_tensors, trained_logits
+from tests.support.models import TASK_TYPES, save_tiny_model
+from tests.support.peft_adapters import parameters, peft_merged, save_peft_adapter
+
+# Layers of each family that read and that write the residual stream; of GPT-2's, Conv1D both.
+LAYERS = {
+    "llama": ["q_proj", "down_proj"],
+    "qwen2": ["v_proj", "up_proj"],
+    "gemma": ["k_proj", "gate_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+    "opt": ["q_proj", "fc1"],
+    "bert": ["query", "dense"],
+    "roberta": ["value", "dense"],
+    "t5": ["q", "wo"],
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    return Bases(tmp_path_factory.mktemp("bases"))
+
+
+class Bases:
+    """Model folders by family, each made once and read only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, family: str) -> Path:
+        folder = self._folder / family
+        return folder if folder.exists() else save_tiny_model(folder, family)
+
+
+def adapt(base: Path, folder: Path, *, task: str | None = "CAUSAL_LM", **settings: Any) -> Path:
+    """A random adapter over the model in `base`, as PEFT saves it."""
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 10, "task_type": task, **settings})
+    return save_peft_adapter(load_model(base), folder, config)
+
+
+def check(base: Path, adapter: Path, output: Path) -> None:
+    """The merged model is PEFT's, bit for bit, and says what base and adapter say together."""
+    merged = load_model(output)
+    theirs = peft_merged(load_model(base), adapter)
+    ours = parameters(merged)
+    assert ours.keys() == theirs.keys()
+    for name, wanted in theirs.items():
+        assert torch.equal(ours[name], wanted), name
+    torch.testing.assert_close(model_logits(merged), trained_logits(load_model(base), adapter), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["plain", "dora"])
+@pytest.mark.parametrize("family", LAYERS)
+def test_every_family(family: str, setting: str, bases: Bases, tmp_path: Path) -> None:
+    base, task = bases[family], TASK_TYPES.get(family, "CAUSAL_LM")
+    adapter = adapt(base, tmp_path / "adapter", task=task, target_modules=LAYERS[family], use_dora=setting == "dora")
+    merge_adapter(adapter, tmp_path / "merged")
+    check(base, adapter, tmp_path / "merged")
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rslora": ("llama", {"target_modules": ["q_proj", "up_proj"], "use_rslora": True}),
+    "patterns": (
+        "gpt_neox",
+        {"target_modules": ["query_key_value"], "rank_pattern": {".*0.*": 2}, "alpha_pattern": {".*1.*": 3}},
+    ),
+    "saved modules": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "input_layernorm"]}),
+    "all biases": ("gpt2", {"target_modules": ["c_attn"], "bias": "all"}),
+    "biases of adapted layers": ("qwen2", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "biases of B": ("opt", {"target_modules": ["q_proj"], "lora_bias": True}),
+    "embeddings": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "some tokens": ("gpt_neox", {"target_modules": ["dense"], "trainable_token_indices": {"embed_in": [3, 300]}}),
+    "head": ("llama", {"target_modules": ["lm_head", "o_proj"], "use_dora": True}),
+    "every linear layer": ("opt", {"target_modules": "all-linear"}),
+    "Conv1D, said by the config": ("gpt2", {"target_modules": ["c_fc"], "fan_in_fan_out": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter(kind: str, bases: Bases, tmp_path: Path) -> None:
+    """What PEFT trains beside plain LoRA is merged; the configuration stays as it is."""
+    family, settings = KINDS[kind]
+    adapter = adapt(bases[family], tmp_path / "adapter", **settings)
+    merge_adapter(adapter, tmp_path / "merged")
+    check(bases[family], adapter, tmp_path / "merged")
+    assert read_config(tmp_path / "merged") == read_config(bases[family])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_vocabulary_that_grew(family: str, bases: Bases, tmp_path: Path) -> None:
+    """Tied (GPT-2) or not: as many rows as the adapter has, and the configuration says so; ties stay."""
+    base = bases[family]
+    model = load_model(base)
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 7)
+    targets = {"llama": ["q_proj"], "gpt2": ["c_attn"]}[family]
+    config = peft.LoraConfig(r=4, lora_alpha=10, task_type="CAUSAL_LM", target_modules=targets)
+    adapter = save_peft_adapter(model, tmp_path / "adapter", config)
+    trained = trained_logits(model, adapter)
+    merge_adapter(adapter, tmp_path / "merged")
+    merged = load_model(tmp_path / "merged")
+    assert merged.config.vocab_size == rows + 7
+    assert read_config(tmp_path / "merged") == read_config(base) | {"vocab_size": rows + 7}
+    torch.testing.assert_close(model_logits(merged), trained, rtol=0, atol=1e-5)
+    assert ("lm_head.weight" in stored_tensors(tmp_path / "merged")) == (family == "llama")
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+def test_a_new_head_for_a_classifier(family: str, bases: Bases, tmp_path: Path) -> None:
+    """A base without that head, or with one for another number of labels: class and labels are in the configuration."""
+    base = bases[family]
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=5, ignore_mismatched_sizes=True)
+    targets = {"llama": ["q_proj"], "gpt2": ["c_attn"], "bert": ["query"]}[family]
+    config = peft.LoraConfig(r=4, lora_alpha=10, task_type="SEQ_CLS", target_modules=targets)
+    adapter = save_peft_adapter(model, tmp_path / "adapter", config)
+    expected = trained_logits(model, adapter)
+    merge_adapter(adapter, tmp_path / "merged")
+    written = tmp_path / "merged"
+    merged = AutoModelForSequenceClassification.from_pretrained(written)
+    assert merged.config.num_labels == 5
+    assert read_config(written)["architectures"] == [type(merged).__name__]
+    torch.testing.assert_close(model_logits(merged), expected, rtol=0, atol=1e-5)
+
+
+def test_a_head_adapted_over_tied_embeddings_is_written_by_itself(bases: Bases, tmp_path: Path) -> None:
+    base = bases["gemma"]
+    adapter = adapt(base, tmp_path / "adapter", target_modules=["lm_head", "q_proj"])
+    merge_adapter(adapter, tmp_path / "merged")
+    merged = load_model(tmp_path / "merged")
+    assert read_config(tmp_path / "merged") == read_config(base) | {"tie_word_embeddings": False}
+    torch.testing.assert_close(model_logits(merged), trained_logits(load_model(base), adapter), rtol=0, atol=1e-5)
+    assert torch.equal(merged.get_input_embeddings().weight, load_model(base).get_input_embeddings().weight)
+
+
+TIED = {
+    "embedding": {"target_modules": ["wte"]},
+    "embedding, saved": {"target_modules": ["c_attn"], "modules_to_save": ["wte"]},
+    "head, saved": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    "both": {"target_modules": ["wte", "lm_head"]},
+    "both, saved": {"target_modules": ["c_attn"], "modules_to_save": ["wte", "lm_head"]},
+    "tokens": {"target_modules": ["c_attn"], "trainable_token_indices": [3, 300]},
+    "tied on purpose, not heard": {
+        "target_modules": ["c_attn"],
+        "modules_to_save": ["wte"],
+        "ensure_weight_tying": True,
+    },
+}
+
+
+@pytest.mark.parametrize("what", TIED)
+def test_tied_embeddings(what: str, bases: Bases, tmp_path: Path) -> None:
+    """With an adapter on one of them, or two on both, they are no longer one; where training kept them one they are."""
+    base = bases["gpt2"]
+    adapter = adapt(base, tmp_path / "adapter", **TIED[what])
+    merge_adapter(adapter, tmp_path / "merged")
+    merged = load_model(tmp_path / "merged")
+    stays = what == "tokens"
+    assert read_config(tmp_path / "merged").get("tie_word_embeddings", True) is stays
+    assert ("lm_head.weight" in stored_tensors(tmp_path / "merged")) is not stays
+    torch.testing.assert_close(model_logits(merged), trained_logits(load_model(base), adapter), rtol=0, atol=1e-5)

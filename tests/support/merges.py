@@ -1,0 +1,66 @@
+"""Merging tiny models' adapters from folder to folder, and reading what came of it as any client would."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from qlora_cli.merging.events import Merged
+from qlora_cli.merging.merge import merge
+from qlora_cli.merging.request import MergeRequest
+
+
+def merge_adapter(adapter: Path, output: Path, **options: Any) -> Merged:
+    """A whole merge on the CPU; nothing is compared unless `verify` is given."""
+    return merge(MergeRequest(adapter=adapter, output=output, **{"verify": False, "device": "cpu", **options}))
+
+
+def load_model(folder: Path, **arguments: Any) -> PreTrainedModel:
+    """What plain transformers makes of a model folder, whole: nothing missing, left over or of another shape."""
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model, found = getattr(transformers, architecture).from_pretrained(
+        folder, dtype="auto", output_loading_info=True, **arguments
+    )
+    assert not any(found.values()), found
+    return model.eval()
+
+
+def model_logits(model: torch.nn.Module) -> Tensor:
+    """What a model says of two short texts."""
+    ids = torch.arange(5, 29).reshape(2, 12)
+    more = {"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=ids, **more).logits
+    return logits
+
+
+def trained_logits(base: PreTrainedModel, adapter: Path) -> Tensor:
+    """What the model says with the adapter beside it, as PEFT applies it. `base` is the caller's no longer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model_logits(peft.PeftModel.from_pretrained(base, adapter).eval())
+
+
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a model folder, of all its shards."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's `config.json`."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def set_config(folder: Path, **values: Any) -> None:
+    """Set fields of `config.json`."""
+    (folder / "config.json").write_text(json.dumps(read_config(folder) | values))
