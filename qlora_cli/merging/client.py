@@ -14,6 +14,7 @@ from accelerate.utils import get_max_memory
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlora_cli.errors import MergeError
+from qlora_cli.model.quantization import keep_layout
 from qlora_cli.model.source import ModelSource, load_config, reading
 
 _AUTO_CLASSES = (
@@ -72,6 +73,8 @@ def load_client(
                 **source.arguments(), dtype="auto", use_safetensors=True, output_loading_info=True, **placement
             )
         _check(folder, found, ignorable)
+        # What is measured is what is stored, not what one CPU's kernel makes of it.
+        keep_layout(model)
         model.requires_grad_(False)
         yield model.eval()
 
