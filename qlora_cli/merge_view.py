@@ -122,9 +122,9 @@ def _table(report: MergeReport, found: Verification) -> Table:
         "its base", _number(reference.base_loss, ".4f"), "", f"{reference.effect:.2g}", f"{reference.max_effect:.2g}"
     )
     for name, fidelity in found.merges.items():
-        _row(table, f"onto {name}", fidelity, bold=name == report.merged_onto)
-    if report.quantized_fidelity is not None:
-        _row(table, f"that in {report.quantized}", report.quantized_fidelity, bold=True)
+        _row(table, f"onto {name}", fidelity, bold=name == report.merged_onto and not found.quantized)
+    for name, fidelity in found.quantized.items():
+        _row(table, f"{name} in 4 bits", fidelity, bold=name == report.merged_onto)
     return table
 
 

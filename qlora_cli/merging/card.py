@@ -20,9 +20,8 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
     rows = []
     if found is not None:
         names = sorted(found.merges, key=lambda name: name != found.winner)
-        rows = [_row(f"merged onto the {name} weights", found.merges[name]) for name in names]
-        if report.quantized_fidelity is not None:
-            rows.insert(0, _row(f"this one, in {report.quantized}", report.quantized_fidelity))
+        rows = [_row(f"{name}, in 4 bits again", found.quantized[name]) for name in names if name in found.quantized]
+        rows += [_row(f"merged onto the {name} weights", found.merges[name]) for name in names]
     recipe = plan.source.recipe
     config = read_json_object(plan.folder / CONFIG_FILE)
     return CardFacts(

@@ -73,7 +73,7 @@ def load_client(
                 **source.arguments(), dtype="auto", use_safetensors=True, output_loading_info=True, **placement
             )
         _check(folder, found, ignorable)
-        # bitsandbytes' own kernel for inference on a CPU refuses some shapes, and rounds block constants.
+        # What is measured is what is stored, not what one CPU's kernel makes of it.
         keep_layout(model)
         model.requires_grad_(False)
         yield model.eval()

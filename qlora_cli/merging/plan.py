@@ -104,7 +104,11 @@ def make_plan(request: MergeRequest) -> MergePlan:
         pairing=pairing,
         stored=tuple(stored),
         onto=choose_bases(request, source, packed=packed),
-        config_changes={**pairing.config_changes, **_architecture(skeleton, folder), **_labels(pairing, skeleton, task)},
+        config_changes={
+            **pairing.config_changes,
+            **_architecture(skeleton, folder),
+            **_labels(pairing, skeleton, task),
+        },
     )
 
 
@@ -133,8 +137,11 @@ def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) 
             )
         return ("original",)
     if wanted == "auto":
-        # Without a measurement, the weights that the adapter was trained against are the safer choice.
-        return ("original", "dequantized") if request.verify else ("dequantized",)
+        if request.verify:
+            return ("original", "dequantized")
+        # Without a measurement, the weights that the adapter was trained against are the safer choice. They are on the
+        # grid of 4 bits, though: rounded to it again, they lose what a small update has moved them by.
+        return ("dequantized",) if request.quantize is None else ("original",)
     return (wanted,)
 
 

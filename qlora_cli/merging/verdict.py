@@ -95,6 +95,25 @@ def judge(reference: Reference, merged: Fidelity, plain: Fidelity | None = None,
     return _told(reference, merged, told)
 
 
+def judge_quantized(reference: Reference, rounded: Fidelity, quant_type: str) -> str:
+    """Tell how much of the effect is left in a merged model that was rounded to 4 bits again.
+
+    Weights that were dequantised are on the grid of 4 bits; an update smaller than half a step of it is rounded away.
+
+    Raises:
+        MergeError: if so little is left that it cannot be told from the base.
+    """
+    kept, error = rounded.effect_kept or 0.0, rounded.effect_kept_error or 0.0
+    told = f"in {quant_type.upper()} it has {kept:.0%} (± {error:.0%}) of what the adapter changed"
+    if kept < LEAST_KEPT or kept < CERTAIN * error:
+        raise MergeError(
+            f"{told}, and is {_nats(rounded.mean_kl)} from the trained model, where its base without the adapter is "
+            f"{_nats(reference.effect)}: rounding to 4 bits again takes the adapter away. Merge onto the original "
+            "weights, or leave the adapter beside the 4-bit base"
+        )
+    return _told(reference, rounded, told)
+
+
 class Choice(NamedTuple):
     """Which merge won, and why, in a sentence."""
 

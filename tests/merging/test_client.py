@@ -12,6 +12,9 @@ from qlora_cli.errors import MergeError
 from qlora_cli.merging.client import load_client
 from qlora_cli.merging.held_out import CheckRow
 from qlora_cli.merging.outputs import outputs
+from qlora_cli.model.base import load_base
+from qlora_cli.model.source import ModelSource
+from qlora_cli.recipe.schema import QuantizationSection
 from tests.support.models import save_tiny_model
 
 CPU = torch.device("cpu")
@@ -82,3 +85,12 @@ def test_too_large_a_model_is_read_from_its_files(family: str, tmp_path: Path, m
         assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.parent.name != "model"]
     torch.testing.assert_close(found.scores, expected.scores)
     assert found.blocks.keys() == expected.blocks.keys()
+
+
+def test_a_4_bit_checkpoint_is_loaded(tmp_path: Path) -> None:
+    """What bitsandbytes stores beside a weight is of use; the model says what it said when it was saved."""
+    base = save_tiny_model(tmp_path / "base")
+    saved = load_base(ModelSource(str(base)), QuantizationSection(compute_dtype="float32"), CPU)
+    saved.save_pretrained(tmp_path / "model")
+    with load_client(tmp_path / "model", CPU) as model:
+        torch.testing.assert_close(outputs(model, _row()).scores, outputs(saved.eval(), _row()).scores)

@@ -8,7 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from tests.support.merges import load_model, merge_adapter, model_logits, read_config, stored_tensors, trained_logits
 from tests.support.models import TASK_TYPES, save_tiny_model
