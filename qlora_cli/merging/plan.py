@@ -104,7 +104,11 @@ def make_plan(request: MergeRequest) -> MergePlan:
         pairing=pairing,
         stored=tuple(stored),
         onto=choose_bases(request, source, packed=packed),
-        config_changes={**pairing.config_changes, **_architecture(skeleton, folder), **_labels(pairing, skeleton, task)},
+        config_changes={
+            **pairing.config_changes,
+            **_architecture(skeleton, folder),
+            **_labels(pairing, skeleton, task),
+        },
     )
 
 
