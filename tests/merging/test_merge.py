@@ -1,4 +1,4 @@
-"""The merged folder, loaded by plain transformers, is the model that was trained: for every family and kind of adapter."""
+"""The merged folder, loaded by plain transformers, is the model that was trained, of every family and kind."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_embeddings_that_are_always_tied(module: str, bases: Bases, tmp_path: Pa
 
 @pytest.mark.parametrize("said", [False, True])
 def test_a_base_whose_files_hold_two_embeddings(said: bool, bases: Bases, tmp_path: Path) -> None:
-    """T5 1.1 says so in its configuration; where none says so, transformers goes by the files, and so does the merge."""
+    """T5 1.1 says so in its configuration; where none says so, transformers goes by the files: so does the merge."""
     family, task = ("t5", "SEQ_2_SEQ_LM") if said else ("gemma", "CAUSAL_LM")
     base = Path(shutil.copytree(bases[family], tmp_path / "base"))
     embedding = "shared.weight" if said else "model.embed_tokens.weight"

@@ -92,7 +92,7 @@ def test_a_base_in_four_bits_is_chosen_where_nothing_is_measured(bases: Bases, t
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_a_base_stored_in_four_bits(family: str, bases: Bases, tmp_path: Path) -> None:
-    """What it holds is what training had: it is taken out of 4 bits, whole, and the configuration says no more of it."""
+    """What it holds is what training had: all is taken out of 4 bits, and the configuration says no more of them."""
     base, plain = tmp_path / "base", bases[family]
     section = BitsAndBytesConfig(
         load_in_4bit=True,
