@@ -108,7 +108,8 @@ class Sums:
     def _base_rows(self, target: Target) -> tuple[_Rows, tuple[int, ...]]:
         base = target.base
         if isinstance(base, PackedTensor):
-            parts = {suffix: self._reader.whole(tensor) for suffix, tensor in base.parts.items()}
+            # By what stands after the module's path: `weight`, `weight.absmax`, ….
+            parts = {f"weight.{part}".rstrip("."): self._reader.whole(tensor) for part, tensor in base.parts.items()}
             rounded = read_rounded(parts, self._quantization, self._device, transposed=target.kind == "conv1d")
             return rounded.rows, rounded.shape
         if base is None:
