@@ -12,7 +12,7 @@ from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges
 from qlora_cli.merging.adapter_tensors import AdapterTensors
 from qlora_cli.merging.changes import Change, Kind
-from qlora_cli.merging.replacements import Replacement
+from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.skeleton import Skeleton
 from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
 
@@ -107,14 +107,15 @@ def pair(
         ModelError: listing all that is missing, mis-shaped or has no place.
     """
     base = _Base(gather(stored), skeleton)
-    problems = [*base.problems(adapter.changes), *base.misfits(adapter.changes)]
+    problems = [*base.problems(adapter.changes), *base.misfits(adapter.changes), *_mixed(base.ties, adapter)]
     if problems:
         raise ModelError(f"{described} do not fit:\n" + "\n".join(problems))
     config_changes: dict[str, Any] = {}
-    ties, parted = base.ties, _parted(base.ties, adapter)
+    embedding = f"{skeleton.input_embedding}.weight"
+    ties, parted = base.ties, _parted(base.ties, adapter, embedding)
     if parted:
         ties = [both for kept in untied().ties for group in base.ties if len(both := kept & group) > 1]
-        if left := _parted(ties, adapter):
+        if left := _parted(ties, adapter, embedding):
             names = "\n".join(f"  {', '.join(sorted(group))}" for group in left)
             raise ModelError(
                 f"{described} do not fit: these are one tensor in this architecture, whatever its configuration says, "
@@ -124,7 +125,7 @@ def pair(
     # Of tensors that were one in training, the change to any is the change to all.
     following = _groups(ties) | _groups(group for group in base.ties if group not in parted)
     targets = tuple(_targets(base, adapter.changes, _groups(ties), following))
-    return Pairing(targets, config_changes | _vocabulary(targets, skeleton))
+    return Pairing(targets, config_changes)
 
 
 def _groups(ties: Iterable[frozenset[str]]) -> dict[str, frozenset[str]]:
@@ -162,16 +163,32 @@ def _targets(
             yield target(parameter, parameter, base.holding(parameter))
 
 
-def _parted(ties: Iterable[frozenset[str]], adapter: AdapterChanges) -> list[frozenset[str]]:
+def _parted(ties: Iterable[frozenset[str]], adapter: AdapterChanges, embedding: str) -> list[frozenset[str]]:
     """Of tensors that are one in the model, those that are no longer one with the adapter on it."""
     parted = []
     for group in ties:
-        present = [adapter.changes[name] for name in sorted(group) if name in adapter.changes]
-        if not present or _kept_tied(group, adapter) or any(each.follows_ties for each in present):
+        present = _changes_of(group, adapter)
+        if not present or _kept_tied(group, adapter):
+            continue
+        # PEFT has rows of the input embedding trained for the output too, and none of the output for the input.
+        if len(present) == 1 and present[0].follows_ties and present[0].parameter == embedding:
             continue
         if len(present) < len(group) or not _alike(present, adapter.tensors):
             parted.append(group)
     return parted
+
+
+def _mixed(ties: Iterable[frozenset[str]], adapter: AdapterChanges) -> Iterator[str]:
+    """Tied tensors of which one has single rows trained, and another something else: PEFT lays one over the other."""
+    for group in ties:
+        present = _changes_of(group, adapter)
+        if len({each.follows_ties for each in present}) > 1:
+            names = " and ".join(each.parameter for each in present)
+            yield f"  {names}: one tensor, and the adapter has single tokens of it trained and something else as well"
+
+
+def _changes_of(group: frozenset[str], adapter: AdapterChanges) -> list[Change]:
+    return [adapter.changes[name] for name in sorted(group) if name in adapter.changes]
 
 
 def _kept_tied(group: frozenset[str], adapter: AdapterChanges) -> bool:
@@ -184,20 +201,18 @@ def _kept_tied(group: frozenset[str], adapter: AdapterChanges) -> bool:
 
 def _alike(changes: list[Change], tensors: AdapterTensors) -> bool:
     """Whether all put the same values in place: an adapter may hold a tied tensor once for each of its names."""
-    if not all(isinstance(change, Replacement) for change in changes):
+    first, *others = changes
+    if not isinstance(first, Replacement | TokenRows):
         return False
-    first, *others = (tensors.whole(change.sources[0]) for change in changes)
-    return all(torch.equal(first, other) for other in others)
-
-
-def _vocabulary(targets: Iterable[Target], skeleton: Skeleton) -> dict[str, Any]:
-    """The number of tokens, where the adapter brought embeddings of another number."""
-    for target in targets:
-        if target.parameter != f"{skeleton.input_embedding}.weight" or target.change is None:
-            continue
-        if target.shape != skeleton.shapes.get(target.parameter):
-            return {"vocab_size": target.shape[0]}
-    return {}
+    # But for the names of parameter and tensors; these are compared by what they hold.
+    nameless = {"parameter": "", "source": "", "over": None}
+    return all(
+        type(other) is type(first)
+        and len(other.sources) == len(first.sources)
+        and {**vars(first), **nameless} == {**vars(other), **nameless}
+        and all(map(tensors.same, first.sources, other.sources))
+        for other in others
+    )
 
 
 def _same(one: Stored | None, other: Stored | None) -> bool:
