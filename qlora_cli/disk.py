@@ -38,13 +38,11 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     try:
         with telling_disk_errors(target):
             yield staging
-            for file in staging.rglob("*"):
-                _sync(file)
-            _sync(staging)
+            sync_folder(staging)
             if target.exists():
                 target.rename(old)
             staging.rename(target)
-            _sync(target.parent)
+            sync(target.parent)
     except BaseException:
         _put_back(old, target)
         shutil.rmtree(staging, ignore_errors=True)
@@ -74,11 +72,19 @@ def write_text(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.writing")
     with telling_disk_errors(path):
         staging.write_text(text, encoding="utf-8")
-        _sync(staging)
+        sync(staging)
         staging.replace(path)
 
 
-def _sync(path: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold a folder with all that is in it before going on."""
+    for file in folder.rglob("*"):
+        sync(file)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder, before going on."""
     if os.name == "nt" and path.is_dir():
         return  # Windows has no such thing
     descriptor = os.open(path, os.O_RDONLY)

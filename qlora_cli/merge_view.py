@@ -11,11 +11,11 @@ from rich.table import Table
 
 from qlora_cli.console import plural, show_line
 from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Notice, Planned, Stage, Writing, Written
-from qlora_cli.merging.fidelity import Fidelity
 from qlora_cli.merging.report import MergeReport, Verification
 
 if TYPE_CHECKING:
     from qlora_cli.merging.combine import Combined
+    from qlora_cli.merging.fidelity import Fidelity
 
 _HEADS = ("", "loss", "difference", "mean KL", "max KL", "same top token", "effect kept", "farthest layer")
 
@@ -122,9 +122,9 @@ def _table(report: MergeReport, found: Verification) -> Table:
         "its base", _number(reference.base_loss, ".4f"), "", f"{reference.effect:.2g}", f"{reference.max_effect:.2g}"
     )
     for name, fidelity in found.merges.items():
-        _row(table, f"onto {name}", fidelity, bold=name == report.merged_onto)
-    if report.quantized_fidelity is not None:
-        _row(table, f"that in {report.quantized}", report.quantized_fidelity, bold=True)
+        _row(table, f"onto {name}", fidelity, bold=name == report.merged_onto and not found.quantized)
+    for name, fidelity in found.quantized.items():
+        _row(table, f"{name} in 4 bits", fidelity, bold=name == report.merged_onto)
     return table
 
 

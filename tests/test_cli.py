@@ -325,8 +325,12 @@ def test_a_whole_run_in_a_log(recipe: str, shared: Path, tmp_path: Path) -> None
     labels = [line[:8].strip() for line in lines if line[:8].strip()]
     after_start = labels[labels.index("train") + 1 :]
     assert after_start[:9] == ["eval", "step", "step", "saved", "step", "eval", "saved", "done", "adapter"]
-    assert lines[-3] == f"adapter  my run/adapter{os.sep}  (PEFT format)"
-    assert lines[-2] == "Load it over the same base with PEFT, transformers or vLLM. To train on, for longer:"
+    assert lines[-5:-1] == [
+        f"adapter  my run/adapter{os.sep}  (PEFT format)",
+        "Load it over the same base with PEFT, transformers or vLLM, or fold it into the base's weights:",
+        "  qlora merge 'my run' --output 'my run-merged'",
+        "To train on, for longer:",
+    ]
     assert (
         lines[-1]
         == f"  {sys.executable} -m qlora_cli train {recipe} --output-dir 'my run' --resume --set training.max_steps=6"

@@ -56,7 +56,7 @@ def combine(adapters: Sequence[Path], weights: str | None, output: Path, *, unus
         from qlora_cli.merging.combine import combine as run
 
         with _stopping():
-            show_combined(console, run(adapters, numbers, output.expanduser().resolve()))
+            show_combined(console, run(adapters, numbers, output))
     except QloraError as error:
         show_error(error)
         return error.exit_code

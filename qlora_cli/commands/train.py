@@ -43,11 +43,18 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
             console.print(f"Go on with: {again}", markup=False)
         return Interrupted.exit_code
     console.print(
-        f"Load it over the same base with PEFT, transformers or vLLM. To train on, for longer:\n"
+        f"Load it over the same base with PEFT, transformers or vLLM, or fold it into the base's weights:\n"
+        f"  {_merge_command(finished.adapter.parent)}\n"
+        f"To train on, for longer:\n"
         f"  {again} --set training.max_steps={2 * finished.steps}",
         markup=False,
     )
     return 0
+
+
+def _merge_command(run: Path) -> str:
+    # One process does it, however many trained.
+    return shlex.join(["qlora", "merge", str(run), "--output", f"{run.name}-merged"])
 
 
 def _resume_command(recipe: Path, overrides: list[str], output_dir: str | None) -> str:

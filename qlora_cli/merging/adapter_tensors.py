@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,12 +15,15 @@ from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, read_tens
 class AdapterTensors:
     """An adapter's tensors, in float32 and in memory of the caller's own; nothing that was read is kept.
 
+    Not for several threads at once.
+
     Raises:
         ModelError: if the file cannot be read or is not whole; when reading too, if it has changed since.
     """
 
     def __init__(self, file: Path) -> None:
         self._stored = read_tensor_file(file)
+        self._spare = torch.empty(0, dtype=torch.float32)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,3 +47,19 @@ class AdapterTensors:
         with TensorReader() as reader:
             for start, stop in row_blocks(self.shape(name)):
                 yield reader.rows(self._stored[name], start, stop).to(torch.float32)
+
+    @contextmanager
+    def memory(self, values: int) -> Iterator[Tensor]:
+        """Room for this many float32 values, whatever stands in it, until the block ends.
+
+        The largest is kept for the next: the system clears new memory before it gives it out, which takes several times
+        as long as multiplying a low-rank B and A into it.
+        """
+        room, self._spare = self._spare, torch.empty(0, dtype=torch.float32)
+        if len(room) < values:
+            room = torch.empty(values, dtype=torch.float32)
+        try:
+            yield room[:values]
+        finally:
+            if len(room) > len(self._spare):
+                self._spare = room

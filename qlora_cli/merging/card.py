@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from qlora_cli.merging.fidelity import Fidelity
+from typing import TYPE_CHECKING
+
 from qlora_cli.merging.model_card import CardFacts, FidelityRow, read_front_matter, recipe_for_card
 from qlora_cli.merging.plan import MergePlan
 from qlora_cli.merging.report import MergeReport
 from qlora_cli.model.files import CONFIG_FILE, read_json_object
 from qlora_cli.training.environment import versions
+
+if TYPE_CHECKING:  # it brings along what reads rows and runs models
+    from qlora_cli.merging.fidelity import Fidelity
 
 
 def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
@@ -16,9 +20,8 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
     rows = []
     if found is not None:
         names = sorted(found.merges, key=lambda name: name != found.winner)
-        rows = [_row(f"merged onto the {name} weights", found.merges[name]) for name in names]
-        if report.quantized_fidelity is not None:
-            rows.insert(0, _row(f"this one, in {report.quantized}", report.quantized_fidelity))
+        rows = [_row(f"{name}, in 4 bits again", found.quantized[name]) for name in names if name in found.quantized]
+        rows += [_row(f"merged onto the {name} weights", found.merges[name]) for name in names]
     recipe = plan.source.recipe
     config = read_json_object(plan.folder / CONFIG_FILE)
     return CardFacts(

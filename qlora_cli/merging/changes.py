@@ -6,9 +6,11 @@ additions in the same order. What can go by blocks of rows does; held whole is o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -117,37 +119,30 @@ class LowRank(Change):
 
     def merged(self, adapter: AdapterTensors, base: Base) -> Iterator[Tensor]:
         blocks = adapter.blocks(self.over) if self.over is not None else base()
-        if self.magnitude is None:
-            return _added(blocks, self.update(adapter))
-        magnitude = adapter.whole(self.magnitude)
-        if self.transposed:
-            return self._scaled_columns(blocks, self.update(adapter), magnitude)
-        return _scaled_rows(_added(blocks, self.update(adapter)), magnitude)
+        with adapter.memory(math.prod(self.result)) as memory:
+            added = _added(blocks, self._update(adapter, memory))
+            if self.magnitude is None:
+                yield from added
+            elif self.transposed:
+                yield from _scaled_columns(added, adapter.whole(self.magnitude), self.result)
+            else:
+                yield from _scaled_rows(added, adapter.whole(self.magnitude))
 
-    def update(self, adapter: AdapterTensors) -> Tensor:
+    def _update(self, adapter: AdapterTensors, memory: Tensor) -> Tensor:
         """scale · B A as the module holds it, [*result], float32; not contiguous where that is the transpose."""
-        product = torch.mm(adapter.whole(self.b), adapter.whole(self.a)).mul_(self.scale)
+        a, b = adapter.whole(self.a), adapter.whole(self.b)
+        product = memory.view(len(b), a.shape[1])
+        if abs(math.frexp(self.scale)[0]) == 0.5:
+            # A power of two changes no digit, wherever it is multiplied in; B is the smaller by far.
+            torch.mm(b.mul_(self.scale), a, out=product)
+        else:
+            torch.mm(b, a, out=product).mul_(self.scale)
         return product.t() if self.transposed else product
 
     def does_nothing(self, adapter: AdapterTensors) -> bool:
         if self.magnitude is not None or self.over is not None:
             return False
         return self.scale == 0 or any(not adapter.whole(name).any() for name in (self.b, self.a))
-
-    def _scaled_columns(self, blocks: Iterator[Tensor], update: Tensor, magnitude: Tensor) -> Iterator[Tensor]:
-        """The norms run down the columns, so that all of the sum has to be there before the first row of the result."""
-        whole = torch.empty(self.result, dtype=torch.float32)
-        start = 0
-        cuts = []
-        for rows in _added(blocks, update):
-            cuts.append((start, start + len(rows)))
-            whole[start : start + len(rows)] = rows
-            start += len(rows)
-        del update
-        # The layout is PEFT's; along rows the squares would be summed in another order.
-        factor = magnitude / torch.linalg.norm(whole.t(), dim=1)
-        for start, stop in cuts:
-            yield whole[start:stop].mul_(factor)
 
 
 @dataclass(frozen=True)
@@ -289,6 +284,19 @@ def _scaled_rows(blocks: Iterator[Tensor], magnitude: Tensor) -> Iterator[Tensor
         factor = magnitude[start : start + len(rows)] / torch.linalg.norm(rows, dim=1)
         yield rows.mul_(factor.view(-1, 1))
         start += len(rows)
+
+
+def _scaled_columns(blocks: Iterator[Tensor], magnitude: Tensor, shape: Shape) -> Iterator[Tensor]:
+    """The norms run down the columns, so that all of the sum has to be there before the first row of the result."""
+    whole = torch.empty(shape, dtype=torch.float32)
+    cuts = [0]
+    for rows in blocks:
+        cuts.append(cuts[-1] + len(rows))
+        whole[cuts[-2] : cuts[-1]] = rows
+    # The layout is PEFT's; along rows the squares would be summed in another order.
+    factor = magnitude / torch.linalg.norm(whole.t(), dim=1)
+    for start, stop in pairwise(cuts):
+        yield whole[start:stop].mul_(factor)
 
 
 def _misfit(parameter: str, adapter: Shape, base: Shape | None, *, resizable: bool = False) -> str | None:

@@ -14,6 +14,7 @@ from accelerate.utils import get_max_memory
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlora_cli.errors import MergeError
+from qlora_cli.model.quantization import keep_layout
 from qlora_cli.model.source import ModelSource, load_config, reading
 
 _AUTO_CLASSES = (
@@ -42,8 +43,9 @@ def load_client(
 ) -> Iterator[PreTrainedModel]:
     """The model in `folder` as `AutoModelFor….from_pretrained(folder, dtype="auto")` gives it, in eval mode.
 
-    If free memory does not hold the weights, those that it does not hold are read from the folder's files whenever they
-    are needed; no second copy of them is written. On leaving, give up every reference to the model.
+    If free memory does not hold the weights, those that it does not hold (of a GPU's, those that the CPU's does not
+    either) are read from the folder's files whenever they are needed; no second copy of them is written. On leaving,
+    give up every reference to the model.
 
     Args:
         folder: weights as safetensors, and a configuration.
@@ -62,14 +64,17 @@ def load_client(
     with tempfile.TemporaryDirectory(prefix="qlora-offload-") as offload:
         placement: dict[str, Any] = {"device_map": {"": device}}
         if _stored_bytes(folder) > room:
-            place: int | str = "cpu" if device.type == "cpu" else device.index or 0
-            limits: dict[int | str, int] = {place: room}
+            limits: dict[int | str, int] = {"cpu": room}
+            if device.type == "cuda":
+                limits = {device.index or 0: room, "cpu": int(_SHARE_OF_MEMORY * free_memory(torch.device("cpu")))}
             placement = {"device_map": "auto", "max_memory": limits, "offload_folder": offload}
         with reading("model", source):
             model, found = _auto_class(load_config(source)).from_pretrained(
                 **source.arguments(), dtype="auto", use_safetensors=True, output_loading_info=True, **placement
             )
         _check(folder, found, ignorable)
+        # What is measured is what is stored, not what one CPU's kernel makes of it.
+        keep_layout(model)
         model.requires_grad_(False)
         yield model.eval()
 

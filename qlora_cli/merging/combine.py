@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlora_cli.disk import replacing_folder
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.adapter_card import CardPart, render_adapter_card
 from qlora_cli.merging.model_card import CARD_FILE
-from qlora_cli.merging.output_folder import check_output
+from qlora_cli.merging.output_folder import check_output, writing
 from qlora_cli.merging.parts import EMBEDDING, LINEAR, PREFIX, Pair, Part, read_parts
 from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
 from qlora_cli.merging.tensor_writer import Output, write_model
@@ -32,7 +31,6 @@ from qlora_cli.merging.tokenizer_files import copy_tokenizer, tokenizer_files
 from qlora_cli.model.adapter import lora_config, write_adapter_config
 from qlora_cli.model.adapter_config import WEIGHTS_FILE
 from qlora_cli.model.source import ModelSource
-from qlora_cli.recipe.data_files import shown_path
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def combine(
         MergeError: if a weight makes values too large for float32.
         RunError: if it cannot be written.
     """
-    check_output(output)
+    output = check_output(output)
     parts = read_parts(adapters, weights, base_model)
     told = parts[0].config
     base = ModelSource(base_model or told["base_model_name_or_path"], revision if base_model else told.get("revision"))
@@ -89,7 +87,7 @@ def combine(
     for part in parts:
         ranks.update({path: pair.rank for path, pair in part.pairs.items()})
     remarks = [remark for part in parts for remark in part.remarks]
-    with replacing_folder(output.absolute()) as staging, TensorReader() as reader:
+    with writing(output) as staging, TensorReader() as reader:
         outputs = _outputs(parts, reader)
         [file] = write_model(outputs, staging, max_shard_bytes=sys.maxsize, report=lambda _: None)
         file.rename(staging / WEIGHTS_FILE)
@@ -97,7 +95,7 @@ def combine(
         write_adapter_config(config, staging)
         remarks += [*_carry_tokenizer(parts, staging), *_saved(parts)]
         on_card = [_on_card(part) for part in parts]
-        card = render_adapter_card(output.absolute().name, base, config["task_type"], on_card, remarks)
+        card = render_adapter_card(output.name, base, config["task_type"], on_card, remarks)
         (staging / CARD_FILE).write_text(card, encoding="utf-8")
     parameters = sum(math.prod(output.shape) for output in outputs if not isinstance(output.source, StoredTensor))
     return Combined(output, base, max(ranks.values()), len(ranks), parameters, tuple(remarks))
@@ -206,27 +204,19 @@ def _last(path: str) -> str:
 
 def _carry_tokenizer(parts: Sequence[Part], staging: Path) -> Iterator[str]:
     """Copy the first tokenizer that there is; says what others have that is not the same."""
-    files = {
-        part.folder: {file.relative_to(part.folder): file for file in tokenizer_files(part.folder)} for part in parts
-    }
-    chosen = next((folder for folder, found in files.items() if found), None)
-    if chosen is None:
+    found = [
+        (part, files)
+        for part in parts
+        if (files := {file.relative_to(part.folder): file for file in tokenizer_files(part.folder)})
+    ]
+    if not found:
         return
-    copy_tokenizer(chosen, staging)
-    for folder, found in files.items():
-        names = sorted(found.keys() | files[chosen].keys()) if found else []
-        differing = [
-            str(name)
-            for name in names
-            if name not in found
-            or name not in files[chosen]
-            or not filecmp.cmp(found[name], files[chosen][name], shallow=False)
-        ]
-        if differing:
-            yield (
-                f"the tokenizer is that of {shown_path(chosen)}; {shown_path(folder)} has another "
-                f"({', '.join(differing)})"
-            )
+    chosen, copied = found[0]
+    copy_tokenizer(chosen.folder, staging)
+    for part, files in found[1:]:
+        same = [name for name in files.keys() & copied.keys() if filecmp.cmp(files[name], copied[name], shallow=False)]
+        if differing := sorted(str(name) for name in (files.keys() | copied.keys()) - set(same)):
+            yield f"the tokenizer is that of {chosen.name}; {part.name} has another ({', '.join(differing)})"
 
 
 def _saved(parts: Sequence[Part]) -> list[str]:
@@ -238,6 +228,4 @@ def _on_card(part: Part) -> CardPart:
     with (part.folder / WEIGHTS_FILE).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     ranks = sorted({pair.rank for pair in part.pairs.values()})
-    # A run's adapter lies in a folder of that name, as all of them do.
-    name = part.folder.parent.name if part.folder.name == "adapter" else part.folder.name
-    return CardPart(name, part.weight, ranks, len(part.pairs), sha256)
+    return CardPart(part.name, part.weight, ranks, len(part.pairs), sha256)

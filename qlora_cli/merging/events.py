@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qlora_cli.merging.fidelity import Fidelity
 from qlora_cli.merging.report import MergeReport
+
+if TYPE_CHECKING:  # it brings along what reads rows and runs models
+    from qlora_cli.merging.fidelity import Fidelity
 
 
 @dataclass(frozen=True)

@@ -246,17 +246,20 @@ def _losses(said: Outputs) -> Tensor | None:
 
 
 def _keep(trained: Outputs, base: Outputs, size: int) -> RowReference:
-    """The first `size` positions, in memory of their own."""
-    blocks = {path: hidden[:size].to("cpu", copy=True) for path, hidden in trained.blocks.items() if size}
+    """The first `size` positions, in memory of their own, and of the blocks' as large a share."""
+    share = size / len(trained.scores)
+    blocks = {
+        path: hidden[: round(share * len(hidden))].to("cpu", copy=True) for path, hidden in trained.blocks.items()
+    }
     scores, base_scores = (said.scores[:size].to("cpu", copy=True) for said in (trained, base))
     return RowReference(scores, base_scores, blocks, _losses(trained), _losses(base))
 
 
 def _positions_within(budget: int, trained: Outputs, base: Outputs) -> int:
     """How many positions of a row can be kept."""
-    tensors = [trained.scores, base.scores, *trained.blocks.values()]
-    each = sum(tensor.shape[-1] * tensor.element_size() for tensor in tensors)
-    return min(len(trained.scores), max(0, budget) // each)
+    positions = len(trained.scores)
+    whole = sum(x.numel() * x.element_size() for x in (trained.scores, base.scores, *trained.blocks.values()))
+    return min(positions, max(0, budget) * positions // whole)
 
 
 def _size_of(row: RowReference) -> int:

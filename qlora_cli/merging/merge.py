@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ from qlora_cli.merging.sums import Sums
 from qlora_cli.merging.surroundings import carry_over
 from qlora_cli.merging.tensor_files import TensorReader
 from qlora_cli.merging.tensor_writer import Output, output_bytes, write_model
-from qlora_cli.merging.verification import Verifier
+from qlora_cli.merging.threads import one_thread
 from qlora_cli.model.base import choose_device
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection
@@ -48,9 +49,8 @@ def merge(request: MergeRequest, *, listeners: Sequence[Listener] = ()) -> Merge
     """
     began = time.monotonic()
     emit = Emit(listeners)
-    request = replace(request, output=request.output.expanduser().resolve())
     shard_bytes = parse_size(request.max_shard_size)
-    check_output(request.output)
+    request = replace(request, output=check_output(request.output))
     device = choose_device(request.device, "--device")
     emit(Stage("reading the adapter and the headers of the base's files"))
     plan = make_plan(request)
@@ -99,40 +99,29 @@ class _Job:
                 outputs = self._outputs(self._sums(onto, reader))
                 size = output_bytes(outputs, max_shard_bytes=self.shard_bytes)
                 # In 4 bits, and once more on the way there, it is less than in 16.
-                needed += size if onto != self.plan.onto[0] or self.request.quantize is None else 2 * size
-        check_space(self.request.output, needed)
+                needed += size if self.request.quantize is None else 2 * size
+        half = "; one --base in place of auto needs about half" if len(self.plan.onto) > 1 else ""
+        check_space(self.request.output, needed, saving=half)
 
     def run(self, staging: Path) -> MergeReport:
         """Write into `staging` what the output shall hold."""
-        request, remarks = self.request, list(self.plan.source.remarks)
-        folders: dict[str, Path] = {}
+        remarks = list(self.plan.source.remarks)
+        merges: dict[str, Path] = {}
+        quantized: dict[str, Path] = {}
         for onto in self.plan.onto:
-            folders[onto] = staging / f".{onto}"
-            remarks += [note for note in self._write(onto, folders[onto]) if note not in remarks]
-        verifier, verification, chosen = None, None, self.plan.onto[-1]
-        if request.verify:
-            verifier = Verifier(
-                self.plan,
-                folders[chosen],
-                request.verify_rows,
-                self.device,
-                self.emit,
-                lenient=request.allow_unchanged,
-            )
-            verification = verifier.verify(folders)
-            chosen = next(onto for onto in self.plan.onto if onto == verification.winner)
-        result, quantized_fidelity = folders[chosen], None
-        if request.quantize is not None:
-            result = staging / f".{request.quantize}"
-            self._quantize(folders[chosen], result, request.quantize)
-            if verifier is not None:
-                quantized_fidelity = verifier.measure(self._form() or "", result)
-        _move_up(result, staging)
-        for folder in folders.values():
+            merges[onto] = staging / f".{onto}"
+            remarks += [note for note in self._write(onto, merges[onto]) if note not in remarks]
+            if self.request.quantize is not None:
+                quantized[onto] = staging / f".{onto}-{self.request.quantize}"
+                self._quantize(onto, merges[onto], quantized[onto], self.request.quantize)
+        verification = self._verify(merges, quantized) if self.request.verify else None
+        chosen = self.plan.onto[-1] if verification is None else verification.winner
+        _move_up((quantized or merges)[chosen], staging)
+        for folder in (*merges.values(), *quantized.values()):
             shutil.rmtree(folder, ignore_errors=True)
-        report = replace(self._report(chosen, verification, remarks), quantized_fidelity=quantized_fidelity)
+        report = self._report(chosen, verification, remarks)
         write_json(staging / REPORT_FILE, report.as_json())
-        write_text(staging / CARD_FILE, render_card(card_of(self.plan, report, request.output.name)))
+        write_text(staging / CARD_FILE, render_card(card_of(self.plan, report, self.request.output.name)))
         return report
 
     def _write(self, onto: MergeBase, folder: Path) -> tuple[str, ...]:
@@ -143,12 +132,14 @@ class _Job:
             sums = self._sums(onto, reader)
             outputs = self._outputs(sums)
             self.emit(Writing(f"onto the {onto} weights", output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
-            write_model(
-                outputs,
-                folder,
-                max_shard_bytes=self.shard_bytes,
-                report=lambda count: self.emit(Written(count)),
-            )
+            # What bitsandbytes rounds depends, in its last bit, on the number of threads: there it is that of training.
+            with one_thread() if onto == "original" else nullcontext():
+                write_model(
+                    outputs,
+                    folder,
+                    max_shard_bytes=self.shard_bytes,
+                    report=lambda count: self.emit(Written(count)),
+                )
         if sums.unchanged and not request.allow_unchanged:
             dtype = f" in {request.dtype}" if request.dtype else ""
             raise MergeError(still_unchanged(sums.unchanged, f"what the adapter adds is lost in rounding{dtype}"))
@@ -161,13 +152,22 @@ class _Job:
         )
         return carried.remarks
 
-    def _quantize(self, merged: Path, folder: Path, quant_type: Literal["nf4", "fp4"]) -> None:
+    def _verify(self, merges: Mapping[str, Path], quantized: Mapping[str, Path]) -> Verification:
+        # Not before: what reads rows and runs models takes memory that a merge does without.
+        from qlora_cli.merging.verification import Verifier
+
+        limit, lenient = self.request.verify_rows, self.request.allow_unchanged
+        tokenizer_folder = next(iter(merges.values()))
+        verifier = Verifier(self.plan, tokenizer_folder, limit, self.device, self.emit, lenient=lenient)
+        return verifier.verify(merges, quantized, self.request.quantize)
+
+    def _quantize(self, onto: str, merged: Path, folder: Path, quant_type: Literal["nf4", "fp4"]) -> None:
         """Write a merged model once more, in 4 bits."""
         folder.mkdir()
         trusted = self.plan.source.base.trust_remote_code
         section = QuantizationSection(quant_type=quant_type)
         rounding = plan_rounding(ModelSource(str(merged), None, trusted), section, task_type=self.plan.task_type)
-        self.emit(Writing(f"in {self._form()}", rounding.total_bytes))
+        self.emit(Writing(f"onto the {onto} weights, in {quant_type.upper()}", rounding.total_bytes))
         write_rounded(
             rounding,
             folder,
@@ -190,7 +190,7 @@ class _Job:
     def _outputs(self, sums: Sums) -> list[Output]:
         return [sums.output(target) for target in self.plan.pairing.targets]
 
-    def _report(self, chosen: MergeBase, verification: Verification | None, remarks: Sequence[str]) -> MergeReport:
+    def _report(self, chosen: str, verification: Verification | None, remarks: Sequence[str]) -> MergeReport:
         plan = self.plan
         name, revision = describe_base(plan.source.base, plan.folder)
         return MergeReport(

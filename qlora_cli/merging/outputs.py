@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli.data.batches import Batch
 from qlora_cli.data.encoded import IGNORED
+from qlora_cli.errors import ModelError
 from qlora_cli.merging.held_out import CheckRow
 from qlora_cli.training.loss import supervised_logits
 
@@ -33,25 +34,42 @@ class Outputs(NamedTuple):
     are_logits: bool = True
 
 
-@torch.no_grad()
 def outputs(model: PreTrainedModel, row: CheckRow, *, with_blocks: bool = True) -> Outputs:
     """Run the model on one row.
 
     A causal language model is scored where the next token counts. An encoder-decoder is given the tokens that do not
     count and scored on those that do (on all of them after themselves, where all count). Anything else has no targets:
     classes of the row or of each token, the start and the end of a span, or hidden states.
+
+    Raises:
+        ModelError: if the model does not read rows of text.
     """
-    ids = row.ids.to(model.device)
+    try:
+        return _outputs(model, row, with_blocks=with_blocks)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be compared on rows of text: {error}. Merge it with --no-verify, and look "
+            "at the result yourself"
+        ) from error
+
+
+@torch.no_grad()
+def _outputs(model: PreTrainedModel, row: CheckRow, *, with_blocks: bool) -> Outputs:
+    device = _device_of(model)
+    ids = row.ids.to(device)[None]
     found: dict[str, Tensor] = {}
     with _listening(model, found if with_blocks else None):
         if model.config.is_encoder_decoder and model.get_output_embeddings() is not None:
-            scores, targets = _sequence_to_sequence(model, row)
+            scores, targets = _sequence_to_sequence(model, row, device)
             return Outputs(scores, targets, _tokens_of(found))
         if _predicts_the_next(model):
-            scores, targets = supervised_logits(model, _batch(row, model.device))
-            before = F.pad(row.learned[1:], (0, 1)).to(model.device)
+            scores, targets = supervised_logits(model, _batch(row, device))
+            before = F.pad(row.learned[1:], (0, 1)).to(device)
             return Outputs(scores, targets, _tokens_of(found, before))
-        answer = model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if model.config.is_encoder_decoder and model.base_model is model:
+            inputs["decoder_input_ids"] = ids
+        answer = model(**inputs)
     if (start := getattr(answer, "start_logits", None)) is not None:
         return Outputs(torch.cat([start, answer.end_logits]), None, _tokens_of(found))
     if (logits := getattr(answer, "logits", None)) is not None:
@@ -63,6 +81,12 @@ def _predicts_the_next(model: PreTrainedModel) -> bool:
     return model.get_output_embeddings() is not None and "MaskedLM" not in type(model).__name__
 
 
+def _device_of(model: PreTrainedModel) -> torch.device:
+    """Where rows are put; a model whose weights stay in files until they are needed takes them from anywhere."""
+    device: torch.device = model.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def _batch(row: CheckRow, device: torch.device) -> Batch:
     ids = row.ids.to(device)[None]
     labels = torch.where(row.learned, row.ids, IGNORED).to(device)[None]
@@ -70,10 +94,10 @@ def _batch(row: CheckRow, device: torch.device) -> Batch:
     return Batch(ids, torch.ones_like(ids), labels, rows=[0], tokens=ids.numel(), supervised_tokens=number)
 
 
-def _sequence_to_sequence(model: Any, row: CheckRow) -> tuple[Tensor, Tensor]:
+def _sequence_to_sequence(model: Any, row: CheckRow, device: torch.device) -> tuple[Tensor, Tensor]:
     given = row.ids[~row.learned] if (~row.learned[1:]).any() else row.ids
-    targets = row.ids[row.learned].to(model.device)
-    inputs = given.to(model.device)[None]
+    targets = row.ids[row.learned].to(device)
+    inputs = given.to(device)[None]
     logits = model(
         input_ids=inputs,
         attention_mask=torch.ones_like(inputs),

@@ -88,6 +88,11 @@ class Part:
     remarks: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """What it is called where no path may be; a run's adapter lies in a folder that is named as all of them are."""
+        return self.folder.parent.name if self.folder.name == "adapter" else self.folder.name
+
+    @property
     def config_file(self) -> str:
         """As messages name it."""
         return shown_path(self.folder / CONFIG_FILE)

@@ -84,7 +84,7 @@ def make_plan(request: MergeRequest) -> MergePlan:
     said = read_adapter_json(source.folder).get("task_type")
     task = said if isinstance(said, str) else None
     skeleton = build_skeleton(base, task, source.quantization)
-    adapter = read_changes(source.folder, skeleton.kinds, skeleton.module)
+    adapter = read_changes(source.folder, skeleton.kinds, skeleton.module, skeleton.shapes)
     if not request.allow_unchanged:
         _check_does_something(adapter, source.folder)
     pairing = pair(
@@ -137,8 +137,11 @@ def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) 
             )
         return ("original",)
     if wanted == "auto":
-        # Without a measurement, the weights that the adapter was trained against are the safer choice.
-        return ("original", "dequantized") if request.verify else ("dequantized",)
+        if request.verify:
+            return ("original", "dequantized")
+        # Without a measurement, the weights that the adapter was trained against are the safer choice. They are on the
+        # grid of 4 bits, though: rounded to it again, they lose what a small update has moved them by.
+        return ("dequantized",) if request.quantize is None else ("original",)
     return (wanted,)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qlora_cli.merging.fidelity import Fidelity, Reference
 from qlora_cli.training.environment import versions
+
+if TYPE_CHECKING:  # it brings along what reads rows and runs models
+    from qlora_cli.merging.fidelity import Fidelity, Reference
 
 REPORT_FILE = "merge_report.json"
 
@@ -21,6 +23,7 @@ class Verification:
         held_out: whether those are rows that the run held out.
         reference: what the trained model says of them.
         merges: every merged model that was looked at, by what it was merged onto.
+        quantized: each of them stored in 4 bits again, if that was asked for.
         refused: those of them that are not the trained model, and why.
         findings: of the others, how much of the adapter's effect they have, in a sentence.
         winner: the one that is kept.
@@ -31,6 +34,7 @@ class Verification:
     held_out: bool
     reference: Reference
     merges: dict[str, Fidelity]
+    quantized: dict[str, Fidelity]
     refused: dict[str, str]
     findings: dict[str, str]
     winner: str
@@ -50,7 +54,6 @@ class MergeReport:
         changes: how many weights the adapter changes, by the kind of change.
         verification: None if there was none.
         quantized: the 4-bit form of what was written, None for plain weights.
-        quantized_fidelity: how near that is to the trained model.
         remarks: whole sentences on what was carried over, and on what was taken.
     """
 
@@ -62,12 +65,10 @@ class MergeReport:
     changes: str
     verification: Verification | None
     quantized: str | None = None
-    quantized_fidelity: Fidelity | None = None
     remarks: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, with the day and the versions."""
-        quantized = self.quantized_fidelity
         return {
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "adapter": self.adapter,
@@ -78,7 +79,6 @@ class MergeReport:
             "changes": self.changes,
             "quantized": self.quantized,
             "verification": None if self.verification is None else _verification(self.verification),
-            "quantized_fidelity": None if quantized is None else quantized.record(),
             "remarks": list(self.remarks),
             "versions": versions(),
         }
@@ -93,10 +93,10 @@ def _verification(found: Verification) -> dict[str, Any]:
         "base_loss": reference.base_loss,
         "mean_kl_of_base": reference.effect,
         "max_kl_of_base": reference.max_effect,
-        "merges": {
-            name: fidelity.record() | {"refused": found.refused.get(name), "finding": found.findings.get(name)}
-            for name, fidelity in found.merges.items()
-        },
+        "merges": {name: fidelity.record() for name, fidelity in found.merges.items()},
+        "quantized": {name: fidelity.record() for name, fidelity in found.quantized.items()},
+        "findings": found.findings,
+        "refused": found.refused,
         "chosen": found.winner,
         "reason": found.reason,
     }

@@ -64,7 +64,7 @@ def _read(adapter: AdapterSource) -> tuple[Skeleton, AdapterChanges]:
     """The model's modules, and what the adapter does to them."""
     config = read_adapter_config(adapter.folder, SUPPORTED)
     skeleton = build_skeleton(adapter.base, config.get("task_type"), adapter.quantization)
-    read = read_changes(adapter.folder, skeleton.kinds, skeleton.module)
+    read = read_changes(adapter.folder, skeleton.kinds, skeleton.module, skeleton.shapes)
     shapes = skeleton.shapes
     problems = [problem for name, change in read.changes.items() if (problem := change.problem(shapes.get(name)))]
     if problems:

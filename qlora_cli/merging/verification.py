@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from qlora_cli.merging.held_out import CheckRows, check_rows
 from qlora_cli.merging.plan import MergePlan
 from qlora_cli.merging.report import Verification
 from qlora_cli.merging.trained import trained_model
-from qlora_cli.merging.verdict import check_effect, choose, judge, needs_plain_base
+from qlora_cli.merging.verdict import check_effect, choose, judge, judge_quantized, needs_plain_base
 from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
 
 
@@ -57,30 +57,39 @@ class Verifier:
         self._emit(Measured(name, fidelity))
         return fidelity
 
-    def verify(self, merges: Mapping[str, Path]) -> Verification:
+    def verify(self, merges: Mapping[str, Path], quantized: Mapping[str, Path], quant_type: str | None) -> Verification:
         """Measure and judge merged models, by what they were merged onto, and choose the best.
+
+        Args:
+            quantized: the same in 4 bits of `quant_type`, one of which will be kept in place of those; or empty.
 
         Raises:
             MergeError: if none of them is the trained model.
         """
-        measured, refused, findings = {}, {}, {}
+        measured, rounded = {}, {}
+        refused: dict[str, str] = {}
+        findings: dict[str, str] = {}
         for name, folder in merges.items():
             measured[name] = self.measure(name, folder)
-            try:
+            with _noting(refused, name):
                 findings[name] = self._judge(name, measured[name])
-            except MergeError as error:
-                refused[name] = str(error)
-        passed = {name: measured[name] for name in merges if name not in refused}
+        for name, folder in quantized.items():
+            rounded[name] = self.measure(f"{name} in 4 bits", folder)
+            with _noting(refused, name):
+                findings[name] = judge_quantized(self.reference, rounded[name], quant_type or "")
+        candidates = rounded or measured
+        passed = {name: candidates[name] for name in merges if name not in refused}
         if not passed and not self._lenient:
             raise MergeError("\n".join(f"merged onto the {name} weights: {why}" for name, why in refused.items()))
         for name, why in refused.items():
             self._emit(Notice(f"merged onto the {name} weights: {why}"))
-        choice = choose(passed or measured, by_loss=self.rows.held_out)
+        choice = choose(passed or candidates, by_loss=self.rows.held_out)
         return Verification(
             rows=self.rows.origin,
             held_out=self.rows.held_out,
             reference=self.reference,
             merges=measured,
+            quantized=rounded,
             refused=refused,
             findings=findings,
             winner=choice.winner,
@@ -107,6 +116,15 @@ class Verifier:
 
     def _advanced(self, rows: int) -> None:
         self._emit(Compared(rows))
+
+
+@contextmanager
+def _noting(refused: dict[str, str], name: str) -> Iterator[None]:
+    """Note why something is not the trained model, the first reason for each; another one may be."""
+    try:
+        yield
+    except MergeError as error:
+        refused.setdefault(name, str(error))
 
 
 def _rows(plan: MergePlan, folder: Path, limit: int) -> CheckRows:

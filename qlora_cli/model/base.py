@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qlora_cli.errors import DeviceError, ModelError
-from qlora_cli.model.quantization import bitsandbytes_config, keep_layout
+from qlora_cli.model.quantization import bitsandbytes_config, keep_layout, misread_layers
 from qlora_cli.model.source import ModelSource, load_config, reading
 from qlora_cli.model.storage import check_stored_quantization, compute_dtype
 from qlora_cli.recipe.schema import QuantizationSection
@@ -53,7 +53,7 @@ def load_base(
         supplied: names of weights that the caller brings. Those of them that the base lacks are 0.
 
     Raises:
-        ModelError: if the model cannot be found or read.
+        ModelError: if the model cannot be found or read, or bitsandbytes misreads its 4-bit weights on this machine.
         HubUnreachableError: if it is on the hub and that gives no answer.
     """
     stored = getattr(load_config(base), "quantization_config", None)
@@ -75,6 +75,12 @@ def load_base(
     if lacking := sorted(set(found["missing_keys"]) - set(supplied)):
         raise ModelError(
             f"base_model: {base.name} lacks {len(lacking)} of the model's weights: {', '.join(lacking[:5])}"
+        )
+    if misread := misread_layers(model):
+        raise ModelError(
+            f"quantization.bits: bitsandbytes reads 4-bit weights wrongly on this CPU where rows are no multiple of 64 "
+            f"values, as in {len(misread)} layers of {base.name}, {misread[0]} the first. Set quantization.bits to 16, "
+            "or use a GPU"
         )
     keep_layout(model)
     model.requires_grad_(False)

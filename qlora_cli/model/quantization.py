@@ -47,6 +47,36 @@ def keep_layout(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def misread_layers(model: nn.Module) -> list[str]:
+    """Paths of 4-bit layers whose weights bitsandbytes does not give back as it stored them on this machine.
+
+    Its kernel for CPUs with AVX-512 (0.50) takes the constants of other blocks where a row is a multiple of 16 values
+    and not of a whole block: every product with such a layer would be wrong. Only such shapes are looked at.
+    """
+    layers = ((path, module) for path, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit))
+    odd = ((path, layer) for path, layer in layers if layer.in_features % layer.weight.quant_state.blocksize)
+    return [path for path, layer in odd if not torch.equal(*_read_twice(layer.weight))]
+
+
+def _read_twice(weight: bnb.nn.Params4bit) -> tuple[Tensor, Tensor]:
+    """A weight's values, flat, as far as its last whole block: read as it is, and with a row for every block."""
+    state, size = weight.quant_state, weight.quant_state.blocksize
+    blocks = state.shape.numel() // size
+    absmax = state.absmax
+    if state.nested:
+        absmax = bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    by_blocks = bnb.functional.QuantState(
+        absmax=absmax[:blocks].float(),
+        shape=torch.Size((blocks, size)),
+        dtype=state.dtype,
+        blocksize=size,
+        quant_type=state.quant_type,
+    )
+    packed = weight.data.reshape(-1)[: blocks * size // 2]
+    whole = bnb.functional.dequantize_4bit(weight.data, state).reshape(-1)[: blocks * size]
+    return whole, bnb.functional.dequantize_4bit(packed, by_blocks).reshape(-1)
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(in_features, out_features) of a linear layer that LoRA can wrap; None for anything else."""
     # By exact type: what else derives from nn.Linear stores its weight another way (int8, fp8), or is read past

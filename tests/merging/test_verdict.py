@@ -53,15 +53,15 @@ def test_all_of_the_effect_is_told() -> None:
     """A good merge is told with what it has and how far it is, beside how far the base is."""
     said = judge(_reference(), _fidelity(), exact=True)
     assert said == (
-        "the merged model has 98% of what the adapter changed; it is 0.001 nats per token from the trained model, "
-        "where the base without any adapter is 0.02 nats per token"
+        "the merged model is 0.001 nats per token from the trained model, where its base without the adapter is "
+        "0.02 nats per token; it has 98% (± 1%) of what the adapter changed"
     )
 
 
 def test_a_weak_adapter_under_much_rounding_survives() -> None:
     """Rounding may be more than the effect, as long as the effect is there with certainty."""
     found = _fidelity(mean_kl=0.03, effect_kept=0.9, effect_kept_error=0.1)
-    assert judge(_reference(), found, exact=True).startswith("the merged model has 90%")
+    assert judge(_reference(), found, exact=True).endswith("it has 90% (± 10%) of what the adapter changed")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_weak_adapter_under_much_rounding_survives() -> None:
 )
 def test_a_lost_effect_is_refused(kept: float, error: float) -> None:
     """Less than half of the effect, or no more than chance gives: refused, with what to do."""
-    with pytest.raises(MergeError, match=r"cannot be told from its base: .* merge with --dtype float32") as caught:
+    with pytest.raises(MergeError, match=r"cannot be told from its base: .* try --dtype float32") as caught:
         judge(_reference(), _fidelity(effect_kept=kept, effect_kept_error=error), exact=True)
     assert f"it has {kept:.0%} (± {error:.0%})" in str(caught.value)
 
@@ -82,7 +82,7 @@ def test_too_much_of_it_is_refused() -> None:
 
 def test_damage_beside_the_effect_is_refused() -> None:
     """The whole effect on weights that are otherwise wrong is not the trained model."""
-    with pytest.raises(MergeError, match=r"farther than the base without any adapter .* and farther than rounding"):
+    with pytest.raises(MergeError, match=r"farther than its base without the adapter .* and farther than rounding"):
         judge(_reference(), _fidelity(mean_kl=0.5), exact=True)
 
 
@@ -98,10 +98,15 @@ def test_near_the_trained_model_no_other_base_is_needed() -> None:
 def test_original_weights_are_measured_from_the_original_base() -> None:
     """What 4 bits cost may be more than the effect: what counts is what the merge has beyond the plain base."""
     plain = _fidelity(mean_kl=0.09, effect_kept=0.3, effect_kept_error=0.05)
-    good = _fidelity(mean_kl=0.07, effect_kept=1.3, effect_kept_error=0.05)
-    assert judge(_reference(), good, plain, exact=False).startswith("the merged model has 100%")
-    with pytest.raises(MergeError, match=r"cannot be told from its base: .* it has 2% \(± 7%\)"):
-        judge(_reference(), _fidelity(mean_kl=0.09, effect_kept=0.32, effect_kept_error=0.05), plain, exact=False)
+    good = _fidelity(mean_kl=0.07, effect_kept=0.97, effect_kept_error=0.03)
+    told = judge(_reference(), good, plain, exact=False)
+    assert told.endswith("it has 97% (± 3%) of what the adapter changed, where the original base alone has 30%")
+    for kept in (0.32, 0.45):  # none, and no more than chance gives
+        lost = _fidelity(mean_kl=0.09, effect_kept=kept, effect_kept_error=0.05)
+        with pytest.raises(MergeError, match=r"cannot be told from its base: .* where the original base alone has 30%"):
+            judge(_reference(), lost, plain, exact=False)
+    with pytest.raises(MergeError, match="is not the trained one: it has 200%"):
+        judge(_reference(), _fidelity(mean_kl=0.09, effect_kept=2.0, effect_kept_error=0.05), plain, exact=False)
 
 
 def test_the_lower_held_out_loss_wins() -> None:

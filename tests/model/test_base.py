@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from qlora_cli.errors import DeviceError, HubUnreachableError, ModelError
 from qlora_cli.model.base import choose_device, load_base
-from qlora_cli.model.quantization import frozen_weight, measure_storage
+from qlora_cli.model.quantization import frozen_weight, measure_storage, misread_layers
 from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
 from qlora_cli.recipe.schema import QuantizationSection
 from tests.support.models import save_tiny_model, tiny_model
@@ -201,3 +201,35 @@ def test_cuda_asked_for_and_absent_is_told() -> None:
         choose_device("cuda")
     assert caught.value.exit_code == 2
     assert choose_device("auto") == choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("in_features", [48, 64, 80, 100])
+def test_layers_that_bitsandbytes_misreads_are_found(in_features: int, double_quant: bool) -> None:
+    """On CPUs with AVX-512, bitsandbytes 0.50 takes other blocks' constants for rows of 48 values: against plain
+    arithmetic on the codes, a layer is told to be misread exactly where it is."""
+    weight = torch.randn(33, in_features, generator=torch.Generator().manual_seed(0))
+    layer = bnb.nn.Linear4bit(in_features, 33, bias=False, compress_statistics=double_quant, quant_type="nf4")
+    layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=double_quant, quant_type="nf4")
+    layer = layer.to(CPU)
+    state = layer.weight.quant_state
+    packed = layer.weight.data.reshape(-1)
+    codes = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1).long()
+    absmax = state.absmax
+    if double_quant:
+        absmax = bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    plain = state.code[codes][: weight.numel()] * absmax.float().repeat_interleave(64)[: weight.numel()]
+    wrong = not torch.allclose(bnb.functional.dequantize_4bit(layer.weight.data, state).reshape(-1), plain, atol=1e-5)
+    assert misread_layers(nn.Sequential(layer)) == (["0"] if wrong else [])
+
+
+def test_a_base_that_would_be_misread_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than trained over weights that are not its own."""
+    monkeypatch.setattr("qlora_cli.model.base.misread_layers", lambda model: ["model.layers.0.mlp.up_proj"])
+    with pytest.raises(ModelError) as refused:
+        load_base(ModelSource(str(llama)), QuantizationSection(), CPU)
+    assert str(refused.value) == (
+        "quantization.bits: bitsandbytes reads 4-bit weights wrongly on this CPU where rows are no multiple of 64 "
+        f"values, as in 1 layers of {llama}, model.layers.0.mlp.up_proj the first. Set quantization.bits to 16, "
+        "or use a GPU"
+    )
