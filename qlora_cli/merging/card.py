@@ -45,7 +45,8 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
 def _adapter(plan: MergePlan) -> str:
     config = plan.adapter.config
     step = "" if plan.source.step is None else f", step {plan.source.step}"
-    return f"rank {config.get('r')}, alpha {config.get('lora_alpha')}: {plan.describe_changes()}{step}"
+    # What is not written has PEFT's default.
+    return f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8)}: {plan.describe_changes()}{step}"
 
 
 def _row(name: str, fidelity: Fidelity) -> FidelityRow:

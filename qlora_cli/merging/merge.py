@@ -30,6 +30,7 @@ from qlora_cli.merging.tensor_writer import Output, output_bytes, write_model
 from qlora_cli.merging.verification import Verifier
 from qlora_cli.model.base import choose_device
 from qlora_cli.model.source import ModelSource
+from qlora_cli.recipe.data_files import shown_path
 from qlora_cli.recipe.schema import QuantizationSection
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -48,7 +49,7 @@ def merge(request: MergeRequest, *, listeners: Sequence[Listener] = ()) -> Merge
     """
     began = time.monotonic()
     emit = Emit(listeners)
-    shard_bytes = parse_size(request.max_shard_size)
+    shard_bytes = parse_size(request.max_shard_size, "--max-shard-size")
     request = replace(request, output=check_output(request.output))
     device = choose_device(request.device, "--device")
     emit(Stage("reading the adapter and the headers of the base's files"))
@@ -61,7 +62,7 @@ def merge(request: MergeRequest, *, listeners: Sequence[Listener] = ()) -> Merge
         Planned(
             adapter=plan.describe_adapter(),
             changes=plan.describe_changes(),
-            base=plan.source.base.name,
+            base=shown_path(Path(plan.source.base.name)),
             stored=plan.describe_base(),
             onto=plan.onto,
         )
@@ -142,7 +143,7 @@ class _Job:
         with TensorReader() as reader:
             sums = self._sums(onto, reader)
             outputs = self._outputs(sums)
-            self.emit(Writing(f"onto the {onto} weights", output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
+            self.emit(Writing(onto, output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
             write_model(
                 outputs,
                 folder,
@@ -195,7 +196,7 @@ class _Job:
         name, revision = describe_base(plan.source.base, plan.folder)
         return MergeReport(
             adapter={
-                "described": plan.describe_adapter(),
+                "name": (plan.source.folder if plan.source.run is None else plan.source.run.path).name,
                 "sha256": adapter_sha256(plan.source.folder),
                 "step": plan.source.step,
                 "task_type": plan.task_type,
