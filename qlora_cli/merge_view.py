@@ -214,7 +214,7 @@ def _table(columns: Sequence[_Column], *, exact: bool) -> list[Text]:
     rows = [
         ("", [column.name for column in columns]),
         ("loss per token", [_number(column.loss, ".4f") for column in columns]),
-        ("loss difference", [_number(column.difference, "+.4f") for column in columns]),
+        ("loss difference", [_number(column.difference, "+.4f").replace("-0.0000", "+0.0000") for column in columns]),
         ("  standard error", [_number(column.error, ".4f") for column in columns]),
         (f"{distance}, mean", [_small(column.mean) for column in columns]),
         (f"{distance}, most", [_small(column.most) for column in columns]),
@@ -267,7 +267,7 @@ def _small(value: float | None) -> str:
     if value == 0 or value >= 100:
         return f"{value:.0f}"
     digits = 2 - math.floor(math.log10(value))
-    return f"{value:.{digits}f}" if digits <= 6 else f"{value:.0e}"
+    return f"{value:.{digits}f}" if digits <= 6 else f"{value:.1e}"
 
 
 def _size(number: int) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from qlora_cli.disk import write_json, write_text
+from qlora_cli.disk import telling_read_errors, write_json, write_text
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.adapter_source import adapter_sha256
 from qlora_cli.merging.card import card_of
@@ -53,7 +53,8 @@ def merge(request: MergeRequest, *, listeners: Sequence[Listener] = ()) -> Merge
     request = replace(request, output=check_output(request.output))
     device = choose_device(request.device, "--device")
     emit(Stage("reading the adapter and the headers of the base's files"))
-    plan = make_plan(request)
+    with telling_read_errors():
+        plan = make_plan(request)
     job = _Job(request, plan, device, shard_bytes, emit)
     for remark in plan.source.remarks:
         emit(Notice(remark))
