@@ -19,6 +19,8 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
         rows = [_row(f"merged onto the {name} weights", found.merges[name]) for name in names]
         if report.quantized_fidelity is not None:
             rows.insert(0, _row(f"this one, in {report.quantized}", report.quantized_fidelity))
+    # One of several: why this one.
+    chosen = [] if found is None or len(found.merges) == 1 else [f"merged onto both bases: {found.reason}"]
     recipe = plan.source.recipe
     config = read_json_object(plan.folder / CONFIG_FILE)
     return CardFacts(
@@ -37,7 +39,7 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
         recipe=None if recipe is None else recipe_for_card(recipe),
         base_card=read_front_matter(plan.folder),
         versions=versions(),
-        remarks=report.remarks,
+        remarks=[*report.remarks, *chosen],
         custom_code=plan.source.base.trust_remote_code,
     )
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qlora_cli.merging.fidelity import Fidelity, Reference
+from qlora_cli.merging.markdown import harmless
 from qlora_cli.training.environment import versions
 
 REPORT_FILE = "merge_report.json"
@@ -66,7 +67,7 @@ class MergeReport:
     remarks: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, with the day and the versions."""
+        """Plain data, with no folder of this machine, with the day and the versions."""
         quantized = self.quantized_fidelity
         return {
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -79,7 +80,7 @@ class MergeReport:
             "quantized": self.quantized,
             "verification": None if self.verification is None else _verification(self.verification),
             "quantized_fidelity": None if quantized is None else quantized.record(),
-            "remarks": list(self.remarks),
+            "remarks": [harmless(remark) for remark in self.remarks],
             "versions": versions(),
         }
 
@@ -87,7 +88,7 @@ class MergeReport:
 def _verification(found: Verification) -> dict[str, Any]:
     reference = found.reference
     return {
-        "rows": found.rows,
+        "rows": harmless(found.rows),
         "held_out": found.held_out,
         "trained_loss": reference.trained_loss,
         "base_loss": reference.base_loss,
