@@ -111,14 +111,28 @@ def test_down_again(form: str, recipe: Recipe, tmp_path: Path) -> None:
     assert torch.equal(model_logits(load_model(tmp_path / "4")), model_logits(theirs))
     report, found = merged.report, merged.report.verification
     assert report.quantized == f"{form.upper()} with double quantisation"
-    assert report.quantized_fidelity is not None
     assert found is not None
     # Rounding again costs more than nothing.
-    assert report.quantized_fidelity.mean_kl > 1e-6
-    assert report.quantized_fidelity.mean_kl != found.merges["original"].mean_kl
-    assert f"this one, in {form.upper()} with double quantisation" in (tmp_path / "4" / "README.md").read_text()
+    assert found.quantized["original"].mean_kl > 1e-6
+    assert found.quantized["original"].mean_kl != found.merges["original"].mean_kl
+    assert "| original, in 4 bits again |" in (tmp_path / "4" / "README.md").read_text()
     written = json.loads((tmp_path / "4" / "merge_report.json").read_text())
-    assert written["quantized_fidelity"]["mean_kl"] == report.quantized_fidelity.mean_kl
+    assert written["verification"]["quantized"]["original"]["mean_kl"] == found.quantized["original"].mean_kl
+
+
+def test_both_merges_are_rounded_again(recipe: Recipe, tmp_path: Path) -> None:
+    """With `auto`, what is kept is the better one of what is stored, in 4 bits, whatever was better before that; what
+    was dequantised is on the grid of 4 bits, and rounding to it again takes a part of the adapter away."""
+    merged = merge_adapter(Path(recipe.output_dir), tmp_path / "4", base="auto", quantize="nf4", verify=True)
+    found = merged.report.verification
+    assert found is not None
+    assert set(found.quantized) == {"original", "dequantized"}
+    passed = {name: each.loss for name, each in found.quantized.items() if name not in found.refused}
+    assert found.winner == merged.report.merged_onto == min(passed, key=lambda name: passed[name] or 0.0)
+    kept = found.quantized["dequantized"].effect_kept
+    assert kept is not None
+    assert kept < (found.merges["dequantized"].effect_kept or 0.0)
+    assert not any(path.name.startswith(".") for path in (tmp_path / "4").iterdir())
 
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
