@@ -218,9 +218,9 @@ class _Base:
         self.skeleton = skeleton
         self.parameters = skeleton.stored_names(held)
         self._pieces: dict[str, str] = {}
-        for name, made in skeleton.combined(held).items():
-            for parameter in made:
-                self._pieces.setdefault(parameter, name)
+        for piece, made in skeleton.combined(held).items():
+            for whole in made:
+                self._pieces.setdefault(whole, piece)
         self._holders: dict[str, str] = {}
         for name, parameter in self.parameters.items():
             if parameter is not None:

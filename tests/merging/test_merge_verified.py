@@ -121,13 +121,27 @@ def test_down_again(form: str, recipe: Recipe, tmp_path: Path) -> None:
     report, found = merged.report, merged.report.verification
     assert report.quantized == f"{form.upper()} with double quantisation"
     assert found is not None
-    rounded = found.quantized["original"]
     # Rounding again costs more than nothing.
-    assert rounded.mean_kl > 1e-6
-    assert rounded.mean_kl != found.merges["original"].mean_kl
+    assert found.quantized["original"].mean_kl > 1e-6
+    assert found.quantized["original"].mean_kl != found.merges["original"].mean_kl
+    assert "| original, in 4 bits again |" in (tmp_path / "4" / "README.md").read_text()
     written = json.loads((tmp_path / "4" / "merge_report.json").read_text())
-    assert written["verification"]["quantized"]["original"]["mean_kl"] == rounded.mean_kl
-    assert "in NF4" in (tmp_path / "4" / "README.md").read_text().replace("FP4", "NF4")
+    assert written["verification"]["quantized"]["original"]["mean_kl"] == found.quantized["original"].mean_kl
+
+
+def test_both_merges_are_rounded_again(recipe: Recipe, tmp_path: Path) -> None:
+    """With `auto`, what is kept is the better one of what is stored, in 4 bits, whatever was better before that; what
+    was dequantised is on the grid of 4 bits, and rounding to it again takes a part of the adapter away."""
+    merged = merge_adapter(Path(recipe.output_dir), tmp_path / "4", base="auto", quantize="nf4", verify=True)
+    found = merged.report.verification
+    assert found is not None
+    assert set(found.quantized) == {"original", "dequantized"}
+    passed = {name: each.loss for name, each in found.quantized.items() if name not in found.refused}
+    assert found.winner == merged.report.merged_onto == min(passed, key=lambda name: passed[name] or 0.0)
+    kept = found.quantized["dequantized"].effect_kept
+    assert kept is not None
+    assert kept < (found.merges["dequantized"].effect_kept or 0.0)
+    assert not any(path.name.startswith(".") for path in (tmp_path / "4").iterdir())
 
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
