@@ -20,13 +20,14 @@ from qlora_cli.merging.tensor_files import read_model_tensors
 from qlora_cli.model.files import CONFIG_FILE, model_folder, read_json_object
 from qlora_cli.model.source import ModelSource
 from qlora_cli.model.storage import describe_storage
+from qlora_cli.recipe.data_files import shown_path
 
 _NAMED = 5
 _KINDS: tuple[tuple[type[Change], str], ...] = (
-    (LowRank, "LoRA"),
-    (BiasUpdate, "bias of B"),
-    (TokenRows, "single tokens"),
-    (Replacement, "saved whole"),
+    (LowRank, "LoRA on {}"),
+    (BiasUpdate, "LoRA's own bias on {}"),
+    (TokenRows, "single rows of {}"),
+    (Replacement, "{} replaced whole"),
 )
 
 
@@ -54,14 +55,13 @@ class MergePlan:
     def describe_changes(self) -> str:
         """How many weights are changed, by the kind of change."""
         counts = Counter(_kind_of(target.change) for target in self.pairing.changed if target.change is not None)
-        return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+        return ", ".join(kind.format(f"{count:,} weight{'' if count == 1 else 's'}") for kind, count in counts.items())
 
     def describe_adapter(self) -> str:
-        """Where it is from, in words."""
+        """Where it is, for the screen."""
         source = self.source
-        if source.run is None:
-            return str(source.folder)
-        return f"{source.run.path}, step {source.step}" if source.step is not None else str(source.run.path)
+        folder = shown_path(source.folder if source.run is None else source.run.path)
+        return folder if source.step is None else f"{folder}, step {source.step}"
 
     def describe_base(self) -> str:
         """How the base was stored in training."""
@@ -187,7 +187,7 @@ def _labels(pairing: Pairing, skeleton: Skeleton, task_type: str | None) -> dict
 
 def _kind_of(change: Change) -> str:
     if isinstance(change, LowRank) and change.magnitude is not None:
-        return "DoRA"
+        return "DoRA on {}"
     return next(name for kind, name in _KINDS if isinstance(change, kind))
 
 

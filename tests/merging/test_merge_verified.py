@@ -6,10 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.events import Event, Measured, Merged, Notice, Planned, Written
@@ -22,7 +31,7 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.run import train
 from tests.support.merges import Bases, adapt, load_model, merge_adapter, model_logits, read_config, stored_tensors
 from tests.support.models import TASK_TYPES
-from tests.support.peft_adapters import WEIGHTS
+from tests.support.peft_adapters import WEIGHTS, save_peft_adapter
 from tests.support.runs import read_metrics, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -111,14 +120,28 @@ def test_down_again(form: str, recipe: Recipe, tmp_path: Path) -> None:
     assert torch.equal(model_logits(load_model(tmp_path / "4")), model_logits(theirs))
     report, found = merged.report, merged.report.verification
     assert report.quantized == f"{form.upper()} with double quantisation"
-    assert report.quantized_fidelity is not None
     assert found is not None
     # Rounding again costs more than nothing.
-    assert report.quantized_fidelity.mean_kl > 1e-6
-    assert report.quantized_fidelity.mean_kl != found.merges["original"].mean_kl
-    assert f"this one, in {form.upper()} with double quantisation" in (tmp_path / "4" / "README.md").read_text()
+    assert found.quantized["original"].mean_kl > 1e-6
+    assert found.quantized["original"].mean_kl != found.merges["original"].mean_kl
+    assert "| original, in 4 bits again |" in (tmp_path / "4" / "README.md").read_text()
     written = json.loads((tmp_path / "4" / "merge_report.json").read_text())
-    assert written["quantized_fidelity"]["mean_kl"] == report.quantized_fidelity.mean_kl
+    assert written["verification"]["quantized"]["original"]["mean_kl"] == found.quantized["original"].mean_kl
+
+
+def test_both_merges_are_rounded_again(recipe: Recipe, tmp_path: Path) -> None:
+    """With `auto`, what is kept is the better one of what is stored, in 4 bits, whatever was better before that; what
+    was dequantised is on the grid of 4 bits, and rounding to it again takes a part of the adapter away."""
+    merged = merge_adapter(Path(recipe.output_dir), tmp_path / "4", base="auto", quantize="nf4", verify=True)
+    found = merged.report.verification
+    assert found is not None
+    assert set(found.quantized) == {"original", "dequantized"}
+    passed = {name: each.loss for name, each in found.quantized.items() if name not in found.refused}
+    assert found.winner == merged.report.merged_onto == min(passed, key=lambda name: passed[name] or 0.0)
+    kept = found.quantized["dequantized"].effect_kept
+    assert kept is not None
+    assert kept < (found.merges["dequantized"].effect_kept or 0.0)
+    assert not any(path.name.startswith(".") for path in (tmp_path / "4").iterdir())
 
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -152,6 +175,37 @@ def test_every_kind_is_verified(kind: str, bases: Bases, tmp_path: Path) -> None
     assert found.merges["dequantized"].mean_kl < 1e-3 * found.reference.effect
     assert found.merges["dequantized"].effect_kept == pytest.approx(1, abs=1e-2)
     assert not found.refused
+
+
+# Families over which each kind of head is trained: over the plain layers of a language model, or in place of another.
+HEADS = {
+    "labels, over a language model": ("opt", AutoModelForSequenceClassification, "SEQ_CLS", {"num_labels": 5}),
+    "more labels than the base has": ("bert", AutoModelForSequenceClassification, "SEQ_CLS", {"num_labels": 5}),
+    "fewer labels": ("bert", AutoModelForSequenceClassification, "SEQ_CLS", {"num_labels": 2}),
+    "labels of tokens": ("bert", AutoModelForTokenClassification, "TOKEN_CLS", {"num_labels": 5}),
+    # Its head would be in 4 bits in training, if the base had one.
+    "answers": ("opt", AutoModelForQuestionAnswering, "QUESTION_ANS", {}),
+    "features": ("bert", AutoModel, "FEATURE_EXTRACTION", {}),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_models_with_another_head_are_verified(head: str, bases: Bases, tmp_path: Path) -> None:
+    """Set against a base that has no such head, with both merges measured; nothing is refused for what a base lacks."""
+    family, automatic, task, labels = HEADS[head]
+    model = automatic.from_pretrained(bases[family], ignore_mismatched_sizes=True, **labels)
+    targets = {"opt": ["fc1", "v_proj"], "bert": ["query"]}[family]
+    config = peft.LoraConfig(r=4, lora_alpha=10, task_type=task, target_modules=targets)
+    adapter = save_peft_adapter(model, tmp_path / "adapter", config)
+    found = merge_adapter(
+        adapter, tmp_path / "merged", trained_base="nf4-double", verify=True, verify_rows=2
+    ).report.verification
+    assert found is not None
+    assert found.merges["dequantized"].mean_kl < 1e-3 * found.reference.effect
+    assert not found.refused
+    written = automatic.from_pretrained(tmp_path / "merged")
+    assert written.config.num_labels == model.config.num_labels
+    assert type(written) is type(model)
 
 
 def _scale(adapter: Path, factor: float) -> None:
