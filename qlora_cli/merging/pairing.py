@@ -12,28 +12,17 @@ from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges
 from qlora_cli.merging.adapter_tensors import AdapterTensors
 from qlora_cli.merging.changes import Change, Kind
+from qlora_cli.merging.packed import PackedTensor, Stored, gather
 from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.skeleton import Skeleton
 from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
 
-# What bitsandbytes stores beside a 4-bit weight, by how the names go on.
-_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__")
+_SUMMABLE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 # The part of a configuration that says whether input and output embeddings are one tensor.
 _TIE = "tie_word_embeddings"
 # The modules that PEFT looks for then.
 _PEFT_EMBEDDINGS = ("embed_tokens", "lm_head")
-
-
-@dataclass(frozen=True)
-class PackedTensor:
-    """A weight that the base's files hold in 4 bits: its parts by suffix, the packed values themselves under ``""``."""
-
-    name: str
-    parts: Mapping[str, StoredTensor]
-
-
-Stored = StoredTensor | PackedTensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +37,7 @@ class Target:
         change: what the adapter does to it, if anything.
         kind: of the module whose weight it is.
         quantized: whether it was in 4 bits while the adapter was trained.
+        float32_under: in a model of one of these types, transformers holds it in float32 all the same.
     """
 
     name: str
@@ -57,6 +47,7 @@ class Target:
     change: Change | None = None
     kind: Kind = "other"
     quantized: bool = False
+    float32_under: frozenset[torch.dtype] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -70,22 +61,6 @@ class Pairing:
     def changed(self) -> tuple[Target, ...]:
         """The tensors that the adapter changes."""
         return tuple(target for target in self.targets if target.change is not None)
-
-
-def gather(stored: Mapping[str, StoredTensor]) -> dict[str, Stored]:
-    """The tensors of a base by the names of its weights: what belongs to a 4-bit weight is put together."""
-    states: dict[str, dict[str, StoredTensor]] = {}
-    for name, tensor in stored.items():
-        for mark in _STATE:
-            weight, found, rest = name.rpartition(mark)
-            if found and weight in stored:
-                states.setdefault(weight, {})[mark[1:] + rest] = tensor
-    parts = {tensor.name for state in states.values() for tensor in state.values()}
-    return {
-        name: PackedTensor(name, {"": tensor, **states[name]}) if name in states else tensor
-        for name, tensor in stored.items()
-        if name not in parts
-    }
 
 
 def pair(
@@ -226,6 +201,13 @@ def _same(one: Stored | None, other: Stored | None) -> bool:
         return all(torch.equal(reader.rows(one, *block), reader.rows(other, *block)) for block in blocks)
 
 
+def _unusable(parameter: str, held: StoredTensor) -> Iterator[str]:
+    """Why a sum cannot be made of a tensor's values: they would have to be scaled first."""
+    if held.dtype not in _SUMMABLE:
+        dtype = str(held.dtype).removeprefix("torch.")
+        yield f"  {parameter}: the base's files hold it as {dtype}; expected bfloat16, float16 or float32"
+
+
 class _Base:
     """The base's tensors, as its files name them and as the model does."""
 
@@ -263,13 +245,18 @@ class _Base:
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """The shape of a parameter in the base; None if it has no such parameter."""
         held = self.holding(parameter)
-        if isinstance(held, PackedTensor):
-            return self.skeleton.shapes.get(parameter)
-        return None if held is None else held.shape
+        return None if held is None else self._as_laid(held, parameter)
+
+    def _as_laid(self, held: Stored, parameter: str) -> tuple[int, ...]:
+        """The shape in which the model has it: in 4 bits, a Conv1D's weight lies the other way."""
+        turned = isinstance(held, PackedTensor) and self._kind(parameter) == "conv1d"
+        return held.shape[::-1] if turned else held.shape
+
+    def _kind(self, parameter: str | None) -> Kind:
+        return self.skeleton.kinds.get((parameter or "").rpartition(".")[0], "other")
 
     def target(self, name: str, parameter: str | None, held: Stored | None, change: Change | None) -> Target:
-        before: tuple[int, ...] | None
-        before = held.shape if parameter is None and isinstance(held, StoredTensor) else self.shape(parameter or name)
+        before = self.shape(parameter) if parameter is not None else None if held is None else held.shape
         module, _, last = (parameter or "").rpartition(".")
         return Target(
             name=name,
@@ -277,8 +264,9 @@ class _Base:
             base=held,
             shape=change.shape(before) if change is not None else before or (),
             change=change,
-            kind=self.skeleton.kinds.get(module, "other"),
+            kind=self._kind(parameter),
             quantized=last == "weight" and module in self.skeleton.quantized,
+            float32_under=self.skeleton.float32_under.get(parameter or "", frozenset()),
         )
 
     def problems(self, changes: Mapping[str, Change]) -> Iterator[str]:
@@ -290,10 +278,12 @@ class _Base:
             held = self.holding(parameter)
             if held is None and parameter in self._pieces:
                 continue
-            if held is None and parameter not in changes:
+            if held is None and parameter not in changes and parameter not in self.skeleton.optional:
                 yield f"  {parameter}: missing from the base's files"
-            elif isinstance(held, StoredTensor) and held.shape != shape:
-                yield f"  {parameter}: expected {[*shape]} by the base's config.json, got {[*held.shape]} in its files"
+            elif held is not None and (got := self._as_laid(held, parameter)) != shape:
+                yield f"  {parameter}: expected {[*shape]} by the base's config.json, got {[*got]} in its files"
+            elif isinstance(held, StoredTensor) and (parameter in changes or held.dtype.is_floating_point):
+                yield from _unusable(parameter, held)
 
     def misfits(self, changes: Mapping[str, Change]) -> Iterator[str]:
         """Changes that do not fit what they are to change."""
