@@ -217,9 +217,10 @@ class _Base:
         self.held = held
         self.skeleton = skeleton
         self.parameters = skeleton.stored_names(held)
-        self._pieces = {
-            parameter: name for name, parameters in skeleton.combined(held).items() for parameter in parameters
-        }
+        self._pieces: dict[str, str] = {}
+        for piece, made in skeleton.combined(held).items():
+            for whole in made:
+                self._pieces.setdefault(whole, piece)
         self._holders: dict[str, str] = {}
         for name, parameter in self.parameters.items():
             if parameter is not None:
@@ -282,6 +283,9 @@ class _Base:
         """Changes that do not fit what they are to change."""
         for parameter, change in changes.items():
             if parameter in self._pieces:
-                yield f"  {parameter}: the base's files hold it in pieces, such as {self._pieces[parameter]}"
+                yield (
+                    f"  {parameter}: the base's files hold it in pieces, such as {self._pieces[parameter]}, which are "
+                    "put together when it is loaded: a change to it cannot be written"
+                )
             elif problem := change.problem(self.shape(parameter)):
                 yield f"  {problem}"

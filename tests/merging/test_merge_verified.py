@@ -6,10 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.events import Event, Measured, Merged, Notice, Planned, Written
@@ -22,7 +31,7 @@ from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.run import train
 from tests.support.merges import Bases, adapt, load_model, merge_adapter, model_logits, read_config, stored_tensors
 from tests.support.models import TASK_TYPES
-from tests.support.peft_adapters import WEIGHTS
+from tests.support.peft_adapters import WEIGHTS, save_peft_adapter
 from tests.support.runs import read_metrics, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -166,6 +175,37 @@ def test_every_kind_is_verified(kind: str, bases: Bases, tmp_path: Path) -> None
     assert found.merges["dequantized"].mean_kl < 1e-3 * found.reference.effect
     assert found.merges["dequantized"].effect_kept == pytest.approx(1, abs=1e-2)
     assert not found.refused
+
+
+# Families over which each kind of head is trained: over the plain layers of a language model, or in place of another.
+HEADS = {
+    "labels, over a language model": ("opt", AutoModelForSequenceClassification, "SEQ_CLS", {"num_labels": 5}),
+    "more labels than the base has": ("bert", AutoModelForSequenceClassification, "SEQ_CLS", {"num_labels": 5}),
+    "fewer labels": ("bert", AutoModelForSequenceClassification, "SEQ_CLS", {"num_labels": 2}),
+    "labels of tokens": ("bert", AutoModelForTokenClassification, "TOKEN_CLS", {"num_labels": 5}),
+    # Its head would be in 4 bits in training, if the base had one.
+    "answers": ("opt", AutoModelForQuestionAnswering, "QUESTION_ANS", {}),
+    "features": ("bert", AutoModel, "FEATURE_EXTRACTION", {}),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_models_with_another_head_are_verified(head: str, bases: Bases, tmp_path: Path) -> None:
+    """Set against a base that has no such head, with both merges measured; nothing is refused for what a base lacks."""
+    family, automatic, task, labels = HEADS[head]
+    model = automatic.from_pretrained(bases[family], ignore_mismatched_sizes=True, **labels)
+    targets = {"opt": ["fc1", "v_proj"], "bert": ["query"]}[family]
+    config = peft.LoraConfig(r=4, lora_alpha=10, task_type=task, target_modules=targets)
+    adapter = save_peft_adapter(model, tmp_path / "adapter", config)
+    found = merge_adapter(
+        adapter, tmp_path / "merged", trained_base="nf4-double", verify=True, verify_rows=2
+    ).report.verification
+    assert found is not None
+    assert found.merges["dequantized"].mean_kl < 1e-3 * found.reference.effect
+    assert not found.refused
+    written = automatic.from_pretrained(tmp_path / "merged")
+    assert written.config.num_labels == model.config.num_labels
+    assert type(written) is type(model)
 
 
 def _scale(adapter: Path, factor: float) -> None:
