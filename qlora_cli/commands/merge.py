@@ -29,7 +29,7 @@ def merge(request: MergeRequest) -> int:
         from qlora_cli.console import make_console
 
         console = make_console()
-        _set_up([request.adapter], request.base_model, progress=console.is_terminal)
+        _set_up([request.adapter], request.base_model, progress=console.is_terminal, rows=request.verify)
         from qlora_cli.merge_view import MergeView
         from qlora_cli.merging.merge import merge as run
 
@@ -109,12 +109,12 @@ def _numbers(weights: str | None, count: int) -> list[float]:
     return numbers
 
 
-def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool) -> None:
+def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool, rows: bool) -> None:
     from qlora_cli.commands.libraries import set_up_libraries
     from qlora_cli.merging.peek import named_sources
 
     names = [name for adapter in adapters for name in named_sources(adapter)]
-    set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress)
+    set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress, rows=rows)
 
 
 @contextmanager
