@@ -66,7 +66,7 @@ def combine(
         from qlora_cli.console import make_console
 
         console = make_console()
-        _set_up(adapters, base_model, progress=console.is_terminal)
+        _set_up(adapters, base_model, progress=console.is_terminal, rows=False)
         from qlora_cli.merge_view import show_combined
         from qlora_cli.merging.combine import combine as run
 
