@@ -61,10 +61,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Everything that will be written, in the base's order, and what the configuration has to say of it."""
+    """Everything that will be written, in the base's order, and what the configuration has to say of it.
+
+    Attributes:
+        unroundable: weights that were in 4 bits while the adapter was trained, and that the base's files hold in
+            pieces: they are written as they are there.
+    """
 
     targets: tuple[Target, ...]
     config_changes: Mapping[str, Any]
+    unroundable: tuple[str, ...] = ()
 
     @property
     def changed(self) -> tuple[Target, ...]:
@@ -124,7 +130,7 @@ def pair(
     # Of tensors that were one in training, the change to any is the change to all.
     following = _groups(ties) | _groups(group for group in base.ties if group not in parted)
     targets = tuple(_targets(base, adapter.changes, _groups(ties), following))
-    return Pairing(targets, config_changes | _vocabulary(targets, skeleton))
+    return Pairing(targets, config_changes | _vocabulary(targets, skeleton), base.quantized_in_pieces())
 
 
 def _groups(ties: Iterable[frozenset[str]]) -> dict[str, frozenset[str]]:
@@ -279,6 +285,11 @@ class _Base:
                 yield f"  {parameter}: missing from the base's files"
             elif isinstance(held, StoredTensor) and held.shape != shape:
                 yield f"  {parameter}: expected {[*shape]} by the base's config.json, got {[*held.shape]} in its files"
+
+    def quantized_in_pieces(self) -> tuple[str, ...]:
+        """Weights that training has in 4 bits once their pieces are put together."""
+        weights = {f"{module}.weight" for module in self.skeleton.quantized}
+        return tuple(parameter for parameter in self._pieces if parameter in weights)
 
     def misfits(self, changes: Mapping[str, Change]) -> Iterator[str]:
         """Changes that do not fit what they are to change."""

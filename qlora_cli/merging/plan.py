@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,9 @@ def make_plan(request: MergeRequest) -> MergePlan:
         lambda: build_skeleton(base, task, source.quantization, config_changes={"tie_word_embeddings": False}),
         described=f"the adapter in {source.folder} and the base model {source.base.name}",
     )
+    if pairing.unroundable and request.base == "auto":
+        remark = f"merged onto the original weights alone, as {_in_pieces(source, pairing.unroundable)}"
+        source = replace(source, remarks=(*source.remarks, remark))
     packed = any(isinstance(target.base, PackedTensor) for target in pairing.targets)
     return MergePlan(
         source=source,
@@ -104,7 +107,7 @@ def make_plan(request: MergeRequest) -> MergePlan:
         adapter=adapter,
         pairing=pairing,
         stored=tuple(stored),
-        onto=choose_bases(request, source, packed=packed),
+        onto=choose_bases(request, source, packed=packed, unroundable=pairing.unroundable),
         config_changes={
             **pairing.config_changes,
             **_architecture(skeleton, folder),
@@ -113,11 +116,14 @@ def make_plan(request: MergeRequest) -> MergePlan:
     )
 
 
-def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) -> tuple[MergeBase, ...]:
+def choose_bases(
+    request: MergeRequest, source: AdapterSource, *, packed: bool, unroundable: Collection[str] = ()
+) -> tuple[MergeBase, ...]:
     """The bases to merge onto.
 
     Args:
         packed: whether the base's own files hold its weights in 4 bits.
+        unroundable: weights that cannot be had as they were in training.
 
     Raises:
         ModelError: if the one that was asked for cannot be had.
@@ -137,6 +143,13 @@ def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) 
                 "--base original, or say how the base was stored with --trained-base"
             )
         return ("original",)
+    if unroundable:
+        if wanted == "dequantized":
+            raise ModelError(
+                f"--base dequantized: {_in_pieces(source, unroundable)}: these cannot be rounded as they were. Use "
+                "--base original"
+            )
+        return ("original",)
     if wanted == "auto":
         if request.verify:
             return ("original", "dequantized")
@@ -144,6 +157,13 @@ def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) 
         # grid of 4 bits, though: rounded to it again, they lose what a small update has moved them by.
         return ("dequantized",) if request.quantize is None else ("original",)
     return (wanted,)
+
+
+def _in_pieces(source: AdapterSource, unroundable: Collection[str]) -> str:
+    return (
+        f"{source.base.name} holds {len(unroundable)} of the weights that were in 4 bits in pieces, which are put "
+        f"together when it is loaded, such as {next(iter(unroundable))}"
+    )
 
 
 def _architecture(skeleton: Skeleton, folder: Path) -> dict[str, Any]:
