@@ -43,7 +43,6 @@ class MergeView:
         self._console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._what = ""
 
     def __enter__(self) -> MergeView:
         return self
@@ -63,7 +62,7 @@ class MergeView:
                 what = f"{_ONTO.get(event.what, event.what)}: {_size(event.total_bytes)}"
                 self._begin("write", what, event.total_bytes, DownloadColumn())
             case Comparing():
-                what = _READ.get(event.what) or f"what was written, {_ONTO.get(event.what, event.what)}"
+                what = _READ.get(event.what) or f"what was written, {_ONTO.get(event.what) or f'in {event.what}'}"
                 self._begin("compare", what, event.total_rows, TextColumn("{task.completed:.0f}/{task.total:.0f} rows"))
             case Written():
                 self._advance(by=event.bytes)
@@ -138,6 +137,7 @@ class MergeView:
         ]
         if (quantized := report.quantized_fidelity) is not None:
             columns.append(_of(f"in {report.quantized.split()[0]}" if report.quantized else "", quantized, True))
+        columns = [column for column in columns if (column.loss, column.mean) != (None, None)]
         for line in _table(columns, exact=first.measure == "kl"):
             self._console.print(line)
         for text in _legend(columns, exact=first.measure == "kl"):

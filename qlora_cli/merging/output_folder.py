@@ -111,6 +111,8 @@ def _resolved(given: Path) -> Path:
     """The absolute path, with links followed."""
     try:
         output = Path(expand_home(str(given))).resolve()
+        if not output.name:
+            raise ValueError("it has no name of its own")
         with suppress(FileNotFoundError, NotADirectoryError):
             staging_folder(output).lstat()  # the longest name that will be made there
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError
