@@ -402,7 +402,7 @@ def test_what_is_asked_of_the_hub_is_known_before_its_client_is_there(monkeypatc
             "    raise KeyboardInterrupt\n"
             "libraries.set_up_libraries = look\n"
             "merge.merge(merge.MergeRequest(Path('a'), Path('b')))\n"
-            "merge.combine([Path('a')], None, Path('b'), base_model=None, revision=None, unused=[])\n",
+            "merge.combine([Path('a')], None, Path('b'), base_model=None, revision=None, given={})\n",
         ],
         env=ENVIRONMENT, capture_output=True, text=True, check=True,
     )  # fmt: skip

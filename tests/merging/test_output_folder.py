@@ -180,6 +180,10 @@ def test_what_came_to_be_there_meanwhile_stays() -> None:
     output.unlink()
     refused(lambda: (output.mkdir(), (output / "mine").touch()))
     assert names(output) == ["mine"]
+    with pytest.raises(OutputError) as error, writing(output):
+        pytest.fail("began to write")
+    assert str(error.value) == told
+    assert names(Path.cwd()) == ["out"]
     shutil.rmtree(output)
     write(output.mkdir)
     assert names(output) == ["new"]
