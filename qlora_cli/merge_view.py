@@ -44,7 +44,6 @@ class MergeView:
         self._console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._what = ""
 
     def __enter__(self) -> MergeView:
         return self
@@ -61,7 +60,9 @@ class MergeView:
             case Planned():
                 self._plan(event)
             case Writing():
-                what = f"{_told(event.what)}: {_size(event.total_bytes)}"
+                # Of what is rounded again, the bytes that are gone through are not those that are left.
+                size = "" if event.what not in _ONTO else f": {_size(event.total_bytes)}"
+                what = f"{_told(event.what)}{size}"
                 self._begin("write", what, event.total_bytes, DownloadColumn())
             case Comparing():
                 what = _READ.get(event.what) or f"what was written, {_told(event.what)}"
@@ -140,6 +141,7 @@ class MergeView:
             columns.append(_of(name, fidelity, name == report.merged_onto and not found.quantized))
         for name, fidelity in found.quantized.items():
             columns.append(_of(_SHORT[name], fidelity, name == report.merged_onto))
+        columns = [column for column in columns if (column.loss, column.mean) != (None, None)]
         for line in _table(columns, exact=first.measure == "kl"):
             self._console.print(line)
         for text in _legend(columns, exact=first.measure == "kl"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,8 @@ from qlora_cli.merging.sizes import parse_size
 
 # What ends a command from outside: by a job's end, by its terminal's.
 _SIGNALS = ("SIGTERM", "SIGHUP")
+# What adapters are added up with, of the parameters of the command.
+_TO_COMBINE = ("into_adapter", "weights", "output", "base_model", "revision")
 
 
 def merge(request: MergeRequest) -> int:
@@ -46,18 +48,18 @@ def combine(
     *,
     base_model: str | None,
     revision: str | None,
-    unused: Sequence[str],
+    given: Mapping[str, object],
 ) -> int:
     """Add adapters up into one; returns the exit code.
 
     Args:
         weights: numbers with commas between them, one for each adapter; None is 1 for each.
         base_model, revision: of the base that they share, if not as the adapters say.
-        unused: names of what else was given.
+        given: all parameters of the command that somebody gave, by their names.
     """
 
     def work() -> None:
-        if unused:
+        if unused := [_as_written(name, value) for name, value in given.items() if name not in _TO_COMBINE]:
             raise RequestError(f"{', '.join(unused)}: --into-adapter adds adapters up, and has no use for this")
         if revision is not None and base_model is None:
             raise RequestError("--revision: with --into-adapter, it is that of a --base-model, which was not given")
@@ -91,6 +93,13 @@ def _exit_code(work: Callable[[], None], output: Path) -> int:
         show_error(Interrupted(f"stopped; {output} is whole" if whole else "stopped; nothing was written"))
         return Interrupted.exit_code
     return 0
+
+
+def _as_written(name: str, value: object) -> str:
+    """What a parameter is called on the command line."""
+    if name == "adapter":
+        return "ADAPTER"
+    return f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
 
 
 def _numbers(weights: str | None, count: int) -> list[float]:
