@@ -11,7 +11,8 @@ import torch
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges
 from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import Change, Kind, Replacement
+from qlora_cli.merging.changes import Change, Kind
+from qlora_cli.merging.replacements import Replacement
 from qlora_cli.merging.skeleton import Skeleton
 from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
 

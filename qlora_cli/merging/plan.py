@@ -11,8 +11,9 @@ from typing import Any
 from qlora_cli.errors import MergeError, ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges, read_changes
 from qlora_cli.merging.adapter_source import AdapterSource, find_adapter, read_adapter_json
-from qlora_cli.merging.changes import BiasUpdate, Change, LowRank, Replacement, TokenRows
+from qlora_cli.merging.changes import BiasUpdate, Change, LowRank
 from qlora_cli.merging.pairing import PackedTensor, Pairing, pair
+from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.request import MergeBase, MergeRequest
 from qlora_cli.merging.skeleton import Skeleton, build_skeleton
 from qlora_cli.merging.tensor_files import read_model_tensors

@@ -88,6 +88,8 @@ class Sums:
                 raise MergeError(self._not_finite(target, rows, dtype))
             if not differs:
                 differs = not before or not torch.equal(block, before.popleft().to(dtype))
+            if differs:
+                before.clear()  # no more is compared, and the whole of the base's weight would gather here
             yield block
         if not differs:
             self.unchanged.append(target.name)

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import SUPPORTED, AdapterChanges, read_changes
 from qlora_cli.merging.adapter_source import AdapterSource
-from qlora_cli.merging.changes import BiasUpdate, Change, LowRank, Replacement, TokenRows
+from qlora_cli.merging.changes import BiasUpdate, Change, LowRank
 from qlora_cli.merging.reference_layers import Beside, EmbeddingUpdate, LinearUpdate, with_parameters
+from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.skeleton import Skeleton, build_skeleton
 from qlora_cli.model.adapter_config import read_adapter_config
 from qlora_cli.model.base import load_base
