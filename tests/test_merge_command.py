@@ -125,7 +125,7 @@ def test_a_whole_merge(here: Path, made: Path) -> None:
     assert lines[20].startswith("         farthest layer: model.layers.")
     assert lines[21:23] == [
         f"verdict  {found['reason']}",
-        f"         {found['merges'][chosen]['finding']}",
+        f"         {found['findings'][chosen]}",
     ]
     assert re.fullmatch(rf"done     8 files, {size / 1e3:.1f} kB, in \d+ s", lines[23])
     assert lines[24:] == [
@@ -152,9 +152,10 @@ def test_down_again(here: Path) -> None:
     result = merge("peft", "--output", "out", *options)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert any(line.startswith("write    in NF4 with double quantisation: ") for line in lines)
-    assert "compare  what was written, in NF4 with double quantisation" in lines
-    assert any(line.split() == ["trained", "base", "original", "in", "NF4"] for line in lines)
+    assert any(line.startswith("write    ") and "in 4 bits" in line for line in lines)
+    assert any(line.startswith("compare  what was written, ") and "in 4 bits" in line for line in lines)
+    heads = lines.index("                       trained     base  original  original")
+    assert lines[heads + 1].split() == ["in", "NF4"]
     stored = "merged onto the original weights, stored in NF4 with double quantisation"
     assert f"model    out/  ({stored})" in lines
     assert json.loads(Path("out/config.json").read_text())["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
@@ -439,13 +440,14 @@ def report(quantized: bool = True) -> MergeReport:
         held_out=True,
         reference=REFERENCE,
         merges={"original": FIDELITY, "dequantized": FIDELITY},
+        quantized={"original": FIDELITY, "dequantized": FIDELITY} if quantized else {},
         refused={},
         findings={"original": "the merged model has 96% of what the adapter changed, and this is a sentence of 90"},
         winner="original",
         reason="original has the lower held-out loss, which is a sentence that is longer than eighty letters are",
     )
     form = "NF4 with double quantisation" if quantized else None
-    return MergeReport({}, {}, "NF4", "original", None, "LoRA", found, form, FIDELITY if quantized else None)
+    return MergeReport({}, {}, "NF4", "original", None, "LoRA", found, form)
 
 
 EVERY: tuple[Event, ...] = (
@@ -502,8 +504,10 @@ def test_nothing_is_cut_or_broken_on_a_terminal(width: int) -> None:
     words = " ".join(plain.split())
     assert report().verification.reason in words  # type: ignore[union-attr]
     assert "merged model has 96% of what the adapter changed, and this is a sentence of 90" in words
-    heads = next(line for line in lines if line.split() == ["trained", "base", "original", "dequantized", "in", "NF4"])
-    table = lines[lines.index(heads) + 1 :][:8]
+    heads = next(line for line in lines if line.split()[:2] == ["trained", "base"])
+    assert heads.split() == ["trained", "base", "original", "dequant.", "original", "dequant."]
+    assert lines[lines.index(heads) + 1].split() == ["in", "NF4", "in", "NF4"]
+    table = lines[lines.index(heads) + 2 :][:8]
     assert [line[:21].rstrip() for line in table] == [
         "loss per token",
         "loss difference",
@@ -515,7 +519,7 @@ def test_nothing_is_cut_or_broken_on_a_terminal(width: int) -> None:
         "farthest layer off by",
     ]
     # Every column ends where its head does.
-    ends = [match.end() for match in re.finditer(r"trained|base|original|dequantized|in NF4", heads)]
+    ends = [match.end() for match in re.finditer(r"\S+", heads)]
     for line in table:
         assert {match.end() for match in re.finditer(r"\S+", line[21:])} <= {end - 21 for end in ends}
 
@@ -524,7 +528,7 @@ def test_what_was_not_measured_has_no_row() -> None:
     """A model without a head has no losses and no tokens; what there is has another name."""
     headless = Fidelity(2, 9, 9, "squared_distance", 0.1, 0.2, None, 0.9, 0.1, None, None, None, None, None, None)
     found = Verification("24 prompts", False, Reference((), 9, 9, 1.0, 2.0, None, None, False), {"original": headless},
-                         {}, {}, "original", "the only one")  # fmt: skip
+                         {}, {}, {}, "original", "the only one")  # fmt: skip
     made = MergeReport({}, {}, "16 bits", "original", None, "LoRA", found)
     lines = shown(Merged(Path("out"), 8, 500, 1.0, made)).splitlines()
     assert lines[:7] == [
