@@ -348,6 +348,31 @@ def test_stopped(here: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Sig
     assert signal.getsignal(number) == before
 
 
+def test_stopped_in_an_import(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which makes another error of it: transformers does."""
+
+    def break_off(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ModuleNotFoundError("Could not import module") from None
+
+    monkeypatch.setattr(merging, "carry_over", break_off)
+    assert refused("run", "--output", "out", "--no-verify", code=130) == "stopped; nothing was written"
+
+
+def test_a_fault_of_our_own_is_not_hidden(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a traceback to be reported; and there is no output all the same."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(merging, "carry_over", fail)
+    result = CliRunner().invoke(app, ["merge", "run", "--output", "out", "--no-verify"])
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert not Path("out").exists()
+
+
 def test_stopped_too_late(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the model is in its place, that is said."""
 
@@ -415,7 +440,7 @@ def test_in_a_thread_no_signal_is_touched() -> None:
     ran = []
 
     def run() -> None:
-        with merge_command._stopping():
+        with merge_command._stopping([]):
             ran.append(True)
 
     thread = threading.Thread(target=run)
