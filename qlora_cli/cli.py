@@ -100,6 +100,12 @@ _Weights = Annotated[
 ]
 
 
+def _given(context: typer.Context) -> dict[str, object]:
+    """The parameters that somebody gave, at their defaults or not."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name: context.params[name] for name, source in sources.items() if source and "DEFAULT" not in source.name}
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
@@ -167,6 +173,7 @@ def check(
 
 @app.command()
 def merge(
+    context: typer.Context,
     output: _Output,
     adapter: Annotated[
         Path | None,
@@ -192,22 +199,18 @@ def merge(
 
     Streams from file to file: memory stays small, whatever the model's size. What is in DIR at the end is whole.
 
-    Exit codes: 0 done; 1 the merge failed, or its result is not the trained model; 2 the request was wrong; 130
-    interrupted. Unless it is 0, there is no DIR.
+    Exit codes: 0 done; 1 failed, or not the trained model; 2 the request was wrong; 130 interrupted.
+
+    With any code but 0 there is no DIR.
     """
     from qlora_cli.commands import merge as command
     from qlora_cli.merging.request import MergeRequest
 
     if into_adapter:
-        unused = {
-            "ADAPTER": adapter,
-            "--dtype": dtype,
-            "--quantize": quantize,
-            "--base-model": base_model,
-            "--revision": revision,
-            "--trained-base": trained_base,
-        }
-        raise typer.Exit(command.combine(into_adapter, weights, output, unused=unused))
+        given = _given(context)
+        raise typer.Exit(
+            command.combine(into_adapter, weights, output, base_model=base_model, revision=revision, given=given)
+        )
     if adapter is None:
         raise typer.BadParameter("expected an ADAPTER to merge, or --into-adapter for each of several to add up")
     if weights is not None:

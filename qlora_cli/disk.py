@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.errors import RunError
+from qlora_cli.errors import RequestError, RunError
 
 
 @contextmanager
@@ -20,6 +20,15 @@ def telling_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{path}: could not be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def telling_read_errors() -> Iterator[None]:
+    """Turn a failed look at a file or folder that was named, such as a name that is too long, into a message."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"{error.filename or 'a file'}: cannot be read: {error.strerror or error}") from None
 
 
 @contextmanager

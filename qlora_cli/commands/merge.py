@@ -5,65 +5,101 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from qlora_cli.errors import Interrupted, QloraError, RequestError
+from qlora_cli.merging.output_folder import check_output
 from qlora_cli.merging.request import MergeRequest
+from qlora_cli.merging.sizes import parse_size
 
-_INTERRUPTED = "stopped; nothing was written"
+# What ends a command from outside: by a job's end, by its terminal's.
+_SIGNALS = ("SIGTERM", "SIGHUP")
+# What adapters are added up with, of the parameters of the command.
+_TO_COMBINE = ("into_adapter", "weights", "output", "base_model", "revision")
 
 
 def merge(request: MergeRequest) -> int:
     """Merge an adapter into its base, showing how it goes; returns the exit code."""
-    from qlora_cli.console import make_console, show_error
-    from qlora_cli.merge_view import MergeView
 
-    console = make_console()
-    try:
-        _set_up([request.adapter], request.base_model, progress=console.is_terminal)
+    def work() -> None:
+        # Before torch: what is wrong with these is told at once.
+        parse_size(request.max_shard_size, "--max-shard-size")
+        check_output(request.output)
+        from qlora_cli.console import make_console
+
+        console = make_console()
+        _set_up([request.adapter], request.base_model, progress=console.is_terminal, rows=request.verify)
+        from qlora_cli.merge_view import MergeView
         from qlora_cli.merging.merge import merge as run
 
-        with _stopping(), MergeView(console) as view:
+        with MergeView(console) as view:
             run(request, listeners=[view])
-    except QloraError as error:
-        show_error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        show_error(Interrupted(_INTERRUPTED))
-        return Interrupted.exit_code
-    return 0
+
+    return _exit_code(work, request.output)
 
 
-def combine(adapters: Sequence[Path], weights: str | None, output: Path, *, unused: Mapping[str, object]) -> int:
+def combine(
+    adapters: Sequence[Path],
+    weights: str | None,
+    output: Path,
+    *,
+    base_model: str | None,
+    revision: str | None,
+    given: Mapping[str, object],
+) -> int:
     """Add adapters up into one; returns the exit code.
 
     Args:
         weights: numbers with commas between them, one for each adapter; None is 1 for each.
-        unused: what else was given, by the names of the options; None is what was not.
+        base_model, revision: of the base that they share, if not as the adapters say.
+        given: all parameters of the command that somebody gave, by their names.
     """
-    from qlora_cli.console import make_console, show_error
-    from qlora_cli.merge_view import show_combined
 
-    console = make_console()
-    try:
-        if given := [name for name, value in unused.items() if value is not None]:
-            raise RequestError(f"{', '.join(given)}: --into-adapter adds adapters up, and has no use for this")
+    def work() -> None:
+        if unused := [_as_written(name, value) for name, value in given.items() if name not in _TO_COMBINE]:
+            raise RequestError(f"{', '.join(unused)}: --into-adapter adds adapters up, and has no use for this")
+        if revision is not None and base_model is None:
+            raise RequestError("--revision: with --into-adapter, it is that of a --base-model, which was not given")
         numbers = _numbers(weights, len(adapters))
-        _set_up(adapters, None, progress=console.is_terminal)
+        check_output(output)
+        from qlora_cli.console import make_console
+
+        console = make_console()
+        _set_up(adapters, base_model, progress=console.is_terminal, rows=False)
+        from qlora_cli.merge_view import show_combined
         from qlora_cli.merging.combine import combine as run
 
+        show_combined(console, run(adapters, numbers, output, base_model=base_model, revision=revision))
+
+    return _exit_code(work, output)
+
+
+def _exit_code(work: Callable[[], None], output: Path) -> int:
+    """Do it; what goes wrong is told as every command tells it."""
+    from qlora_cli.console import show_error
+
+    try:
         with _stopping():
-            show_combined(console, run(adapters, numbers, output))
+            work()
     except QloraError as error:
         show_error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        show_error(Interrupted(_INTERRUPTED))
+        # It takes its name whole, so that one file in it says that all are there.
+        whole = output.is_dir() and any(output.iterdir())
+        show_error(Interrupted(f"stopped; {output} is whole" if whole else "stopped; nothing was written"))
         return Interrupted.exit_code
     return 0
+
+
+def _as_written(name: str, value: object) -> str:
+    """What a parameter is called on the command line."""
+    if name == "adapter":
+        return "ADAPTER"
+    return f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
 
 
 def _numbers(weights: str | None, count: int) -> list[float]:
@@ -77,21 +113,22 @@ def _numbers(weights: str | None, count: int) -> list[float]:
     if not all(map(math.isfinite, numbers)):
         raise RequestError(f"--weights: expected numbers with commas between them, as in 0.6,0.4, got {weights!r}")
     if len(numbers) != count:
-        raise RequestError(f"--weights: expected {count} numbers, one for each --into-adapter, got {len(numbers)}")
+        expected = "1 number" if count == 1 else f"{count} numbers"
+        raise RequestError(f"--weights: expected {expected}, one for each --into-adapter, got {len(numbers)}")
     return numbers
 
 
-def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool) -> None:
+def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool, rows: bool) -> None:
     from qlora_cli.commands.libraries import set_up_libraries
     from qlora_cli.merging.peek import named_sources
 
     names = [name for adapter in adapters for name in named_sources(adapter)]
-    set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress)
+    set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress, rows=rows)
 
 
 @contextmanager
 def _stopping() -> Iterator[None]:
-    """Inside, SIGTERM is what Ctrl-C is, so that what was half written is taken away."""
+    """Inside, being ended is what Ctrl-C is, so that what was half written is taken away."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -99,8 +136,14 @@ def _stopping() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    numbers = [number for name in _SIGNALS if (number := getattr(signal, name, None)) is not None]
+    # One that is ignored stays so: nohup asks for that.
+    previous = {number: signal.getsignal(number) for number in numbers}
+    replaced = [number for number in numbers if previous[number] != signal.SIG_IGN]
+    for number in replaced:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in replaced:
+            signal.signal(number, previous[number] or signal.SIG_DFL)

@@ -20,7 +20,8 @@ from qlora_cli.merging.adapter_names import (
     group_tensors,
 )
 from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import BiasUpdate, Change, Kind, LowRank, Replacement, TokenRows
+from qlora_cli.merging.changes import BiasUpdate, Change, Kind, LowRank
+from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.targets import ends_with, saved_by, targeted_modules
 from qlora_cli.model.adapter_config import WEIGHTS_FILE, rank_of, read_adapter_config, scale_of
 

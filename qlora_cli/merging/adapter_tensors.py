@@ -43,7 +43,7 @@ class AdapterTensors:
             return reader.whole(self._stored[name]).to(torch.float32)
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """Consecutive rows of a tensor, about 16 MB at a time."""
+        """Consecutive rows of a tensor, a few MB at a time."""
         with TensorReader() as reader:
             for start, stop in row_blocks(self.shape(name)):
                 yield reader.rows(self._stored[name], start, stop).to(torch.float32)

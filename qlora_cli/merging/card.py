@@ -22,6 +22,8 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
         names = sorted(found.merges, key=lambda name: name != found.winner)
         rows = [_row(f"{name}, in 4 bits again", found.quantized[name]) for name in names if name in found.quantized]
         rows += [_row(f"merged onto the {name} weights", found.merges[name]) for name in names]
+    # One of several: why this one.
+    chosen = [] if found is None or len(found.merges) == 1 else [f"merged onto both bases: {found.reason}"]
     recipe = plan.source.recipe
     config = read_json_object(plan.folder / CONFIG_FILE)
     return CardFacts(
@@ -40,7 +42,7 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
         recipe=None if recipe is None else recipe_for_card(recipe),
         base_card=read_front_matter(plan.folder),
         versions=versions(),
-        remarks=report.remarks,
+        remarks=[*report.remarks, *chosen],
         custom_code=plan.source.base.trust_remote_code,
     )
 
@@ -48,7 +50,8 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
 def _adapter(plan: MergePlan) -> str:
     config = plan.adapter.config
     step = "" if plan.source.step is None else f", step {plan.source.step}"
-    return f"rank {config.get('r')}, alpha {config.get('lora_alpha')}: {plan.describe_changes()}{step}"
+    # What is not written has PEFT's default.
+    return f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8)}: {plan.describe_changes()}{step}"
 
 
 def _row(name: str, fidelity: Fidelity) -> FidelityRow:

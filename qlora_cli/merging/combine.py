@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlora_cli.disk import telling_read_errors
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.adapter_card import CardPart, render_adapter_card
 from qlora_cli.merging.model_card import CARD_FILE
@@ -80,7 +81,8 @@ def combine(
         RunError: if it cannot be written.
     """
     output = check_output(output)
-    parts = read_parts(adapters, weights, base_model)
+    with telling_read_errors():
+        parts = read_parts(adapters, weights, base_model)
     told = parts[0].config
     base = ModelSource(base_model or told["base_model_name_or_path"], revision if base_model else told.get("revision"))
     ranks: Counter[str] = Counter()

@@ -48,7 +48,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Writing:
-    """The weights of one model begin to be written."""
+    """The weights of one model begin to be written.
+
+    Attributes:
+        what: the base that it is merged onto, or the form that a merged model is now stored in.
+    """
 
     what: str
     total_bytes: int
@@ -63,7 +67,11 @@ class Written:
 
 @dataclass(frozen=True)
 class Comparing:
-    """A model begins to read the rows that are looked at."""
+    """A model begins to read the rows that are looked at.
+
+    Attributes:
+        what: `trained`, the base that it was merged onto, the form it is stored in, or another in words.
+    """
 
     what: str
     total_rows: int

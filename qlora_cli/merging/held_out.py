@@ -119,7 +119,7 @@ def _are_the_same(run: RunFolder, rows: EncodedRows) -> bool:
     try:
         record = json.loads(run.record.read_text(encoding="utf-8"))
         return bool(record["data"]["validation"]["fingerprint"] == rows.fingerprint)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return True
 
 

@@ -126,7 +126,7 @@ def _run_at(path: Path) -> RunFolder | None:
 def _status(run: RunFolder) -> str | None:
     try:
         status = json.loads(run.record.read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return status if isinstance(status, str) else None
 

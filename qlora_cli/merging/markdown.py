@@ -17,7 +17,7 @@ _FOLDERS = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; its cells are taken as they are."""
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
+    return "\n".join("".join(f"| {cell} " if cell else "| " for cell in line) + "|" for line in lines)
 
 
 def is_hub_name(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from qlora_cli.disk import write_json, write_text
+from qlora_cli.disk import telling_read_errors, write_json, write_text
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.adapter_source import adapter_sha256
 from qlora_cli.merging.card import card_of
@@ -31,6 +31,7 @@ from qlora_cli.merging.tensor_writer import Output, output_bytes, write_model
 from qlora_cli.merging.threads import one_thread
 from qlora_cli.model.base import choose_device
 from qlora_cli.model.source import ModelSource
+from qlora_cli.recipe.data_files import shown_path
 from qlora_cli.recipe.schema import QuantizationSection
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -49,11 +50,12 @@ def merge(request: MergeRequest, *, listeners: Sequence[Listener] = ()) -> Merge
     """
     began = time.monotonic()
     emit = Emit(listeners)
-    shard_bytes = parse_size(request.max_shard_size)
+    shard_bytes = parse_size(request.max_shard_size, "--max-shard-size")
     request = replace(request, output=check_output(request.output))
     device = choose_device(request.device, "--device")
     emit(Stage("reading the adapter and the headers of the base's files"))
-    plan = make_plan(request)
+    with telling_read_errors():
+        plan = make_plan(request)
     job = _Job(request, plan, device, shard_bytes, emit)
     for remark in plan.source.remarks:
         emit(Notice(remark))
@@ -62,7 +64,7 @@ def merge(request: MergeRequest, *, listeners: Sequence[Listener] = ()) -> Merge
         Planned(
             adapter=plan.describe_adapter(),
             changes=plan.describe_changes(),
-            base=plan.source.base.name,
+            base=shown_path(Path(plan.source.base.name)),
             stored=plan.describe_base(),
             onto=plan.onto,
         )
@@ -131,7 +133,7 @@ class _Job:
         with TensorReader() as reader:
             sums = self._sums(onto, reader)
             outputs = self._outputs(sums)
-            self.emit(Writing(f"onto the {onto} weights", output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
+            self.emit(Writing(onto, output_bytes(outputs, max_shard_bytes=self.shard_bytes)))
             # What bitsandbytes rounds depends, in its last bit, on the number of threads: there it is that of training.
             with one_thread() if onto == "original" else nullcontext():
                 write_model(
@@ -167,7 +169,7 @@ class _Job:
         trusted = self.plan.source.base.trust_remote_code
         section = QuantizationSection(quant_type=quant_type)
         rounding = plan_rounding(ModelSource(str(merged), None, trusted), section, task_type=self.plan.task_type)
-        self.emit(Writing(f"onto the {onto} weights, in {quant_type.upper()}", rounding.total_bytes))
+        self.emit(Writing(f"{onto} in 4 bits", rounding.total_bytes))
         write_rounded(
             rounding,
             folder,
@@ -195,7 +197,7 @@ class _Job:
         name, revision = describe_base(plan.source.base, plan.folder)
         return MergeReport(
             adapter={
-                "described": plan.describe_adapter(),
+                "name": (plan.source.folder if plan.source.run is None else plan.source.run.path).name,
                 "sha256": adapter_sha256(plan.source.folder),
                 "step": plan.source.step,
                 "task_type": plan.task_type,

@@ -11,7 +11,8 @@ import torch
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges
 from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import Change, Kind, Replacement
+from qlora_cli.merging.changes import Change, Kind
+from qlora_cli.merging.replacements import Replacement
 from qlora_cli.merging.skeleton import Skeleton
 from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
 
@@ -60,10 +61,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Everything that will be written, in the base's order, and what the configuration has to say of it."""
+    """Everything that will be written, in the base's order, and what the configuration has to say of it.
+
+    Attributes:
+        unroundable: weights that were in 4 bits while the adapter was trained, and that the base's files hold in
+            pieces: they are written as they are there.
+    """
 
     targets: tuple[Target, ...]
     config_changes: Mapping[str, Any]
+    unroundable: tuple[str, ...] = ()
 
     @property
     def changed(self) -> tuple[Target, ...]:
@@ -123,7 +130,7 @@ def pair(
     # Of tensors that were one in training, the change to any is the change to all.
     following = _groups(ties) | _groups(group for group in base.ties if group not in parted)
     targets = tuple(_targets(base, adapter.changes, _groups(ties), following))
-    return Pairing(targets, config_changes | _vocabulary(targets, skeleton))
+    return Pairing(targets, config_changes | _vocabulary(targets, skeleton), base.quantized_in_pieces())
 
 
 def _groups(ties: Iterable[frozenset[str]]) -> dict[str, frozenset[str]]:
@@ -217,9 +224,10 @@ class _Base:
         self.held = held
         self.skeleton = skeleton
         self.parameters = skeleton.stored_names(held)
-        self._pieces = {
-            parameter: name for name, parameters in skeleton.combined(held).items() for parameter in parameters
-        }
+        self._pieces: dict[str, str] = {}
+        for piece, made in skeleton.combined(held).items():
+            for whole in made:
+                self._pieces.setdefault(whole, piece)
         self._holders: dict[str, str] = {}
         for name, parameter in self.parameters.items():
             if parameter is not None:
@@ -278,10 +286,18 @@ class _Base:
             elif isinstance(held, StoredTensor) and held.shape != shape:
                 yield f"  {parameter}: expected {[*shape]} by the base's config.json, got {[*held.shape]} in its files"
 
+    def quantized_in_pieces(self) -> tuple[str, ...]:
+        """Weights that training has in 4 bits once their pieces are put together."""
+        weights = {f"{module}.weight" for module in self.skeleton.quantized}
+        return tuple(parameter for parameter in self._pieces if parameter in weights)
+
     def misfits(self, changes: Mapping[str, Change]) -> Iterator[str]:
         """Changes that do not fit what they are to change."""
         for parameter, change in changes.items():
             if parameter in self._pieces:
-                yield f"  {parameter}: the base's files hold it in pieces, such as {self._pieces[parameter]}"
+                yield (
+                    f"  {parameter}: the base's files hold it in pieces, such as {self._pieces[parameter]}, which are "
+                    "put together when it is loaded: a change to it cannot be written"
+                )
             elif problem := change.problem(self.shape(parameter)):
                 yield f"  {problem}"

@@ -28,7 +28,7 @@ def named_sources(path: Path) -> list[str]:
                 names |= dict.fromkeys([recipe.base_model, *(source.path for source in sources)])
                 break
     for config in (folder, folder / "adapter"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             data = json.loads((config / "adapter_config.json").read_text(encoding="utf-8"))
             if isinstance(name := data["base_model_name_or_path"], str):
                 names[name] = None

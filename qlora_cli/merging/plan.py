@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import MergeError, ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges, read_changes
 from qlora_cli.merging.adapter_source import AdapterSource, find_adapter, read_adapter_json
-from qlora_cli.merging.changes import BiasUpdate, Change, LowRank, Replacement, TokenRows
+from qlora_cli.merging.changes import BiasUpdate, Change, LowRank
 from qlora_cli.merging.pairing import PackedTensor, Pairing, pair
+from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.request import MergeBase, MergeRequest
 from qlora_cli.merging.skeleton import Skeleton, build_skeleton
 from qlora_cli.merging.tensor_files import read_model_tensors
 from qlora_cli.model.files import CONFIG_FILE, model_folder, read_json_object
 from qlora_cli.model.source import ModelSource
 from qlora_cli.model.storage import describe_storage
+from qlora_cli.recipe.data_files import shown_path
 
 _NAMED = 5
 _KINDS: tuple[tuple[type[Change], str], ...] = (
-    (LowRank, "LoRA"),
-    (BiasUpdate, "bias of B"),
-    (TokenRows, "single tokens"),
-    (Replacement, "saved whole"),
+    (LowRank, "LoRA on {}"),
+    (BiasUpdate, "LoRA's own bias on {}"),
+    (TokenRows, "single rows of {}"),
+    (Replacement, "{} replaced whole"),
 )
 
 
@@ -53,14 +55,13 @@ class MergePlan:
     def describe_changes(self) -> str:
         """How many weights are changed, by the kind of change."""
         counts = Counter(_kind_of(target.change) for target in self.pairing.changed if target.change is not None)
-        return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+        return ", ".join(kind.format(f"{count:,} weight{'' if count == 1 else 's'}") for kind, count in counts.items())
 
     def describe_adapter(self) -> str:
-        """Where it is from, in words."""
+        """Where it is, for the screen."""
         source = self.source
-        if source.run is None:
-            return str(source.folder)
-        return f"{source.run.path}, step {source.step}" if source.step is not None else str(source.run.path)
+        folder = shown_path(source.folder if source.run is None else source.run.path)
+        return folder if source.step is None else f"{folder}, step {source.step}"
 
     def describe_base(self) -> str:
         """How the base was stored in training."""
@@ -94,6 +95,9 @@ def make_plan(request: MergeRequest) -> MergePlan:
         lambda: build_skeleton(base, task, source.quantization, config_changes={"tie_word_embeddings": False}),
         described=f"the adapter in {source.folder} and the base model {source.base.name}",
     )
+    if pairing.unroundable and request.base == "auto":
+        remark = f"merged onto the original weights alone, as {_in_pieces(source, pairing.unroundable)}"
+        source = replace(source, remarks=(*source.remarks, remark))
     packed = any(isinstance(target.base, PackedTensor) for target in pairing.targets)
     return MergePlan(
         source=source,
@@ -103,7 +107,7 @@ def make_plan(request: MergeRequest) -> MergePlan:
         adapter=adapter,
         pairing=pairing,
         stored=tuple(stored),
-        onto=choose_bases(request, source, packed=packed),
+        onto=choose_bases(request, source, packed=packed, unroundable=pairing.unroundable),
         config_changes={
             **pairing.config_changes,
             **_architecture(skeleton, folder),
@@ -112,11 +116,14 @@ def make_plan(request: MergeRequest) -> MergePlan:
     )
 
 
-def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) -> tuple[MergeBase, ...]:
+def choose_bases(
+    request: MergeRequest, source: AdapterSource, *, packed: bool, unroundable: Collection[str] = ()
+) -> tuple[MergeBase, ...]:
     """The bases to merge onto.
 
     Args:
         packed: whether the base's own files hold its weights in 4 bits.
+        unroundable: weights that cannot be had as they were in training.
 
     Raises:
         ModelError: if the one that was asked for cannot be had.
@@ -136,6 +143,13 @@ def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) 
                 "--base original, or say how the base was stored with --trained-base"
             )
         return ("original",)
+    if unroundable:
+        if wanted == "dequantized":
+            raise ModelError(
+                f"--base dequantized: {_in_pieces(source, unroundable)}: these cannot be rounded as they were. Use "
+                "--base original"
+            )
+        return ("original",)
     if wanted == "auto":
         if request.verify:
             return ("original", "dequantized")
@@ -143,6 +157,13 @@ def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) 
         # grid of 4 bits, though: rounded to it again, they lose what a small update has moved them by.
         return ("dequantized",) if request.quantize is None else ("original",)
     return (wanted,)
+
+
+def _in_pieces(source: AdapterSource, unroundable: Collection[str]) -> str:
+    return (
+        f"{source.base.name} holds {len(unroundable)} of the weights that were in 4 bits in pieces, which are put "
+        f"together when it is loaded, such as {next(iter(unroundable))}"
+    )
 
 
 def _architecture(skeleton: Skeleton, folder: Path) -> dict[str, Any]:
@@ -166,7 +187,7 @@ def _labels(pairing: Pairing, skeleton: Skeleton, task_type: str | None) -> dict
 
 def _kind_of(change: Change) -> str:
     if isinstance(change, LowRank) and change.magnitude is not None:
-        return "DoRA"
+        return "DoRA on {}"
     return next(name for kind, name in _KINDS if isinstance(change, kind))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from qlora_cli.merging.markdown import harmless
 from qlora_cli.training.environment import versions
 
 if TYPE_CHECKING:  # it brings along what reads rows and runs models
@@ -68,7 +69,7 @@ class MergeReport:
     remarks: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, with the day and the versions."""
+        """Plain data, with no folder of this machine, with the day and the versions."""
         return {
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "adapter": self.adapter,
@@ -79,7 +80,7 @@ class MergeReport:
             "changes": self.changes,
             "quantized": self.quantized,
             "verification": None if self.verification is None else _verification(self.verification),
-            "remarks": list(self.remarks),
+            "remarks": [harmless(remark) for remark in self.remarks],
             "versions": versions(),
         }
 
@@ -87,7 +88,7 @@ class MergeReport:
 def _verification(found: Verification) -> dict[str, Any]:
     reference = found.reference
     return {
-        "rows": found.rows,
+        "rows": harmless(found.rows),
         "held_out": found.held_out,
         "trained_loss": reference.trained_loss,
         "base_loss": reference.base_loss,

@@ -13,8 +13,11 @@ _UNITS = {"": 1, "b": 1} | {
 }
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, what: str = "size") -> int:
     """Bytes of `5GB` (thousands), `2GiB` (1024s), `500MB`, `1.5GB` or a plain number of bytes; capitals do not matter.
+
+    Args:
+        what: whose size, for the message.
 
     Raises:
         RequestError: if it is no such size, or less than a byte.
@@ -23,5 +26,5 @@ def parse_size(text: str) -> int:
     unit = _UNITS.get(found[2].lower()) if found else None
     size = int(float(found[1]) * unit) if found and unit else 0
     if size < 1:
-        raise RequestError(f"expected a size such as 5GB, 500MB or 2GiB, got {text!r}")
+        raise RequestError(f"{what}: expected a size such as 5GB, 500MB or 2GiB, got {text!r}")
     return size

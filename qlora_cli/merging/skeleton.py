@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -32,12 +32,11 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from qlora_cli.errors import ModelError
+from qlora_cli.merging.changes import Kind
 from qlora_cli.model.quantization import bitsandbytes_config
 from qlora_cli.model.source import ModelSource, load_config, reading
 from qlora_cli.model.storage import check_stored_quantization
 from qlora_cli.recipe.schema import QuantizationSection
-
-Kind = Literal["linear", "conv1d", "embedding", "other"]
 
 # PEFT's task types, and the model each is trained as.
 _TASKS: dict[str, Any] = {

@@ -88,6 +88,8 @@ class Sums:
                 raise MergeError(self._not_finite(target, rows, dtype))
             if not differs:
                 differs = not before or not torch.equal(block, before.popleft().to(dtype))
+            if differs:
+                before.clear()  # no more is compared, and the whole of the base's weight would gather here
             yield block
         if not differs:
             self.unchanged.append(target.name)
@@ -108,7 +110,8 @@ class Sums:
     def _base_rows(self, target: Target) -> tuple[_Rows, tuple[int, ...]]:
         base = target.base
         if isinstance(base, PackedTensor):
-            parts = {suffix: self._reader.whole(tensor) for suffix, tensor in base.parts.items()}
+            # By what stands after the module's path: `weight`, `weight.absmax`, ….
+            parts = {f"weight.{part}".rstrip("."): self._reader.whole(tensor) for part, tensor in base.parts.items()}
             rounded = read_rounded(parts, self._quantization, self._device, transposed=target.kind == "conv1d")
             return rounded.rows, rounded.shape
         if base is None:

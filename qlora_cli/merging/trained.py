@@ -15,12 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import SUPPORTED, AdapterChanges, read_changes
 from qlora_cli.merging.adapter_source import AdapterSource
-from qlora_cli.merging.changes import BiasUpdate, Change, LowRank, Replacement, TokenRows
+from qlora_cli.merging.changes import BiasUpdate, Change, LowRank
 from qlora_cli.merging.reference_layers import Beside, EmbeddingUpdate, LinearUpdate, with_parameters
+from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.skeleton import Skeleton, build_skeleton
 from qlora_cli.model.adapter_config import read_adapter_config
 from qlora_cli.model.base import load_base
 from qlora_cli.model.lora import LoRALinear, adapters_disabled
+from qlora_cli.model.quantization import frozen_weight
 from qlora_cli.model.storage import compute_dtype
 
 
@@ -193,10 +195,22 @@ class _Building:
 
 
 def _with_as_many_rows(base: nn.Module, values: dict[str, Tensor]) -> nn.Module:
-    """The module with rows of 0 at the end where the adapter's have more: tokens that the base does not know."""
-    grown = {}
+    """The module with as many rows as the adapter's: of tokens or labels that the base does not know, rows of 0."""
+    resized = {}
     for name, value in values.items():
-        own = base._parameters.get(name)
-        if own is not None and own.shape[1:] == value.shape[1:] and len(own) < len(value):
-            grown[name] = torch.cat([own, own.new_zeros(len(value) - len(own), *own.shape[1:])])
-    return with_parameters(base, grown) if grown else base
+        own, as_it_is = _own(base, name)
+        if own is None or own.shape[1:] != value.shape[1:] or (as_it_is and len(own) == len(value)):
+            continue
+        known = own[: len(value)]
+        resized[name] = torch.cat([known, known.new_zeros(len(value) - len(known), *known.shape[1:])])
+    return with_parameters(base, resized) if resized else base
+
+
+def _own(base: nn.Module, name: str) -> tuple[Tensor | None, bool]:
+    """A parameter of a module, out of 4 bits, and whether the module can compute with what it has."""
+    own = base._parameters.get(name)
+    if own is None or name != "weight" or not isinstance(base, nn.Linear) or type(base) is nn.Linear:
+        return own, True
+    state = getattr(own, "quant_state", None)
+    # What the base's files lack was never rounded.
+    return (own.data, False) if state is None else (frozen_weight(base, state.dtype), True)

@@ -139,18 +139,18 @@ def choose(merges: Mapping[str, Fidelity], *, by_loss: bool) -> Choice:
     """
     if by_loss and all(merge.loss is not None for merge in merges.values()):
         values = {name: merge.loss or 0.0 for name, merge in merges.items()}
-        what, unit = "held-out loss", ""
+        what, unit, form = "held-out loss", "", ".4f"
     else:
         values = {name: merge.mean_kl for name, merge in merges.items()}
-        what, unit = "mean KL from the trained model", " nats"
+        what, unit, form = "mean KL from the trained model", " nats", ".3g"
     winner = min(values, key=lambda name: values[name])  # the first of equals
     others = [name for name in values if name != winner]
     if not others:
-        return Choice(winner, f"{winner} is the only one: {what} {values[winner]:.4f}{unit}")
+        return Choice(winner, f"{winner} is the only one: {what} {values[winner]:{form}}{unit}")
     second = min(others, key=lambda name: values[name])
-    reason = f"{winner} has the lower {what}: {values[winner]:.4f}{unit} against {values[second]:.4f}{unit}"
+    reason = f"{winner} has the lower {what}: {values[winner]:{form}}{unit} against {values[second]:{form}}{unit}"
     if values[winner] == values[second]:
-        reason = f"{winner} and {second} have the same {what}, {values[winner]:.4f}{unit}"
+        reason = f"{winner} and {second} have the same {what}, {values[winner]:{form}}{unit}"
     elif what == "held-out loss":
         error = _error_between(merges[winner], merges[second])
         difference = values[second] - values[winner]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from qlora_cli.merging.fidelity import Fidelity, Reference, compare, record
 from qlora_cli.merging.held_out import CheckRows, check_rows
 from qlora_cli.merging.plan import MergePlan
 from qlora_cli.merging.report import Verification
-from qlora_cli.merging.trained import trained_model
+from qlora_cli.merging.trained import adapter_off, trained_model
 from qlora_cli.merging.verdict import check_effect, choose, judge, judge_quantized, needs_plain_base
 from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
 
@@ -100,10 +101,25 @@ class Verifier:
         exact = name == "dequantized" or self._plan.source.quantization.bits == 16
         plain = None
         if needs_plain_base(self.reference, merged, exact=exact):
-            # A base that lacks the trained model's head says nothing that could be compared.
-            with suppress(MergeError):
-                plain = self._against("original without the adapter", self._plan.folder)
+            plain = self._plain_base()
         return judge(self.reference, merged, plain, exact=exact)
+
+    def _plain_base(self) -> Fidelity:
+        """The original base without the adapter, set against the trained model."""
+        name = "original without the adapter"
+        if "architectures" not in self._plan.config_changes:
+            with suppress(MergeError):  # other tokens or labels than the trained model has
+                return self._against(name, self._plan.folder)
+        # A base without the trained model's head gets one that says nothing, as the trained one's base has.
+        source = self._plan.source
+        unquantised = source.quantization.model_copy(update={"bits": 16})
+        self._emit(Comparing(name, len(self.rows.rows)))
+        model = trained_model(replace(source, quantization=unquantised), self._device)
+        with adapter_off(model):
+            fidelity = compare(self.reference, model, self.rows.rows, advanced=self._advanced)
+        del model
+        gc.collect()
+        return fidelity
 
     def _against(self, name: str, folder: Path) -> Fidelity:
         self._emit(Comparing(name, len(self.rows.rows)))

@@ -53,7 +53,12 @@ def misread_layers(model: nn.Module) -> list[str]:
     Its kernel for CPUs with AVX-512 (0.50) takes the constants of other blocks where a row is a multiple of 16 values
     and not of a whole block: every product with such a layer would be wrong. Only such shapes are looked at.
     """
-    layers = ((path, module) for path, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit))
+    layers = (
+        (path, module)
+        for path, module in model.named_modules()
+        # What a base lacks was never put in 4 bits.
+        if isinstance(module, bnb.nn.Linear4bit) and isinstance(module.weight, bnb.nn.Params4bit)
+    )
     odd = ((path, layer) for path, layer in layers if layer.in_features % layer.weight.quant_state.blocksize)
     return [path for path, layer in odd if not torch.equal(*_read_twice(layer.weight))]
 

@@ -245,8 +245,9 @@ def test_the_base_that_was_moved(base: Path) -> None:
     )
 
 
-def test_a_base_on_the_hub(base: Path) -> None:
+def test_a_base_on_the_hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name and revision are the recipe's or the adapter's, unless others are said."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # or its client tries for 23 seconds
     write_run(recipe_over("org/model", revision="v1"))
     assert find("runs/one").base == ModelSource("org/model", "v1")
     assert find("runs/one", revision="v2").base == ModelSource("org/model", "v2")

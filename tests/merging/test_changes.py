@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import BiasUpdate, LowRank, Replacement, TokenRows
+from qlora_cli.merging.changes import BiasUpdate, LowRank
+from qlora_cli.merging.replacements import Replacement, TokenRows
 from tests.support.models import TASK_TYPES, save_tiny_model, tiny_model
 from tests.support.peft_adapters import (
     WEIGHTS,

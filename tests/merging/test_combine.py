@@ -479,11 +479,13 @@ def test_an_output_in_the_way(tmp_path: Path) -> None:
     """A folder with something in it, the adapter's own above all, is not written; an empty one is."""
     folder = _write(tmp_path / "a", target_modules=["q_proj"])
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(OutputError, match="a is not empty; name another folder, or delete it"):
+    with pytest.raises(
+        OutputError, match=r"a is not empty\. Name another folder, or delete it: nothing is ever written over"
+    ):
         combine([folder], [1], folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file is a file; expected a folder that is empty, or nothing, there"):
+    with pytest.raises(OutputError, match="file is a file; expected an empty folder, or nothing, there"):
         combine([folder], [1], tmp_path / "file")
     with pytest.raises(OutputError, match=r"file is no folder, so .*file/sum cannot be made"):
         combine([folder], [1], tmp_path / "file/sum")

@@ -1,18 +1,32 @@
-"""The merged folder, loaded by plain transformers, is the model that was trained: for every family and kind of adapter."""
+"""The merged folder, loaded by plain transformers, is the model that was trained, of every family and kind."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
-from tests.support.merges import load_model, merge_adapter, model_logits, read_config, stored_tensors, trained_logits
-from tests.support.models import TASK_TYPES, save_tiny_model
+from qlora_cli.errors import ModelError
+from tests.support.merges import (
+    Bases,
+    adapt,
+    edit_stored,
+    load_model,
+    merge_adapter,
+    model_logits,
+    read_config,
+    set_config,
+    stored_tensors,
+    trained_logits,
+)
+from tests.support.models import TASK_TYPES, tiny_config
 from tests.support.peft_adapters import parameters, peft_merged, save_peft_adapter
+from tests.support.tokenizers import tiny_tokenizer
 
 # Layers of each family that read and that write the residual stream; of GPT-2's, Conv1D both.
 LAYERS = {
@@ -33,23 +47,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
     return Bases(tmp_path_factory.mktemp("bases"))
 
 
-class Bases:
-    """Model folders by family, each made once and read only."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __getitem__(self, family: str) -> Path:
-        folder = self._folder / family
-        return folder if folder.exists() else save_tiny_model(folder, family)
-
-
-def adapt(base: Path, folder: Path, *, task: str | None = "CAUSAL_LM", **settings: Any) -> Path:
-    """A random adapter over the model in `base`, as PEFT saves it."""
-    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 10, "task_type": task, **settings})
-    return save_peft_adapter(load_model(base), folder, config)
-
-
 def check(base: Path, adapter: Path, output: Path) -> None:
     """The merged model is PEFT's, bit for bit, and says what base and adapter say together."""
     merged = load_model(output)
@@ -64,6 +61,7 @@ def check(base: Path, adapter: Path, output: Path) -> None:
 @pytest.mark.parametrize("setting", ["plain", "dora"])
 @pytest.mark.parametrize("family", LAYERS)
 def test_every_family(family: str, setting: str, bases: Bases, tmp_path: Path) -> None:
+    """Nine architectures, in float32."""
     base, task = bases[family], TASK_TYPES.get(family, "CAUSAL_LM")
     adapter = adapt(base, tmp_path / "adapter", task=task, target_modules=LAYERS[family], use_dora=setting == "dora")
     merge_adapter(adapter, tmp_path / "merged")
@@ -134,17 +132,8 @@ def test_a_new_head_for_a_classifier(family: str, bases: Bases, tmp_path: Path) 
     torch.testing.assert_close(model_logits(merged), expected, rtol=0, atol=1e-5)
 
 
-def test_a_head_adapted_over_tied_embeddings_is_written_by_itself(bases: Bases, tmp_path: Path) -> None:
-    base = bases["gemma"]
-    adapter = adapt(base, tmp_path / "adapter", target_modules=["lm_head", "q_proj"])
-    merge_adapter(adapter, tmp_path / "merged")
-    merged = load_model(tmp_path / "merged")
-    assert read_config(tmp_path / "merged") == read_config(base) | {"tie_word_embeddings": False}
-    torch.testing.assert_close(model_logits(merged), trained_logits(load_model(base), adapter), rtol=0, atol=1e-5)
-    assert torch.equal(merged.get_input_embeddings().weight, load_model(base).get_input_embeddings().weight)
-
-
-TIED = {
+TIED: dict[str, dict[str, Any]] = {
+    "head": {"target_modules": ["c_attn", "lm_head"]},
     "embedding": {"target_modules": ["wte"]},
     "embedding, saved": {"target_modules": ["c_attn"], "modules_to_save": ["wte"]},
     "head, saved": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
@@ -167,6 +156,82 @@ def test_tied_embeddings(what: str, bases: Bases, tmp_path: Path) -> None:
     merge_adapter(adapter, tmp_path / "merged")
     merged = load_model(tmp_path / "merged")
     stays = what == "tokens"
-    assert read_config(tmp_path / "merged").get("tie_word_embeddings", True) is stays
+    expected = {} if stays else {"tie_word_embeddings": False}
+    assert read_config(tmp_path / "merged") == read_config(base) | expected
     assert ("lm_head.weight" in stored_tensors(tmp_path / "merged")) is not stays
     torch.testing.assert_close(model_logits(merged), trained_logits(load_model(base), adapter), rtol=0, atol=1e-5)
+
+
+def test_tied_on_purpose(bases: Bases, tmp_path: Path) -> None:
+    """Where PEFT trained both as one (`ensure_weight_tying`), they stay one, though the adapter holds both."""
+    base = bases["gemma"]
+    for kind, settings in {"LoRA": {"target_modules": ["embed_tokens"]}, "saved": SAVED}.items():
+        adapter = adapt(base, tmp_path / kind / "adapter", ensure_weight_tying=True, **settings)
+        merge_adapter(adapter, tmp_path / kind / "merged")
+        assert read_config(tmp_path / kind / "merged") == read_config(base)
+        assert "lm_head.weight" not in stored_tensors(tmp_path / kind / "merged")
+        merged, trained = load_model(tmp_path / kind / "merged"), trained_logits(load_model(base), adapter)
+        torch.testing.assert_close(model_logits(merged), trained, rtol=0, atol=1e-5)
+
+
+SAVED = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}
+
+
+@pytest.mark.parametrize("module", ["lm_head", "shared", "embed_tokens"])
+def test_embeddings_that_are_always_tied(module: str, bases: Bases, tmp_path: Path) -> None:
+    """T5 reads `tie_word_embeddings: false` as another scale of its outputs, and ties all the same: refused."""
+    adapter = adapt(bases["t5"], tmp_path / "adapter", task="SEQ_2_SEQ_LM", target_modules=["q", module])
+    with pytest.raises(ModelError) as caught:
+        merge_adapter(adapter, tmp_path / "merged")
+    assert str(caught.value) == (
+        f"the adapter in {adapter} and the base model {bases['t5']} do not fit: these are one tensor in this "
+        "architecture, whatever its configuration says, and the adapter changes only a part of them:\n"
+        "  decoder.embed_tokens.weight, encoder.embed_tokens.weight, lm_head.weight, shared.weight"
+    )
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_a_base_whose_files_hold_two_embeddings(said: bool, bases: Bases, tmp_path: Path) -> None:
+    """T5 1.1 says so in its configuration; where none says so, transformers goes by the files: so does the merge."""
+    family, task = ("t5", "SEQ_2_SEQ_LM") if said else ("gemma", "CAUSAL_LM")
+    base = Path(shutil.copytree(bases[family], tmp_path / "base"))
+    embedding = "shared.weight" if said else "model.embed_tokens.weight"
+    head = 0.1 * torch.randn(stored_tensors(base)[embedding].shape, generator=torch.Generator().manual_seed(3))
+    edit_stored(base, {"lm_head.weight": head})
+    if said:
+        set_config(base, tie_word_embeddings=False)
+    layer = "q" if said else "q_proj"
+    adapter = adapt(base, tmp_path / "adapter", task=task, target_modules=[layer, "lm_head"])
+    merge_adapter(adapter, tmp_path / "merged")
+    check(base, adapter, tmp_path / "merged")
+    assert read_config(tmp_path / "merged") == read_config(base)
+    assert torch.equal(stored_tensors(tmp_path / "merged")[embedding], stored_tensors(base)[embedding])
+
+
+def test_a_tied_tensor_that_is_stored_twice(bases: Bases, tmp_path: Path) -> None:
+    """Both copies are changed alike where they stay one."""
+    base = Path(shutil.copytree(bases["gemma"], tmp_path / "base"))
+    edit_stored(base, {"lm_head.weight": stored_tensors(base)["model.embed_tokens.weight"].clone()})
+    adapter = adapt(base, tmp_path / "adapter", target_modules=["q_proj"], trainable_token_indices=[3, 300])
+    merge_adapter(adapter, tmp_path / "merged")
+    check(base, adapter, tmp_path / "merged")
+    written = stored_tensors(tmp_path / "merged")
+    assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("module", ["decoder", "word_embeddings", None])
+def test_a_masked_language_model(module: str | None, tmp_path: Path) -> None:
+    """BERT ties the bias of its head as well: once untied, both are written, and under both names."""
+    base = tmp_path / "base"
+    tokenizer = tiny_tokenizer()
+    model = BertForMaskedLM(tiny_config("bert", len(tokenizer)))
+    torch.nn.init.normal_(model.cls.predictions.bias)
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    targets = ["query"] if module is None else ["query", module]
+    adapter = adapt(base, tmp_path / "adapter", task=None, target_modules=targets, bias="none" if module else "all")
+    merge_adapter(adapter, tmp_path / "merged")
+    trained = trained_logits(load_model(base), adapter)
+    torch.testing.assert_close(model_logits(load_model(tmp_path / "merged")), trained, rtol=0, atol=1e-5)
+    assert read_config(tmp_path / "merged")["tie_word_embeddings"] is (module is None)
+    assert ("cls.predictions.decoder.bias" in stored_tensors(tmp_path / "merged")) is (module is not None)

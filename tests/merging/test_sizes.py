@@ -34,4 +34,4 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     """With examples of what is one."""
     with pytest.raises(RequestError) as told:
         parse_size(text)
-    assert str(told.value) == f"expected a size such as 5GB, 500MB or 2GiB, got {text!r}"
+    assert str(told.value) == f"size: expected a size such as 5GB, 500MB or 2GiB, got {text!r}"

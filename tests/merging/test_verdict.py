@@ -10,7 +10,7 @@ import torch
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.estimates import RowMove
 from qlora_cli.merging.fidelity import Fidelity, Reference, RowReference
-from qlora_cli.merging.verdict import check_effect, choose, judge, needs_plain_base
+from qlora_cli.merging.verdict import check_effect, choose, judge, judge_quantized, needs_plain_base
 
 
 def _reference(effect: float = 0.02, noise: float = 0.0) -> Reference:
@@ -158,7 +158,7 @@ def test_the_lower_held_out_loss_wins() -> None:
     assert choice == ("original", "original has the lower held-out loss: 1.9000 against 2.0000")
     assert choose(merges, by_loss=False) == (
         "dequantized",
-        "dequantized has the lower mean KL from the trained model: 0.0100 nats against 0.2000 nats",
+        "dequantized has the lower mean KL from the trained model: 0.01 nats against 0.2 nats",
     )
 
 
@@ -182,3 +182,17 @@ def test_equals_and_rows_without_targets() -> None:
     lossless = {"original": _fidelity(loss=None, mean_kl=0.2), "dequantized": _fidelity(loss=None, mean_kl=0.1)}
     assert choose(lossless, by_loss=True).winner == "dequantized"
     assert choose({"original": _fidelity()}, by_loss=True).winner == "original"
+
+
+def test_what_rounding_again_takes_away_is_refused() -> None:
+    """A merge on dequantised weights that snapped back to the grid of 4 bits is its base, and is not shipped."""
+    rounded = _fidelity(mean_kl=0.019, effect_kept=0.03, effect_kept_error=0.01)
+    with pytest.raises(MergeError) as caught:
+        judge_quantized(_reference(), rounded, "nf4")
+    assert str(caught.value) == (
+        "in NF4 it has 3% (± 1%) of what the adapter changed, and is 0.019 nats per token from the trained model, "
+        "where its base without the adapter is 0.02 nats per token: rounding to 4 bits again takes the adapter away. "
+        "Merge onto the original weights, or leave the adapter beside the 4-bit base"
+    )
+    kept = judge_quantized(_reference(), _fidelity(mean_kl=0.01, effect_kept=1.03), "nf4")
+    assert kept.endswith("in NF4 it has 103% (± 1%) of what the adapter changed")

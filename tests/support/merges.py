@@ -10,13 +10,32 @@ from typing import Any
 import peft
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from qlora_cli.merging.events import Merged
 from qlora_cli.merging.merge import merge
 from qlora_cli.merging.request import MergeRequest
+from tests.support.models import save_tiny_model
+from tests.support.peft_adapters import save_peft_adapter
+
+
+class Bases:
+    """Model folders by family, each made once and read only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, family: str) -> Path:
+        folder = self._folder / family
+        return folder if folder.exists() else save_tiny_model(folder, family)
+
+
+def adapt(base: Path, folder: Path, *, task: str | None = "CAUSAL_LM", **settings: Any) -> Path:
+    """A random adapter over the model in `base`, as PEFT saves it."""
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 10, "task_type": task, **settings})
+    return save_peft_adapter(load_model(base), folder, config)
 
 
 def merge_adapter(adapter: Path, output: Path, **options: Any) -> Merged:
@@ -53,6 +72,12 @@ def trained_logits(base: PreTrainedModel, adapter: Path) -> Tensor:
 def stored_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a model folder, of all its shards."""
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def edit_stored(folder: Path, changes: dict[str, Tensor | None]) -> None:
+    """Put tensors into the one file of a model folder; None takes one away."""
+    tensors = {name: value for name, value in (stored_tensors(folder) | changes).items() if value is not None}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
