@@ -23,6 +23,7 @@ from qlora_cli.merging.outputs import Outputs, outputs
 from qlora_cli.merging.trained import adapter_off, adapter_stronger
 
 BUDGET = 512 * 2**20
+_CHUNK_VALUES = 4_000_000  # of scores that are made float32 at once: 16 MB
 # By this share more of the adapter says nearly the same, rounded otherwise.
 _MORE = 2.0**-6
 
@@ -233,8 +234,8 @@ class _Sums:
         self.moves.append(row_move(move(trained, base, scores, are_logits=are_logits), known.noise))
         for path, hidden in known.blocks.items():
             if path in said.blocks:
-                error = _relative_error(said.blocks[path][: len(hidden)], hidden.to(device))
-                self.layers.setdefault(path, []).append(error.cpu())
+                error = _relative_error(said.blocks[path][: len(hidden)].cpu(), hidden)
+                self.layers.setdefault(path, []).append(error)
 
     def fidelity(self, reference: Reference) -> Fidelity:
         kl = torch.cat(self.divergences)
@@ -268,7 +269,12 @@ def _losses(said: Outputs) -> Tensor | None:
     """The cross entropy at each position as training takes it, in float32; float64 [positions] on the CPU."""
     if said.targets is None:
         return None
-    return F.cross_entropy(said.scores.float(), said.targets, reduction="none").double().cpu()
+    # A few positions at a time: in float32, a long row's scores are larger than the rest of the work together.
+    size = max(1, _CHUNK_VALUES // said.scores.shape[-1])
+    targets = said.targets.to(said.scores.device)
+    parts = zip(torch.split(said.scores, size), torch.split(targets, size), strict=True)
+    losses = [F.cross_entropy(scores.float(), wanted, reduction="none") for scores, wanted in parts]
+    return torch.cat(losses).double().cpu()
 
 
 def _keep(trained: Outputs, base: Outputs, size: int) -> RowReference:
