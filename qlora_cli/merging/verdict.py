@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -155,7 +156,8 @@ def choose(merges: Mapping[str, Fidelity], *, by_loss: bool) -> Choice:
         error = _error_between(merges[winner], merges[second])
         difference = values[second] - values[winner]
         if difference < 2 * error:
-            reason += f"; on these rows that is no certain difference ({difference:.4f} ± {error:.4f})"
+            uncertain = f" ± {error:.4f}" if math.isfinite(error) else ", one row"
+            reason += f"; on these rows that is no certain difference ({difference:.4f}{uncertain})"
     return Choice(winner, reason)
 
 

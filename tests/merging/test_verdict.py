@@ -173,6 +173,11 @@ def test_an_uncertain_win_is_told() -> None:
         "dequantized has the lower held-out loss: 1.9900 against 2.0000; on these rows that is no certain difference "
         "(0.0100 ± 0.1900)",
     )
+    one = {
+        "original": _fidelity(loss=1.9, row_losses=((19.0, 10),)),
+        "dequantized": _fidelity(row_losses=((20.0, 10),)),
+    }
+    assert choose(one, by_loss=True).reason.endswith("on these rows that is no certain difference (0.1000, one row)")
 
 
 def test_equals_and_rows_without_targets() -> None:
