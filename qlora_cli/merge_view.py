@@ -30,7 +30,7 @@ _ONTO = {
     "original": "the base's original weights + adapter",
     "dequantized": "the 4-bit weights of training, dequantised, + adapter",
 }
-_SHORT = {"original": "orig. 4-bit", "dequantized": "deq. 4-bit"}
+_SHORT = {"original": "orig.", "dequantized": "deq."}
 _READ = {
     "trained": "the trained model: the base as it was in training, the adapter beside it",
     "original without the adapter": "the base's original weights without the adapter",
@@ -139,8 +139,9 @@ class MergeView:
         ]
         for name, fidelity in found.merges.items():
             columns.append(_of(name, fidelity, name == report.merged_onto and not found.quantized))
+        form = (report.quantized or "").partition(" ")[0]
         for name, fidelity in found.quantized.items():
-            columns.append(_of(_SHORT[name], fidelity, name == report.merged_onto))
+            columns.append(_of(f"{_SHORT[name]} {form}", fidelity, name == report.merged_onto))
         columns = [column for column in columns if (column.loss, column.mean) != (None, None)]
         for line in _table(columns, exact=first.measure == "kl"):
             self._console.print(line)
@@ -226,11 +227,11 @@ def _table(columns: Sequence[_Column], *, exact: bool) -> list[Text]:
         ("loss per token", [_number(column.loss, ".4f") for column in columns]),
         ("loss difference", [_number(column.difference, "+.4f").replace("-0.0000", "+0.0000") for column in columns]),
         ("  standard error", [_number(column.error, ".4f") for column in columns]),
-        (f"{distance}, mean", [_small(column.mean) for column in columns]),
-        (f"{distance}, most", [_small(column.most) for column in columns]),
-        ("same likeliest token", [_number(column.agreement, ".1%") for column in columns]),
+        (f"{distance} mean", [_small(column.mean) for column in columns]),
+        (f"{distance} max", [_small(column.most) for column in columns]),
+        ("same top token", [_number(column.agreement, ".1%") for column in columns]),
         ("effect of training", [_number(column.effect, ".1%") for column in columns]),
-        ("farthest layer off by", [_number(column.layer_error, ".2%") for column in columns]),
+        ("farthest layer off", [_number(column.layer_error, ".2%") for column in columns]),
     ]
     rows = [(label, cells) for label, cells in rows if any(cells)]
     labels = max(len(label) for label, _ in rows)

@@ -113,19 +113,19 @@ def test_a_whole_merge(here: Path, made: Path) -> None:
             *(f"{m['loss_difference']:+.4f}".replace("-0.0000", "+0.0000") for m in merges),
         ],
         "standard error": [f"{m['loss_difference_error']:.4f}" for m in merges],
-        "KL divergence, mean": table["KL divergence, mean"],
-        "KL divergence, most": table["KL divergence, most"],
-        "same likeliest token": [f"{m['top1_agreement']:.1%}" for m in merges],
+        "KL divergence mean": table["KL divergence mean"],
+        "KL divergence max": table["KL divergence max"],
+        "same top token": [f"{m['top1_agreement']:.1%}" for m in merges],
         "effect of training": ["0.0%", *(f"{m['effect_kept']:.1%}" for m in merges)],
-        "farthest layer off by": [f"{m['worst_layer_error']:.2%}" for m in merges],
+        "farthest layer off": [f"{m['worst_layer_error']:.2%}" for m in merges],
     }
     told = [found["mean_kl_of_base"], *(m["mean_kl"] for m in merges)]
-    assert [float(cell) for cell in table["KL divergence, mean"]] == pytest.approx(told, rel=0.05, abs=1e-6)
+    assert [float(cell) for cell in table["KL divergence mean"]] == pytest.approx(told, rel=0.05, abs=1e-6)
     assert lines[19].startswith("         KL divergence: how far a model's probabilities for the next token are from ")
     assert lines[20].startswith("         farthest layer: model.layers.")
     assert lines[21:23] == [
         f"verdict  {found['reason']}",
-        f"         {found['merges'][chosen]['finding']}",
+        f"         {found['findings'][chosen]}",
     ]
     assert re.fullmatch(rf"done     8 files, {size / 1e3:.1f} kB, in \d+ s", lines[23])
     assert lines[24:] == [
@@ -152,9 +152,9 @@ def test_down_again(here: Path) -> None:
     result = merge("peft", "--output", "out", *options)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert any(line.startswith("write    in NF4 with double quantisation: ") for line in lines)
-    assert "compare  what was written, in NF4 with double quantisation" in lines
-    assert any(line.split() == ["trained", "base", "original", "in", "NF4"] for line in lines)
+    assert "write    the base's original weights + adapter, in 4 bits" in lines
+    assert "compare  what was written, the base's original weights + adapter, in 4 bits" in lines
+    assert any(line.split() == ["trained", "base", "original", "orig.", "NF4"] for line in lines)
     stored = "merged onto the original weights, stored in NF4 with double quantisation"
     assert f"model    out/  ({stored})" in lines
     assert json.loads(Path("out/config.json").read_text())["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
@@ -439,13 +439,14 @@ def report(quantized: bool = True) -> MergeReport:
         held_out=True,
         reference=REFERENCE,
         merges={"original": FIDELITY, "dequantized": FIDELITY},
+        quantized={"original": FIDELITY, "dequantized": FIDELITY} if quantized else {},
         refused={},
         findings={"original": "the merged model has 96% of what the adapter changed, and this is a sentence of 90"},
         winner="original",
         reason="original has the lower held-out loss, which is a sentence that is longer than eighty letters are",
     )
     form = "NF4 with double quantisation" if quantized else None
-    return MergeReport({}, {}, "NF4", "original", None, "LoRA", found, form, FIDELITY if quantized else None)
+    return MergeReport({}, {}, "NF4", "original", None, "LoRA", found, form)
 
 
 EVERY: tuple[Event, ...] = (
@@ -502,36 +503,37 @@ def test_nothing_is_cut_or_broken_on_a_terminal(width: int) -> None:
     words = " ".join(plain.split())
     assert report().verification.reason in words  # type: ignore[union-attr]
     assert "merged model has 96% of what the adapter changed, and this is a sentence of 90" in words
-    heads = next(line for line in lines if line.split() == ["trained", "base", "original", "dequantized", "in", "NF4"])
+    names = ["trained", "base", "original", "dequantized", "orig. NF4", "deq. NF4"]
+    heads = next(line for line in lines if re.split("  +", line.strip()) == names)
     table = lines[lines.index(heads) + 1 :][:8]
-    assert [line[:21].rstrip() for line in table] == [
+    assert [line[:18].rstrip() for line in table] == [
         "loss per token",
         "loss difference",
         "  standard error",
-        "KL divergence, mean",
-        "KL divergence, most",
-        "same likeliest token",
+        "KL divergence mean",
+        "KL divergence max",
+        "same top token",
         "effect of training",
-        "farthest layer off by",
+        "farthest layer off",
     ]
     # Every column ends where its head does.
-    ends = [match.end() for match in re.finditer(r"trained|base|original|dequantized|in NF4", heads)]
+    ends = [match.end() for match in re.finditer(r"trained|base|original|dequantized|orig. NF4|deq. NF4", heads)]
     for line in table:
-        assert {match.end() for match in re.finditer(r"\S+", line[21:])} <= {end - 21 for end in ends}
+        assert {match.end() for match in re.finditer(r"\S+", line[18:])} <= {end - 18 for end in ends}
 
 
 def test_what_was_not_measured_has_no_row() -> None:
     """A model without a head has no losses and no tokens; what there is has another name."""
     headless = Fidelity(2, 9, 9, "squared_distance", 0.1, 0.2, None, 0.9, 0.1, None, None, None, None, None, None)
     found = Verification("24 prompts", False, Reference((), 9, 9, 1.0, 2.0, None, None, False), {"original": headless},
-                         {}, {}, "original", "the only one")  # fmt: skip
+                         {}, {}, {}, "original", "the only one")  # fmt: skip
     made = MergeReport({}, {}, "16 bits", "original", None, "LoRA", found)
     lines = shown(Merged(Path("out"), 8, 500, 1.0, made)).splitlines()
     assert lines[:7] == [
         "compared with the trained model, on 24 prompts: 9 tokens",
         "                    base  original",
-        "distance, mean      1.00     0.100",
-        "distance, most      2.00     0.200",
+        "distance mean       1.00     0.100",
+        "distance max        2.00     0.200",
         "effect of training  0.0%     90.0%",
         "         distance: how far what a model gives for a token is from what the trained one gives, squared and "
         "relative to that; 0 is no difference, and the base's is what training has changed",
