@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qlora_cli.errors import MergeError, ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges, read_changes
 from qlora_cli.merging.adapter_source import AdapterSource, find_adapter, read_adapter_json
@@ -17,10 +19,10 @@ from qlora_cli.merging.pairing import Pairing, pair
 from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.request import MergeBase, MergeRequest
 from qlora_cli.merging.skeleton import Skeleton, build_skeleton
-from qlora_cli.merging.tensor_files import read_model_tensors
+from qlora_cli.merging.tensor_files import StoredTensor, read_model_tensors
 from qlora_cli.model.files import CONFIG_FILE, model_folder, read_json_object
 from qlora_cli.model.source import ModelSource
-from qlora_cli.model.storage import describe_storage
+from qlora_cli.model.storage import compute_dtype, describe_storage
 from qlora_cli.recipe.data_files import shown_path
 
 _NAMED = 5
@@ -52,6 +54,13 @@ class MergePlan:
     stored: tuple[str, ...]
     onto: tuple[MergeBase, ...]
     config_changes: Mapping[str, Any]
+
+    @property
+    def trained_over_originals(self) -> bool:
+        """Whether training computed with the base's weights as its files have them, neither in 4 bits nor rounded."""
+        computed = compute_dtype(self.source.quantization)
+        kinds = {target.base.dtype for target in self.pairing.changed if isinstance(target.base, StoredTensor)}
+        return self.source.quantization.bits == 16 and (computed is torch.float32 or kinds <= {computed})
 
     def describe_changes(self) -> str:
         """How many weights are changed, by the kind of change."""

@@ -64,6 +64,20 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             module.enabled = True
 
 
+@contextmanager
+def adapter_stronger(model: nn.Module, share: float) -> Iterator[None]:
+    """Inside, what is added to weights is larger by this share."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear | LinearUpdate | EmbeddingUpdate)]
+    scales = [layer.scale for layer in layers]
+    for layer in layers:
+        layer.scale *= 1 + share
+    try:
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
+
+
 def _read(adapter: AdapterSource) -> tuple[Skeleton, AdapterChanges]:
     """The model's modules, and what the adapter does to them."""
     config = read_adapter_config(adapter.folder, SUPPORTED)
