@@ -100,17 +100,10 @@ _Weights = Annotated[
 ]
 
 
-def _given(context: typer.Context) -> list[str]:
-    """Names of the parameters that somebody gave, at their defaults or not."""
+def _given(context: typer.Context) -> dict[str, object]:
+    """The parameters that somebody gave, at their defaults or not."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    return [name for name, source in sources.items() if source is not None and "DEFAULT" not in source.name]
-
-
-def _as_written(name: str, value: object) -> str:
-    """What a parameter of `merge` is called on the command line."""
-    if name == "adapter":
-        return "ADAPTER"
-    return f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+    return {name: context.params[name] for name, source in sources.items() if source and "DEFAULT" not in source.name}
 
 
 def _version(wanted: bool) -> None:
@@ -214,10 +207,9 @@ def merge(
     from qlora_cli.merging.request import MergeRequest
 
     if into_adapter:
-        used = ("output", "into_adapter", "weights", "base_model", "revision")
-        unused = [_as_written(name, context.params[name]) for name in _given(context) if name not in used]
+        given = _given(context)
         raise typer.Exit(
-            command.combine(into_adapter, weights, output, base_model=base_model, revision=revision, unused=unused)
+            command.combine(into_adapter, weights, output, base_model=base_model, revision=revision, given=given)
         )
     if adapter is None:
         raise typer.BadParameter("expected an ADAPTER to merge, or --into-adapter for each of several to add up")

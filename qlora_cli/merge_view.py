@@ -30,7 +30,8 @@ _ONTO = {
     "original": "the base's original weights + adapter",
     "dequantized": "the 4-bit weights of training, dequantised, + adapter",
 }
-_SHORT = {"original": "orig. 4-bit", "dequantized": "deq. 4-bit"}
+# Where there are six models to tell of, and 80 letters.
+_SHORT = {"dequantized": "dequant."}
 _READ = {
     "trained": "the trained model: the base as it was in training, the adapter beside it",
     "original without the adapter": "the base's original weights without the adapter",
@@ -44,7 +45,6 @@ class MergeView:
         self._console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._what = ""
 
     def __enter__(self) -> MergeView:
         return self
@@ -61,7 +61,9 @@ class MergeView:
             case Planned():
                 self._plan(event)
             case Writing():
-                what = f"{_told(event.what)}: {_size(event.total_bytes)}"
+                # Of what is rounded again, the bytes that are gone through are not those that are left.
+                size = "" if event.what not in _ONTO else f": {_size(event.total_bytes)}"
+                what = f"{_told(event.what)}{size}"
                 self._begin("write", what, event.total_bytes, DownloadColumn())
             case Comparing():
                 what = _READ.get(event.what) or f"what was written, {_told(event.what)}"
@@ -132,14 +134,14 @@ class MergeView:
     def _compared(self, report: MergeReport, found: Verification) -> None:
         first = next(iter(found.merges.values()))
         self._line("compared", f"with the trained model, on {found.rows}: {plural(first.tokens, 'token')}")
-        columns = [
-            _Column("trained", loss=found.reference.trained_loss),
-            _of_base(found),
-        ]
+        columns = [_Column("trained", loss=found.reference.trained_loss), _of_base(found)]
+        short = _SHORT if len(found.merges) + len(found.quantized) > 3 else {}
+        form = (report.quantized or "").partition(" ")[0]
         for name, fidelity in found.merges.items():
-            columns.append(_of(name, fidelity, name == report.merged_onto and not found.quantized))
+            columns.append(_of(short.get(name, name), fidelity, name == report.merged_onto and not found.quantized))
         for name, fidelity in found.quantized.items():
-            columns.append(_of(_SHORT[name], fidelity, name == report.merged_onto))
+            columns.append(_of(f"{short.get(name, name)} in {form}", fidelity, name == report.merged_onto))
+        columns = [column for column in columns if (column.loss, column.mean) != (None, None)]
         for line in _table(columns, exact=first.measure == "kl"):
             self._console.print(line)
         for text in _legend(columns, exact=first.measure == "kl"):
@@ -220,7 +222,8 @@ def _table(columns: Sequence[_Column], *, exact: bool) -> list[Text]:
     """A line for each measure and a column for each model: narrow enough for 80 letters, and never cut."""
     distance = "KL divergence" if exact else "distance"
     rows = [
-        ("", [column.name for column in columns]),
+        ("", [column.name.partition(" ")[0] for column in columns]),
+        ("", [column.name.partition(" ")[2] for column in columns]),
         ("loss per token", [_number(column.loss, ".4f") for column in columns]),
         ("loss difference", [_number(column.difference, "+.4f").replace("-0.0000", "+0.0000") for column in columns]),
         ("  standard error", [_number(column.error, ".4f") for column in columns]),

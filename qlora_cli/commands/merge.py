@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,8 +15,10 @@ from qlora_cli.merging.output_folder import check_output
 from qlora_cli.merging.request import MergeRequest
 from qlora_cli.merging.sizes import parse_size
 
-# What ends a command from outside: by a job's end, by its terminal's.
-_SIGNALS = ("SIGTERM", "SIGHUP")
+# What ends a command from outside: Ctrl-C, the end of its job, that of its terminal.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+# What adapters are added up with, of the parameters of the command.
+_TO_COMBINE = ("into_adapter", "weights", "output", "base_model", "revision")
 
 
 def merge(request: MergeRequest) -> int:
@@ -29,7 +31,7 @@ def merge(request: MergeRequest) -> int:
         from qlora_cli.console import make_console
 
         console = make_console()
-        _set_up([request.adapter], request.base_model, progress=console.is_terminal)
+        _set_up([request.adapter], request.base_model, progress=console.is_terminal, rows=request.verify)
         from qlora_cli.merge_view import MergeView
         from qlora_cli.merging.merge import merge as run
 
@@ -46,18 +48,18 @@ def combine(
     *,
     base_model: str | None,
     revision: str | None,
-    unused: Sequence[str],
+    given: Mapping[str, object],
 ) -> int:
     """Add adapters up into one; returns the exit code.
 
     Args:
         weights: numbers with commas between them, one for each adapter; None is 1 for each.
         base_model, revision: of the base that they share, if not as the adapters say.
-        unused: names of what else was given.
+        given: all parameters of the command that somebody gave, by their names.
     """
 
     def work() -> None:
-        if unused:
+        if unused := [_as_written(name, value) for name, value in given.items() if name not in _TO_COMBINE]:
             raise RequestError(f"{', '.join(unused)}: --into-adapter adds adapters up, and has no use for this")
         if revision is not None and base_model is None:
             raise RequestError("--revision: with --into-adapter, it is that of a --base-model, which was not given")
@@ -66,7 +68,7 @@ def combine(
         from qlora_cli.console import make_console
 
         console = make_console()
-        _set_up(adapters, base_model, progress=console.is_terminal)
+        _set_up(adapters, base_model, progress=console.is_terminal, rows=False)
         from qlora_cli.merge_view import show_combined
         from qlora_cli.merging.combine import combine as run
 
@@ -79,18 +81,28 @@ def _exit_code(work: Callable[[], None], output: Path) -> int:
     """Do it; what goes wrong is told as every command tells it."""
     from qlora_cli.console import show_error
 
+    signals: list[int] = []
     try:
-        with _stopping():
+        with _stopping(signals):
             work()
-    except QloraError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        # An import that is broken off may fail in a way of its own.
+        if signals or isinstance(error, KeyboardInterrupt):
+            # It takes its name whole, so that one file in it says that all are there.
+            whole = output.is_dir() and any(output.iterdir())
+            error = Interrupted(f"stopped; {output} is whole" if whole else "stopped; nothing was written")
+        if not isinstance(error, QloraError):
+            raise
         show_error(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        # It takes its name whole, so that one file in it says that all are there.
-        whole = output.is_dir() and any(output.iterdir())
-        show_error(Interrupted(f"stopped; {output} is whole" if whole else "stopped; nothing was written"))
-        return Interrupted.exit_code
     return 0
+
+
+def _as_written(name: str, value: object) -> str:
+    """What a parameter is called on the command line."""
+    if name == "adapter":
+        return "ADAPTER"
+    return f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
 
 
 def _numbers(weights: str | None, count: int) -> list[float]:
@@ -109,19 +121,20 @@ def _numbers(weights: str | None, count: int) -> list[float]:
     return numbers
 
 
-def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool) -> None:
+def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool, rows: bool) -> None:
     from qlora_cli.commands.libraries import set_up_libraries
     from qlora_cli.merging.peek import named_sources
 
     names = [name for adapter in adapters for name in named_sources(adapter)]
-    set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress)
+    set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress, rows=rows)
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
-    """Inside, being ended is what Ctrl-C is, so that what was half written is taken away."""
+def _stopping(signals: list[int]) -> Iterator[None]:
+    """Inside, being ended is what Ctrl-C is, so that what was half written is taken away; `signals` gets what came."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

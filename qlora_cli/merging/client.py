@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ def load_client(
         folder: weights as safetensors, and a configuration.
         device: where it computes.
         trust_remote_code: whether code that comes with the model may run.
-        ignorable: names of stored tensors that may be left unread, because the base's are too.
+        ignorable: names of stored tensors that may be left unread, because the base's are too: none that was changed.
         memory: bytes that the weights may take on `device`; by default four fifths of what is free.
 
     Raises:
@@ -77,6 +78,13 @@ def load_client(
         keep_layout(model)
         model.requires_grad_(False)
         yield model.eval()
+
+
+def release_memory(device: torch.device) -> None:
+    """Have what models that are gone took be free again; torch keeps a GPU's memory for itself otherwise."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def free_memory(device: torch.device) -> int:

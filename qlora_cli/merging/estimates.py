@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +25,34 @@ def standard_error(differences: Sequence[float], weights: Sequence[float]) -> fl
     return math.sqrt(squares * number / (number - 1)) / total
 
 
-def share_kept(moves: Sequence[Move]) -> tuple[float | None, float | None]:
-    """How much of the trained change is there, from the moves on each row, and its standard error.
+class RowMove(NamedTuple):
+    """Of one row, summed over what was compared: how long the trained change is, and what another has along it."""
+
+    length: float
+    along: float
+
+
+def row_move(found: Move, noise: float) -> RowMove:
+    """What is left of a row's move without what rounding alone puts into it.
+
+    Args:
+        noise: the squared distance of the trained model from itself, rounded otherwise. Half of it is the share of the
+            base's own outputs, which both changes are measured from, so that they agree in it.
+    """
+    return RowMove(float(found.length.sum()) - noise, float(found.along.sum()) - noise / 2)
+
+
+def share_kept(moves: Sequence[RowMove], others: Sequence[RowMove] | None = None) -> tuple[float | None, float | None]:
+    """How much of the trained change is there, and its standard error, the rows being what was drawn.
 
     None where nothing was changed; the error, too, where there is only one row.
+
+    Args:
+        others: of another model on the same rows; then it is how much more is there.
     """
-    along, length = [float(m.along.sum()) for m in moves], [float(m.length.sum()) for m in moves]
+    length, along = [move.length for move in moves], [move.along for move in moves]
+    if others is not None:
+        along = [own - other.along for own, other in zip(along, others, strict=True)]
     if math.fsum(length) <= 0:
         return None, None
     error = standard_error(along, length)

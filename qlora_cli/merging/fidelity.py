@@ -16,13 +16,16 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import MergeError, NonFiniteError
-from qlora_cli.merging.divergence import Move, divergence, move
-from qlora_cli.merging.estimates import mean_of, paired_difference, share_kept
+from qlora_cli.merging.divergence import divergence, move
+from qlora_cli.merging.estimates import RowMove, mean_of, paired_difference, row_move, share_kept
 from qlora_cli.merging.held_out import CheckRow
 from qlora_cli.merging.outputs import Outputs, outputs
-from qlora_cli.merging.trained import adapter_off
+from qlora_cli.merging.trained import adapter_off, adapter_stronger
 
 BUDGET = 512 * 2**20
+_CHUNK_VALUES = 4_000_000  # of scores that are made float32 at once: 16 MB
+# By this share more of the adapter says nearly the same, rounded otherwise.
+_MORE = 2.0**-6
 
 Advanced = Callable[[int], None]
 
@@ -35,6 +38,8 @@ class RowReference(NamedTuple):
             positions that count, as many as there was room for.
         blocks: what the trained model's blocks gave at as many positions, [kept, width].
         losses, base_losses: float64 [positions], all that count; None where there are no targets.
+        noise: the squared distance of the trained model's scores from the same, rounded otherwise; summed over those
+            that are kept.
     """
 
     scores: Tensor
@@ -42,6 +47,7 @@ class RowReference(NamedTuple):
     blocks: dict[str, Tensor]
     losses: Tensor | None
     base_losses: Tensor | None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +59,8 @@ class Reference:
         positions: how many positions count, in all rows.
         compared: at how many of them what was said is kept.
         effect, max_effect: KL(trained ‖ base) there, mean and maximum: what the adapter does.
+        noise: mean KL there of the trained model from the same, rounded otherwise: what rounding of activations does by
+            itself, and of `effect`, too.
         trained_loss, base_loss: over all positions that count; None without targets.
         are_logits: False for a model without a head, where the squared relative distance stands for KL.
     """
@@ -65,6 +73,7 @@ class Reference:
     trained_loss: float | None
     base_loss: float | None
     are_logits: bool
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Fidelity:
         mean_kl, max_kl: over the compared tokens.
         top1_agreement: share of them where both hold the same token for the most probable; None without a head.
         effect_kept: how much of what the adapter changed about the trained model's base this model has: 1 all, 0 none.
-            None if the adapter changed nothing.
+            None if the adapter changed nothing that could be told from rounding.
         effect_kept_error: its standard error, the rows being what was drawn.
         loss, trained_loss, loss_difference: mean over all tokens, in nats; None without targets.
         loss_difference_error: the standard error of the difference, the rows being what was drawn.
@@ -101,12 +110,11 @@ class Fidelity:
     worst_layer: str | None
     worst_layer_error: float | None
     row_losses: tuple[tuple[float, int], ...] = field(default=(), repr=False)  # summed over a row's tokens, and those
+    row_moves: tuple[RowMove, ...] = field(default=(), repr=False)
 
     def record(self) -> dict[str, Any]:
         """What is written to a report: all but the rows one by one."""
-        data = asdict(self)
-        del data["row_losses"]
-        return data
+        return {name: value for name, value in asdict(self).items() if name not in ("row_losses", "row_moves")}
 
 
 def record(
@@ -130,6 +138,7 @@ def record(
     model.eval()
     kept: list[RowReference] = []
     effects: list[Tensor] = []
+    noises: list[Tensor] = []
     positions, are_logits = 0, True
     for number, row in enumerate(rows, start=1):
         trained = outputs(model, row)
@@ -141,7 +150,10 @@ def record(
         reference = _keep(trained, base, size)
         budget -= _size_of(reference)
         if size:
-            effects.append(divergence(trained.scores[:size], base.scores[:size], are_logits=are_logits).cpu())
+            effect, noise, squared = _measure(model, row, trained.scores[:size], base.scores[:size], are_logits)
+            effects.append(effect)
+            noises.append(noise)
+            reference = reference._replace(noise=squared)
         kept.append(reference)
         positions += len(trained.scores)
         advanced(number)
@@ -155,7 +167,22 @@ def record(
         trained_loss=mean_of([row.losses for row in kept]),
         base_loss=mean_of([row.base_losses for row in kept]),
         are_logits=are_logits,
+        noise=_at_least_zero(torch.cat(noises).mean()),
     )
+
+
+def _measure(
+    model: PreTrainedModel, row: CheckRow, trained: Tensor, base: Tensor, are_logits: bool
+) -> tuple[Tensor, Tensor, float]:
+    """What the adapter does at a row's first positions, and what rounding does: both as a divergence for each position,
+    the latter as a squared distance, too."""
+    with adapter_stronger(model, _MORE):
+        again = outputs(model, row, with_blocks=False).scores[: len(trained)]
+    effect = divergence(trained, base, are_logits=are_logits).cpu()
+    noise = divergence(trained, again, are_logits=are_logits).cpu() - _MORE**2 * effect
+    whole, more = (move(trained, other, other, are_logits=are_logits).length.sum() for other in (base, again))
+    squared = more - _MORE**2 * whole
+    return effect, noise, _at_least_zero(squared)
 
 
 def compare(
@@ -191,7 +218,7 @@ class _Sums:
     def __init__(self) -> None:
         self.divergences: list[Tensor] = []
         self.agreements: list[Tensor] = []
-        self.moves: list[Move] = []
+        self.moves: list[RowMove] = []
         self.losses: list[Tensor | None] = []
         self.layers: dict[str, list[Tensor]] = {}
 
@@ -204,12 +231,11 @@ class _Sums:
         trained, base = known.scores.to(device), known.base_scores.to(device)
         self.divergences.append(divergence(trained, scores, are_logits=are_logits).cpu())
         self.agreements.append((trained.argmax(-1) == scores.argmax(-1)).cpu())
-        both = move(trained, base, scores, are_logits=are_logits)
-        self.moves.append(Move(both.length.cpu(), both.along.cpu()))
+        self.moves.append(row_move(move(trained, base, scores, are_logits=are_logits), known.noise))
         for path, hidden in known.blocks.items():
             if path in said.blocks:
-                error = _relative_error(said.blocks[path][: len(hidden)], hidden.to(device))
-                self.layers.setdefault(path, []).append(error.cpu())
+                error = _relative_error(said.blocks[path][: len(hidden)].cpu(), hidden)
+                self.layers.setdefault(path, []).append(error)
 
     def fidelity(self, reference: Reference) -> Fidelity:
         kl = torch.cat(self.divergences)
@@ -235,6 +261,7 @@ class _Sums:
             worst_layer=worst,
             worst_layer_error=None if worst is None else layers[worst],
             row_losses=tuple((float(row.sum()), len(row)) for row in self.losses if row is not None),
+            row_moves=tuple(self.moves),
         )
 
 
@@ -242,7 +269,12 @@ def _losses(said: Outputs) -> Tensor | None:
     """The cross entropy at each position as training takes it, in float32; float64 [positions] on the CPU."""
     if said.targets is None:
         return None
-    return F.cross_entropy(said.scores.float(), said.targets, reduction="none").double().cpu()
+    # A few positions at a time: in float32, a long row's scores are larger than the rest of the work together.
+    size = max(1, _CHUNK_VALUES // said.scores.shape[-1])
+    targets = said.targets.to(said.scores.device)
+    parts = zip(torch.split(said.scores, size), torch.split(targets, size), strict=True)
+    losses = [F.cross_entropy(scores.float(), wanted, reduction="none") for scores, wanted in parts]
+    return torch.cat(losses).double().cpu()
 
 
 def _keep(trained: Outputs, base: Outputs, size: int) -> RowReference:

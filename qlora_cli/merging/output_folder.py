@@ -19,6 +19,8 @@ if sys.platform != "win32":  # where two merges into one folder are the user's t
 
 # Left free beside what is written: small files, and what a file system keeps for itself.
 _SPARE = 64 * 2**20
+# How a system says that there is something where a folder should go.
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 def check_output(given: Path) -> Path:
@@ -96,10 +98,10 @@ def writing(output: Path) -> Iterator[Path]:
                 yield staging
                 sync_folder(staging)
                 _take_name(staging, output)
-                sync(output.parent)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
+            sync(output.parent)
     except BaseException:
         for folder in made:  # the innermost first; what holds something else by now stays
             with suppress(OSError):
@@ -111,6 +113,8 @@ def _resolved(given: Path) -> Path:
     """The absolute path, with links followed."""
     try:
         output = Path(expand_home(str(given))).resolve()
+        if not output.name:
+            raise ValueError("it has no name of its own")
         with suppress(FileNotFoundError, NotADirectoryError):
             staging_folder(output).lstat()  # the longest name that will be made there
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError
@@ -138,6 +142,8 @@ def _give_way(output: Path) -> None:
                 f"--output: {output} is a mount point, which cannot be replaced. Name a folder that is to be made in "
                 f"it, such as {output / 'merged'}"
             ) from None
+        if error.errno in _TAKEN:
+            raise OutputError(_taken(output)) from None
         raise
 
 
@@ -146,10 +152,8 @@ def _take_name(staging: Path, output: Path) -> None:
     try:
         staging.rename(output)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise OutputError(
-                f"--output: something else came to be at {output} meanwhile, and nothing is ever written over"
-            ) from None
+        if error.errno in _TAKEN:
+            raise OutputError(_taken(output)) from None
         raise
 
 
@@ -186,9 +190,12 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
 
 
 def _is_being_written(staging: Path) -> bool:
-    if sys.platform == "win32" or not staging.is_dir():
+    if sys.platform == "win32":
         return False
-    descriptor = os.open(staging, os.O_RDONLY)
+    try:
+        descriptor = os.open(staging, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -198,6 +205,10 @@ def _is_being_written(staging: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _taken(output: Path) -> str:
+    return f"--output: something else came to be at {output} meanwhile, and nothing is ever written over"
 
 
 def _busy(output: Path) -> str:

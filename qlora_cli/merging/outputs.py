@@ -22,10 +22,11 @@ class Outputs(NamedTuple):
     """What a model says about one row.
 
     Attributes:
-        scores: [positions, classes], in the model's dtype: logits, or the last hidden states of a model without a head.
+        scores: [positions, classes], in the model's dtype: logits, or the last hidden states of a model without a head,
+            or numbers that are no choice between classes.
         targets: int64 [positions], what should be said there; None where the rows do not tell.
         blocks: by module path, what each block of the model gives, [positions, width].
-        are_logits: whether `scores` are.
+        are_logits: whether `scores` are logits of classes that exclude each other.
     """
 
     scores: Tensor
@@ -73,12 +74,19 @@ def _outputs(model: PreTrainedModel, row: CheckRow, *, with_blocks: bool) -> Out
     if (start := getattr(answer, "start_logits", None)) is not None:
         return Outputs(torch.cat([start, answer.end_logits]), None, _tokens_of(found))
     if (logits := getattr(answer, "logits", None)) is not None:
-        return Outputs(logits.reshape(-1, logits.shape[-1]), None, _tokens_of(found))
+        scores = logits.reshape(-1, logits.shape[-1])
+        return Outputs(scores, None, _tokens_of(found), are_logits=_excludes(model, scores.shape[-1]))
     return Outputs(answer.last_hidden_state[0], None, _tokens_of(found), are_logits=False)
 
 
 def _predicts_the_next(model: PreTrainedModel) -> bool:
     return model.get_output_embeddings() is not None and "MaskedLM" not in type(model).__name__
+
+
+def _excludes(model: PreTrainedModel, labels: int) -> bool:
+    """Whether a classifier's labels exclude each other: not those of a regression or a reward, or where many hold."""
+    problem = getattr(model.config, "problem_type", None)
+    return labels > 1 and problem not in ("regression", "multi_label_classification")
 
 
 def _device_of(model: PreTrainedModel) -> torch.device:
@@ -139,4 +147,8 @@ def _tokens_of(found: dict[str, Tensor], chosen: Tensor | None = None) -> dict[s
     flat = {path: hidden.flatten(0, 1) for path, hidden in found.items()}
     if chosen is None:
         return flat
-    return {path: hidden[chosen] if len(hidden) == len(chosen) else hidden for path, hidden in flat.items()}
+    # A model that memory does not hold whole may compute in several places.
+    return {
+        path: hidden[chosen.to(hidden.device)] if len(hidden) == len(chosen) else hidden
+        for path, hidden in flat.items()
+    }

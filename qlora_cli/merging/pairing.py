@@ -52,10 +52,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Everything that will be written, in the base's order, and what the configuration has to say of it."""
+    """Everything that will be written, in the base's order, and what the configuration has to say of it.
+
+    Attributes:
+        unroundable: weights that were in 4 bits while the adapter was trained, and that the base's files hold in
+            pieces: they are written as they are there.
+    """
 
     targets: tuple[Target, ...]
     config_changes: Mapping[str, Any]
+    unroundable: tuple[str, ...] = ()
 
     @property
     def changed(self) -> tuple[Target, ...]:
@@ -100,7 +106,7 @@ def pair(
     # Of tensors that were one in training, the change to any is the change to all.
     following = _groups(ties) | _groups(group for group in base.ties if group not in parted)
     targets = tuple(_targets(base, adapter.changes, _groups(ties), following))
-    return Pairing(targets, config_changes)
+    return Pairing(targets, config_changes, base.quantized_in_pieces())
 
 
 def _groups(ties: Iterable[frozenset[str]]) -> dict[str, frozenset[str]]:
@@ -284,6 +290,11 @@ class _Base:
                 yield f"  {parameter}: expected {[*shape]} by the base's config.json, got {[*got]} in its files"
             elif isinstance(held, StoredTensor) and (parameter in changes or held.dtype.is_floating_point):
                 yield from _unusable(parameter, held)
+
+    def quantized_in_pieces(self) -> tuple[str, ...]:
+        """Weights that training has in 4 bits once their pieces are put together."""
+        weights = {f"{module}.weight" for module in self.skeleton.quantized}
+        return tuple(parameter for parameter in self._pieces if parameter in weights)
 
     def misfits(self, changes: Mapping[str, Change]) -> Iterator[str]:
         """Changes that do not fit what they are to change."""

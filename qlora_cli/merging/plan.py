@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from qlora_cli.errors import MergeError, ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges, read_changes
@@ -17,10 +19,10 @@ from qlora_cli.merging.pairing import Pairing, pair
 from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.request import MergeBase, MergeRequest
 from qlora_cli.merging.skeleton import Skeleton, build_skeleton
-from qlora_cli.merging.tensor_files import read_model_tensors
+from qlora_cli.merging.tensor_files import StoredTensor, read_model_tensors
 from qlora_cli.model.files import CONFIG_FILE, model_folder, read_json_object
 from qlora_cli.model.source import ModelSource
-from qlora_cli.model.storage import describe_storage
+from qlora_cli.model.storage import compute_dtype, describe_storage
 from qlora_cli.recipe.data_files import shown_path
 
 _NAMED = 5
@@ -52,6 +54,13 @@ class MergePlan:
     stored: tuple[str, ...]
     onto: tuple[MergeBase, ...]
     config_changes: Mapping[str, Any]
+
+    @property
+    def trained_over_originals(self) -> bool:
+        """Whether training computed with the base's weights as its files have them, neither in 4 bits nor rounded."""
+        computed = compute_dtype(self.source.quantization)
+        kinds = {target.base.dtype for target in self.pairing.changed if isinstance(target.base, StoredTensor)}
+        return self.source.quantization.bits == 16 and (computed is torch.float32 or kinds <= {computed})
 
     def describe_changes(self) -> str:
         """How many weights are changed, by the kind of change."""
@@ -97,6 +106,9 @@ def make_plan(request: MergeRequest) -> MergePlan:
     pairing = pair(stored, skeleton, adapter, lambda: changed({"tie_word_embeddings": False}), described=described)
     sizes = {**_vocabulary(pairing, skeleton), **_labels(pairing, skeleton, task)}
     _check_sizes(pairing, changed(sizes) if sizes else skeleton, described)
+    if pairing.unroundable and request.base == "auto":
+        remark = f"merged onto the original weights alone, as {_in_pieces(source, pairing.unroundable)}"
+        source = replace(source, remarks=(*source.remarks, remark))
     packed = any(isinstance(target.base, PackedTensor) for target in pairing.targets)
     return MergePlan(
         source=source,
@@ -106,16 +118,19 @@ def make_plan(request: MergeRequest) -> MergePlan:
         adapter=adapter,
         pairing=pairing,
         stored=tuple(stored),
-        onto=choose_bases(request, source, packed=packed),
+        onto=choose_bases(request, source, packed=packed, unroundable=pairing.unroundable),
         config_changes={**pairing.config_changes, **sizes, **_architecture(skeleton, folder)},
     )
 
 
-def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) -> tuple[MergeBase, ...]:
+def choose_bases(
+    request: MergeRequest, source: AdapterSource, *, packed: bool, unroundable: Collection[str] = ()
+) -> tuple[MergeBase, ...]:
     """The bases to merge onto.
 
     Args:
         packed: whether the base's own files hold its weights in 4 bits.
+        unroundable: weights that cannot be had as they were in training.
 
     Raises:
         ModelError: if the one that was asked for cannot be had.
@@ -135,6 +150,13 @@ def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) 
                 "--base original, or say how the base was stored with --trained-base"
             )
         return ("original",)
+    if unroundable:
+        if wanted == "dequantized":
+            raise ModelError(
+                f"--base dequantized: {_in_pieces(source, unroundable)}: these cannot be rounded as they were. Use "
+                "--base original"
+            )
+        return ("original",)
     if wanted == "auto":
         if request.verify:
             return ("original", "dequantized")
@@ -142,6 +164,13 @@ def choose_bases(request: MergeRequest, source: AdapterSource, *, packed: bool) 
         # grid of 4 bits, though: rounded to it again, they lose what a small update has moved them by.
         return ("dequantized",) if request.quantize is None else ("original",)
     return (wanted,)
+
+
+def _in_pieces(source: AdapterSource, unroundable: Collection[str]) -> str:
+    return (
+        f"{source.base.name} holds {len(unroundable)} of the weights that were in 4 bits in pieces, which are put "
+        f"together when it is loaded, such as {next(iter(unroundable))}"
+    )
 
 
 def _architecture(skeleton: Skeleton, folder: Path) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def trained_model(adapter: AdapterSource, device: torch.device) -> PreTrainedMod
         supplied=read.changes,
     )
     with torch.no_grad():
-        for path, changes in _by_module(_followed(read, skeleton)).items():
+        # What lies within a module before it: both that answer in its place have the same within.
+        grouped = _by_module(_followed(read, skeleton))
+        for path, changes in sorted(grouped.items(), key=lambda item: -item[0].count(".")):
             building = _Building(read, compute_dtype(adapter.quantization), skeleton.kinds[path] == "conv1d", device)
             model.set_submodule(path, building.layer(model.get_submodule(path), changes))
     return model.requires_grad_(False).eval()
@@ -60,6 +62,20 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
     finally:
         for module in modules:
             module.enabled = True
+
+
+@contextmanager
+def adapter_stronger(model: nn.Module, share: float) -> Iterator[None]:
+    """Inside, what is added to weights is larger by this share."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear | LinearUpdate | EmbeddingUpdate)]
+    scales = [layer.scale for layer in layers]
+    for layer in layers:
+        layer.scale *= 1 + share
+    try:
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
 
 
 def _read(adapter: AdapterSource) -> tuple[Skeleton, AdapterChanges]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.estimates import standard_error
+from qlora_cli.merging.estimates import share_kept, standard_error
 from qlora_cli.merging.fidelity import Fidelity, Reference
 
 # Of the effect, what must be there for it to have survived, and what may be there of it.
@@ -16,25 +16,34 @@ LEAST_KEPT, MOST_KEPT = 0.5, 1.5
 # adapter learns makes up for what 4 bits had cost, and that the original base has without it: over a third on
 # SmolLM2-135M after five steps.
 LEAST_ADDED = 0.1
+# How far beyond what rounding does by itself an adapter's effect, and an excess of it, have to be to be any.
+LEAST_EFFECT, MUCH = 1.5, 3.0
 # How many standard errors the share kept must be away from nothing.
 CERTAIN = 3.0
 # A merge is close to the trained model where it is off by less than this share of the effect.
 CLOSE = 0.5
-# Nats per token: more than what rounding merged weights to 16 bits does, by far.
-BEYOND_ROUNDING = 0.05
+# Of the weights that were trained over, nothing but rounding may be the matter: that is less than this share of the
+# effect, or than so many nats per token.
+ROUNDED, BEYOND_ROUNDING = 0.1, 0.05
 
 
 def check_effect(reference: Reference) -> None:
     """Refuse an adapter that does nothing: no merge of it could be told from its base.
 
     Raises:
-        MergeError: if the trained model says the same as its base.
+        MergeError: if the trained model says the same as its base, or is no farther from it than rounding goes.
     """
     if reference.effect == 0:
         raise MergeError(
             f"the trained model says exactly what its base says, at all {reference.compared:,} tokens compared: the "
             "adapter does nothing, so that no merge of it would differ from the base. Is it the adapter that was "
             "meant, and was it trained?"
+        )
+    if reference.effect < LEAST_EFFECT * reference.noise:
+        raise MergeError(
+            f"the trained model is {_nats(reference.effect)} from its base, and rounding alone makes "
+            f"{_nats(reference.noise)}: the adapter's effect cannot be told from that, so that no merge of it can be "
+            "shown to have it. It needs to be trained for longer; --allow-unchanged merges it all the same"
         )
 
 
@@ -58,7 +67,7 @@ def judge(reference: Reference, merged: Fidelity, plain: Fidelity | None = None,
     Args:
         reference: what the trained model says.
         merged: the merged model against that.
-        plain: the original base without the adapter against that; needed if `needs_plain_base`.
+        plain: the original base without the adapter against that, on the same rows; needed if `needs_plain_base`.
         exact: whether the weights merged into are those that the adapter was trained over.
 
     Raises:
@@ -67,30 +76,30 @@ def judge(reference: Reference, merged: Fidelity, plain: Fidelity | None = None,
     if merged.effect_kept is None:
         check_effect(reference)
     kept, error = merged.effect_kept or 0.0, merged.effect_kept_error or 0.0
+    told = f"it has {_share(kept, merged.effect_kept_error)} of what the adapter changed"
     least = LEAST_KEPT
-    told = f"it has {kept:.0%} (± {error:.0%}) of what the adapter changed"
     if not exact:
         if not needs_plain_base(reference, merged, exact=exact):
             return _told(reference, merged, told)
-        least, already = LEAST_ADDED, 0.0 if plain is None else plain.effect_kept or 0.0
-        kept -= already
-        error = math.hypot(error, 0.0 if plain is None else plain.effect_kept_error or 0.0)
-        told += f", where the original base alone has {already:.0%}"
+        least = LEAST_ADDED
+        if plain is not None:
+            more, uncertain = share_kept(merged.row_moves, plain.row_moves)
+            kept, error = more or 0.0, uncertain or 0.0
+            told += f", {_share(kept, uncertain)} more than the original base alone"
+    distances = f"{_nats(merged.mean_kl)} from the trained model, where its base without the adapter is "
+    distances += _nats(reference.effect)
     if kept < least or kept < CERTAIN * error:
         raise MergeError(
-            f"the merged model cannot be told from its base: {told}, and is {_nats(merged.mean_kl)} from the trained "
-            f"model, where its base without the adapter is {_nats(reference.effect)}. Rounding may have lost it: try "
-            "--dtype float32. Or the adapter needs to be trained for longer"
+            f"the merged model cannot be told from its base: {told}, and is {distances}. "
+            f"{'Rounding may have lost it: try --dtype float32' if kept < least else 'More --verify-rows may tell'}. "
+            "Or the adapter needs to be trained for longer"
         )
-    if kept > MOST_KEPT and kept - MOST_KEPT > error:
+    if kept - MOST_KEPT > error and merged.mean_kl > MUCH * reference.noise:
+        raise MergeError(f"the merged model is not the trained one: {told}, and is {distances}")
+    if exact and merged.mean_kl > max(BEYOND_ROUNDING, ROUNDED * reference.effect):
         raise MergeError(
-            f"the merged model is not the trained one: {told}, and is {_nats(merged.mean_kl)} from the trained model, "
-            f"where its base without the adapter is {_nats(reference.effect)}"
-        )
-    if exact and merged.mean_kl > max(BEYOND_ROUNDING, reference.effect):
-        raise MergeError(
-            f"the merged model is not the trained one: it is {_nats(merged.mean_kl)} from it, farther than its base "
-            f"without the adapter ({_nats(reference.effect)}), and farther than rounding explains"
+            f"the merged model is not the trained one: {told}, but is {distances}: farther from it "
+            "than rounding explains"
         )
     return _told(reference, merged, told)
 
@@ -104,7 +113,7 @@ def judge_quantized(reference: Reference, rounded: Fidelity, quant_type: str) ->
         MergeError: if so little is left that it cannot be told from the base.
     """
     kept, error = rounded.effect_kept or 0.0, rounded.effect_kept_error or 0.0
-    told = f"in {quant_type.upper()} it has {kept:.0%} (± {error:.0%}) of what the adapter changed"
+    told = f"in {quant_type.upper()} it has {_share(kept, rounded.effect_kept_error)} of what the adapter changed"
     if kept < LEAST_KEPT or kept < CERTAIN * error:
         raise MergeError(
             f"{told}, and is {_nats(rounded.mean_kl)} from the trained model, where its base without the adapter is "
@@ -147,7 +156,8 @@ def choose(merges: Mapping[str, Fidelity], *, by_loss: bool) -> Choice:
         error = _error_between(merges[winner], merges[second])
         difference = values[second] - values[winner]
         if difference < 2 * error:
-            reason += f"; on these rows that is no certain difference ({difference:.4f} ± {error:.4f})"
+            uncertain = f" ± {error:.4f}" if math.isfinite(error) else ", one row"
+            reason += f"; on these rows that is no certain difference ({difference:.4f}{uncertain})"
     return Choice(winner, reason)
 
 
@@ -162,6 +172,10 @@ def _told(reference: Reference, merged: Fidelity, share: str) -> str:
         f"the merged model is {_nats(merged.mean_kl)} from the trained model, where its base without the adapter is "
         f"{_nats(reference.effect)}; {share}"
     )
+
+
+def _share(value: float, error: float | None) -> str:
+    return f"{value:.0%}" if error is None else f"{value:.0%} (± {error:.0%})"
 
 
 def _nats(value: float) -> str:

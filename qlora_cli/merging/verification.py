@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from qlora_cli.errors import MergeError, ModelError
-from qlora_cli.merging.client import load_client
+from qlora_cli.merging.client import load_client, release_memory
 from qlora_cli.merging.events import Compared, Comparing, Emit, Measured, Notice, Stage
 from qlora_cli.merging.fidelity import Fidelity, Reference, compare, record
 from qlora_cli.merging.held_out import CheckRows, check_rows
@@ -42,13 +41,15 @@ class Verifier:
         self._device = device
         self._emit = emit
         self._lenient = lenient
+        changed = {target.name for target in plan.pairing.changed}
+        self._ignorable = [name for name in plan.stored if name not in changed]
         emit(Stage("reading the rows to compare on"))
         self.rows = _rows(plan, folder, limit)
         emit(Comparing("trained", len(self.rows.rows)))
         model = trained_model(plan.source, device)
         self.reference: Reference = record(model, self.rows.rows, advanced=self._advanced)
         del model
-        gc.collect()  # before the next one is loaded
+        release_memory(device)  # before the next one is loaded
         if not lenient:
             check_effect(self.reference)
 
@@ -98,7 +99,7 @@ class Verifier:
         )
 
     def _judge(self, name: str, merged: Fidelity) -> str:
-        exact = name == "dequantized" or self._plan.source.quantization.bits == 16
+        exact = name == "dequantized" or self._plan.trained_over_originals
         plain = None
         if needs_plain_base(self.reference, merged, exact=exact):
             plain = self._plain_base()
@@ -118,16 +119,16 @@ class Verifier:
         with adapter_off(model):
             fidelity = compare(self.reference, model, self.rows.rows, advanced=self._advanced)
         del model
-        gc.collect()
+        release_memory(self._device)
         return fidelity
 
     def _against(self, name: str, folder: Path) -> Fidelity:
         self._emit(Comparing(name, len(self.rows.rows)))
         trusted = self._plan.source.base.trust_remote_code
-        with load_client(folder, self._device, trust_remote_code=trusted, ignorable=self._plan.stored) as model:
+        with load_client(folder, self._device, trust_remote_code=trusted, ignorable=self._ignorable) as model:
             fidelity = compare(self.reference, model, self.rows.rows, advanced=self._advanced)
             del model
-        gc.collect()
+        release_memory(self._device)
         return fidelity
 
     def _advanced(self, rows: int) -> None:

@@ -21,7 +21,9 @@ from qlora_cli.hub import is_unreachable
 from qlora_cli.recipe.paths import model_problem
 
 # What the hub's client and the readers below it raise for an absent, unreachable or damaged file.
-_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
+_LOAD_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.client import load_client
+from qlora_cli.merging.client import load_client, release_memory
 from qlora_cli.merging.held_out import CheckRow
 from qlora_cli.merging.outputs import outputs
 from qlora_cli.model.base import load_base
@@ -94,3 +94,13 @@ def test_a_4_bit_checkpoint_is_loaded(tmp_path: Path) -> None:
     saved.save_pretrained(tmp_path / "model")
     with load_client(tmp_path / "model", CPU) as model:
         torch.testing.assert_close(outputs(model, _row()).scores, outputs(saved.eval(), _row()).scores)
+
+
+def test_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU had for one model is free before room for the next is counted; on a CPU there is nothing to do."""
+    given: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(True))
+    release_memory(CPU)
+    assert not given
+    release_memory(torch.device("cuda"))
+    assert given

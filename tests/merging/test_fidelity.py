@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import MergeError, NonFiniteError
+from qlora_cli.merging.divergence import move
+from qlora_cli.merging.estimates import row_move, share_kept
 from qlora_cli.merging.fidelity import compare, record
 from qlora_cli.merging.held_out import CheckRow
 from qlora_cli.merging.trained import adapter_off
@@ -137,6 +139,33 @@ def test_an_adapter_that_does_nothing_has_no_effect() -> None:
     assert (reference.effect, found.effect_kept, found.effect_kept_error) == (0, None, None)
 
 
+def test_rounding_is_measured() -> None:
+    """What rounding of activations does by itself: next to nothing in float32, a part of a weak effect in bfloat16."""
+    rows, trained = _rows(8), _trained(std=0.002)
+    exact = record(trained, rows)
+    assert exact.noise < 1e-4 * exact.effect
+    for layer in lora_layers(trained.to(torch.bfloat16)).values():
+        layer.compute_dtype = torch.bfloat16
+    rounded = record(trained, rows)
+    assert 0.01 * rounded.effect < rounded.noise < rounded.effect
+    assert sum(row.noise for row in rounded.rows) > 0
+    assert all(layer.scale == 2 for layer in lora_layers(trained).values())  # as it was
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_rounding_is_not_taken_for_the_effect(share: float) -> None:
+    """The effect, and what another model has of it, seen through rounding that is as large: the share comes out, where
+    without a correction any model would have half of it."""
+    generator = torch.Generator().manual_seed(0)
+    base, effect, *noises = (0.001 * torch.randn(400, 256, generator=generator) for _ in range(6))
+    trained = base + effect + noises[0]
+    given, other = base + noises[1], base + share * effect + noises[2]
+    noise = move(trained, base + effect + noises[3], base + effect + noises[3], are_logits=True).length.sum().item()
+    moved = move(trained, given, other, are_logits=True)
+    assert share_kept([row_move(moved, noise)])[0] == pytest.approx(share, abs=0.03)
+    assert share_kept([row_move(moved, 0.0)])[0] == pytest.approx((1 + share) / 3, abs=0.03)
+
+
 def test_a_budget_limits_what_is_compared_and_not_the_loss() -> None:
     """With room for 9 positions, 9 are compared; every loss is there all the same."""
     rows, trained = _rows(), _trained()
@@ -182,5 +211,5 @@ def test_the_report_leaves_out_single_rows(tmp_path: Path) -> None:
     """What goes into a report is plain numbers and names."""
     rows, trained = _rows(2), _trained()
     data = compare(record(trained, rows), trained, rows).record()
-    assert "row_losses" not in data
+    assert not {"row_losses", "row_moves"} & data.keys()
     assert all(isinstance(value, int | float | str) for value in data.values())

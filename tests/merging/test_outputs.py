@@ -68,6 +68,19 @@ def test_other_tasks_are_scored(family: str, made: Any, shape: tuple[int, int]) 
     assert (found.measure, found.top1_agreement) == (("squared_distance", None) if made is AutoModel else ("kl", 1))
 
 
+@pytest.mark.parametrize(("labels", "problem"), [(1, None), (1, "regression"), (3, "multi_label_classification")])
+def test_numbers_that_are_no_choice_are_compared_as_such(labels: int, problem: str | None) -> None:
+    """A reward, a regression, labels of which several may hold: as probabilities they would hide what differs, and all
+    of it where there is one alone."""
+    config = tiny_config("llama", 512)
+    config.num_labels, config.problem_type = labels, problem
+    one, other = (AutoModelForSequenceClassification.from_config(config).eval() for _ in range(2))
+    assert not outputs(one, ROW).are_logits
+    found = compare(record(one, [ROW]), other, [ROW])
+    assert (found.measure, found.top1_agreement) == ("squared_distance", None)
+    assert found.mean_kl > 0
+
+
 def test_an_encoder_decoder_without_a_head_reads_its_own_input() -> None:
     """T5 for features: states of the decoder."""
     assert tuple(outputs(_made("t5", AutoModel), ROW).scores.shape) == (24, 64)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import HrmTextConfig, HrmTextForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import read_changes
@@ -22,6 +22,7 @@ from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection
 from tests.support.merges import Bases, adapt, edit_stored, merge_adapter, stored_tensors
 from tests.support.peft_adapters import edit_tensors
+from tests.support.tokenizers import tiny_tokenizer
 
 PLAIN = QuantizationSection(bits=16)
 
@@ -155,6 +156,27 @@ def test_an_adapter_with_a_tensor_missing(missing: str, bases: Bases, tmp_path: 
     with pytest.raises(ModelError) as caught:
         merge_adapter(adapter, tmp_path / "merged")
     assert str(caught.value) == f"{adapter}: the adapter cannot be merged:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def test_weights_that_cannot_be_rounded_as_they_were(tmp_path: Path) -> None:
+    """Linear layers that the base's files hold as one tensor: merged onto the original weights and said, or refused."""
+    base = tmp_path / "base"
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    HrmTextForCausalLM(HrmTextConfig(vocab_size=384, **sizes, head_dim=16)).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    adapter = adapt(base, tmp_path / "adapter", target_modules=["o_proj"])
+    said = (
+        f"{base} holds 24 of the weights that were in 4 bits in pieces, which are put together when it is loaded, "
+        "such as model.H_module.layers.0.self_attn.gate_proj.weight"
+    )
+    report = merge_adapter(adapter, tmp_path / "merged", trained_base="nf4").report
+    assert report.merged_onto == "original"
+    assert f"merged onto the original weights alone, as {said}" in report.remarks
+    with pytest.raises(ModelError) as caught:
+        merge_adapter(adapter, tmp_path / "refused", trained_base="nf4", base="dequantized")
+    assert str(caught.value) == (
+        f"--base dequantized: {said}: these cannot be rounded as they were. Use --base original"
+    )
 
 
 def test_parts_of_a_weight_in_four_bits(bases: Bases, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""On SmolLM2-135M-Instruct: what we train PEFT reads, what PEFT trains we read, and both score the same."""
+"""On SmolLM2-135M-Instruct: what we train PEFT reads, what PEFT trains we read, and both score the same; so does what
+is merged."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qlora_cli.data.batches import collate
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.units import row_units
+from qlora_cli.merging.merge import merge
+from qlora_cli.merging.request import MergeRequest
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource, load_tokenizer
@@ -129,3 +132,22 @@ def test_the_model_is_stored_as_the_paper_says(run: tuple[Recipe, Path]) -> None
     assert record["model"]["bits_per_quantized_parameter"] == pytest.approx(4.127, abs=1e-3)
     assert record["model"]["trainable_parameters"] == 4_884_480
     assert record["model"]["total_parameters"] == 134_515_008
+
+
+def test_the_merged_model_is_the_trained_one(run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    """Both merges have the adapter's effect; onto what training had it is the trained model, to bfloat16. The
+    embeddings stay tied, and plain transformers loads what is written."""
+    _, folder = run
+    request = MergeRequest(folder, tmp_path / "merged", device="cpu", verify_rows=2, base="auto")
+    found = merge(request).report.verification
+    assert found is not None
+    assert not found.refused
+    assert found.reference.effect > 0.01
+    exact = found.merges["dequantized"]
+    # Two rows alone, and weights rounded to bfloat16.
+    assert exact.loss == pytest.approx(found.reference.trained_loss, abs=5e-2)
+    assert exact.mean_kl < 0.2 * min(found.merges["original"].mean_kl, found.reference.effect)
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto", output_loading_info=True)
+    assert not any(info.values())
+    assert model.dtype == torch.bfloat16
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
