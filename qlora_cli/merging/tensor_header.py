@@ -41,6 +41,7 @@ _RANKS = {dtype: rank for rank, dtype in enumerate(_DTYPES.values())}
 
 _LENGTH_BYTES = 8
 _MAX_LENGTH = 100_000_000  # the library's own limit
+_MAX_DIMENSIONS = 64  # torch calculates with no more
 _METADATA = "__metadata__"
 
 
@@ -143,6 +144,8 @@ def _entry(name: str, value: Any, origin: int) -> Entry:
         raise ValueError(f"{name} is of type {kind}, expected one of {', '.join(_DTYPES)}")
     if not _are_counts(shape) or math.prod(max(size, 1) for size in shape) >= 2**60:
         raise ValueError(f"{name} has the shape {shape}")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{name} has {len(shape):,} dimensions")
     if not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{name} has the data_offsets {offsets}")
     entry = Entry(name, _DTYPES[kind], tuple(shape), origin + offsets[0])

@@ -232,3 +232,10 @@ def test_a_file_is_refused_where_safetensors_refuses_it(
     with TensorReader() as reader:
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(reader.whole(ours[name]), theirs[name]) for name in ours)
+
+
+def test_more_dimensions_than_torch_calculates_with(tmp_path: Path) -> None:
+    """safetensors takes any number; the first sum would end in a traceback."""
+    save_file({"a": torch.zeros([1] * 65)}, tmp_path / "many.safetensors")
+    with pytest.raises(ModelError, match=r"not a whole safetensors file: a has 65 dimensions$"):
+        read_tensor_file(tmp_path / "many.safetensors")
