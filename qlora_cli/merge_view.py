@@ -30,7 +30,8 @@ _ONTO = {
     "original": "the base's original weights + adapter",
     "dequantized": "the 4-bit weights of training, dequantised, + adapter",
 }
-_SHORT = {"original": "orig.", "dequantized": "deq."}
+# Where there are six models to tell of, and 80 letters.
+_SHORT = {"dequantized": "dequant."}
 _READ = {
     "trained": "the trained model: the base as it was in training, the adapter beside it",
     "original without the adapter": "the base's original weights without the adapter",
@@ -133,15 +134,13 @@ class MergeView:
     def _compared(self, report: MergeReport, found: Verification) -> None:
         first = next(iter(found.merges.values()))
         self._line("compared", f"with the trained model, on {found.rows}: {plural(first.tokens, 'token')}")
-        columns = [
-            _Column("trained", loss=found.reference.trained_loss),
-            _of_base(found),
-        ]
-        for name, fidelity in found.merges.items():
-            columns.append(_of(name, fidelity, name == report.merged_onto and not found.quantized))
+        columns = [_Column("trained", loss=found.reference.trained_loss), _of_base(found)]
+        short = _SHORT if len(found.merges) + len(found.quantized) > 3 else {}
         form = (report.quantized or "").partition(" ")[0]
+        for name, fidelity in found.merges.items():
+            columns.append(_of(short.get(name, name), fidelity, name == report.merged_onto and not found.quantized))
         for name, fidelity in found.quantized.items():
-            columns.append(_of(f"{_SHORT[name]} {form}", fidelity, name == report.merged_onto))
+            columns.append(_of(f"{short.get(name, name)} in {form}", fidelity, name == report.merged_onto))
         columns = [column for column in columns if (column.loss, column.mean) != (None, None)]
         for line in _table(columns, exact=first.measure == "kl"):
             self._console.print(line)
@@ -223,15 +222,16 @@ def _table(columns: Sequence[_Column], *, exact: bool) -> list[Text]:
     """A line for each measure and a column for each model: narrow enough for 80 letters, and never cut."""
     distance = "KL divergence" if exact else "distance"
     rows = [
-        ("", [column.name for column in columns]),
+        ("", [column.name.partition(" ")[0] for column in columns]),
+        ("", [column.name.partition(" ")[2] for column in columns]),
         ("loss per token", [_number(column.loss, ".4f") for column in columns]),
         ("loss difference", [_number(column.difference, "+.4f").replace("-0.0000", "+0.0000") for column in columns]),
         ("  standard error", [_number(column.error, ".4f") for column in columns]),
-        (f"{distance} mean", [_small(column.mean) for column in columns]),
-        (f"{distance} max", [_small(column.most) for column in columns]),
-        ("same top token", [_number(column.agreement, ".1%") for column in columns]),
+        (f"{distance}, mean", [_small(column.mean) for column in columns]),
+        (f"{distance}, most", [_small(column.most) for column in columns]),
+        ("same likeliest token", [_number(column.agreement, ".1%") for column in columns]),
         ("effect of training", [_number(column.effect, ".1%") for column in columns]),
-        ("farthest layer off", [_number(column.layer_error, ".2%") for column in columns]),
+        ("farthest layer off by", [_number(column.layer_error, ".2%") for column in columns]),
     ]
     rows = [(label, cells) for label, cells in rows if any(cells)]
     labels = max(len(label) for label, _ in rows)

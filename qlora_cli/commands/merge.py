@@ -15,8 +15,8 @@ from qlora_cli.merging.output_folder import check_output
 from qlora_cli.merging.request import MergeRequest
 from qlora_cli.merging.sizes import parse_size
 
-# What ends a command from outside: by a job's end, by its terminal's.
-_SIGNALS = ("SIGTERM", "SIGHUP")
+# What ends a command from outside: Ctrl-C, the end of its job, that of its terminal.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 # What adapters are added up with, of the parameters of the command.
 _TO_COMBINE = ("into_adapter", "weights", "output", "base_model", "revision")
 
@@ -81,17 +81,20 @@ def _exit_code(work: Callable[[], None], output: Path) -> int:
     """Do it; what goes wrong is told as every command tells it."""
     from qlora_cli.console import show_error
 
+    signals: list[int] = []
     try:
-        with _stopping():
+        with _stopping(signals):
             work()
-    except QloraError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        # An import that is broken off may fail in a way of its own.
+        if signals or isinstance(error, KeyboardInterrupt):
+            # It takes its name whole, so that one file in it says that all are there.
+            whole = output.is_dir() and any(output.iterdir())
+            error = Interrupted(f"stopped; {output} is whole" if whole else "stopped; nothing was written")
+        if not isinstance(error, QloraError):
+            raise
         show_error(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        # It takes its name whole, so that one file in it says that all are there.
-        whole = output.is_dir() and any(output.iterdir())
-        show_error(Interrupted(f"stopped; {output} is whole" if whole else "stopped; nothing was written"))
-        return Interrupted.exit_code
     return 0
 
 
@@ -127,10 +130,11 @@ def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool,
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
-    """Inside, being ended is what Ctrl-C is, so that what was half written is taken away."""
+def _stopping(signals: list[int]) -> Iterator[None]:
+    """Inside, being ended is what Ctrl-C is, so that what was half written is taken away; `signals` gets what came."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

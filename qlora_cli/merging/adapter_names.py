@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from qlora_cli.merging.adapter_tensors import AdapterTensors
 from qlora_cli.merging.changes import Kind
 
@@ -92,7 +90,7 @@ def group_tensors(tensors: AdapterTensors, kinds: Mapping[str, Kind], resolve: C
             problems.append(f"unknown tensor: {name}")
         elif key not in place:
             place[key] = name
-        elif _COPY in name and _same(tensors, place[key], name):
+        elif _COPY in name and tensors.same(place[key], name):
             unused.append(name)
         else:
             problems.append(f"two tensors for one place: {place[key]} and {name}")
@@ -121,9 +119,3 @@ def _readings(name: str) -> list[tuple[str, str]]:
     path, copied, parameter = rest.partition(_COPY)
     names = [f"{path}.{parameter}", f"{path}.{parameter.partition('.')[2]}"] if copied else [rest]
     return [(path, parameter) for path, _, parameter in (name.rpartition(".") for name in names) if path]
-
-
-def _same(tensors: AdapterTensors, one: str, other: str) -> bool:
-    return tensors.shape(one) == tensors.shape(other) and all(
-        torch.equal(rows, same) for rows, same in zip(tensors.blocks(one), tensors.blocks(other), strict=True)
-    )

@@ -147,7 +147,8 @@ def _base(said: ModelSource | None, by: str, base_model: str | None, revision: s
 def _resolved(name: str) -> str:
     """An absolute path for what is a path by its look, or is there; a hub name stays as it is."""
     name = expand_home(name)
-    return os.path.abspath(name) if looks_local(name) or Path(name).exists() else name  # noqa: PTH100 (keeps links)
+    # os.path: keeps links, and what cannot be a path is none that is there.
+    return os.path.abspath(name) if looks_local(name) or os.path.exists(name) else name  # noqa: PTH100, PTH110
 
 
 def _check_base(name: str, by: str) -> None:

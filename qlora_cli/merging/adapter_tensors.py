@@ -48,6 +48,12 @@ class AdapterTensors:
             for start, stop in row_blocks(self.shape(name)):
                 yield reader.rows(self._stored[name], start, stop).to(torch.float32)
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors have the same shape and hold the same values."""
+        return self.shape(one) == self.shape(other) and all(
+            torch.equal(rows, same) for rows, same in zip(self.blocks(one), self.blocks(other), strict=True)
+        )
+
     @contextmanager
     def memory(self, values: int) -> Iterator[Tensor]:
         """Room for this many float32 values, whatever stands in it, until the block ends.

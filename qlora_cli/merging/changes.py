@@ -40,7 +40,7 @@ class Change(ABC):
 
     parameter: str
 
-    # Whether it holds for the tensor under every name it is tied to, as it did in training; else for this name alone.
+    # Whether PEFT makes the change to an input embedding that to what is tied to it as well; else it is for one name.
     follows_ties: ClassVar[bool] = False
 
     @property

@@ -12,28 +12,17 @@ from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges
 from qlora_cli.merging.adapter_tensors import AdapterTensors
 from qlora_cli.merging.changes import Change, Kind
-from qlora_cli.merging.replacements import Replacement
+from qlora_cli.merging.packed import PackedTensor, Stored, gather
+from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.skeleton import Skeleton
 from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
 
-# What bitsandbytes stores beside a 4-bit weight, by how the names go on.
-_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__")
+_SUMMABLE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 # The part of a configuration that says whether input and output embeddings are one tensor.
 _TIE = "tie_word_embeddings"
 # The modules that PEFT looks for then.
 _PEFT_EMBEDDINGS = ("embed_tokens", "lm_head")
-
-
-@dataclass(frozen=True)
-class PackedTensor:
-    """A weight that the base's files hold in 4 bits: its parts by suffix, the packed values themselves under ``""``."""
-
-    name: str
-    parts: Mapping[str, StoredTensor]
-
-
-Stored = StoredTensor | PackedTensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +37,7 @@ class Target:
         change: what the adapter does to it, if anything.
         kind: of the module whose weight it is.
         quantized: whether it was in 4 bits while the adapter was trained.
+        float32_under: in a model of one of these types, transformers holds it in float32 all the same.
     """
 
     name: str
@@ -57,6 +47,7 @@ class Target:
     change: Change | None = None
     kind: Kind = "other"
     quantized: bool = False
+    float32_under: frozenset[torch.dtype] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -78,22 +69,6 @@ class Pairing:
         return tuple(target for target in self.targets if target.change is not None)
 
 
-def gather(stored: Mapping[str, StoredTensor]) -> dict[str, Stored]:
-    """The tensors of a base by the names of its weights: what belongs to a 4-bit weight is put together."""
-    states: dict[str, dict[str, StoredTensor]] = {}
-    for name, tensor in stored.items():
-        for mark in _STATE:
-            weight, found, rest = name.rpartition(mark)
-            if found and weight in stored:
-                states.setdefault(weight, {})[mark[1:] + rest] = tensor
-    parts = {tensor.name for state in states.values() for tensor in state.values()}
-    return {
-        name: PackedTensor(name, {"": tensor, **states[name]}) if name in states else tensor
-        for name, tensor in stored.items()
-        if name not in parts
-    }
-
-
 def pair(
     stored: Mapping[str, StoredTensor],
     skeleton: Skeleton,
@@ -113,14 +88,15 @@ def pair(
         ModelError: listing all that is missing, mis-shaped or has no place.
     """
     base = _Base(gather(stored), skeleton)
-    problems = [*base.problems(adapter.changes), *base.misfits(adapter.changes)]
+    problems = [*base.problems(adapter.changes), *base.misfits(adapter.changes), *_mixed(base.ties, adapter)]
     if problems:
         raise ModelError(f"{described} do not fit:\n" + "\n".join(problems))
     config_changes: dict[str, Any] = {}
-    ties, parted = base.ties, _parted(base.ties, adapter)
+    embedding = f"{skeleton.input_embedding}.weight"
+    ties, parted = base.ties, _parted(base.ties, adapter, embedding)
     if parted:
         ties = [both for kept in untied().ties for group in base.ties if len(both := kept & group) > 1]
-        if left := _parted(ties, adapter):
+        if left := _parted(ties, adapter, embedding):
             names = "\n".join(f"  {', '.join(sorted(group))}" for group in left)
             raise ModelError(
                 f"{described} do not fit: these are one tensor in this architecture, whatever its configuration says, "
@@ -130,7 +106,7 @@ def pair(
     # Of tensors that were one in training, the change to any is the change to all.
     following = _groups(ties) | _groups(group for group in base.ties if group not in parted)
     targets = tuple(_targets(base, adapter.changes, _groups(ties), following))
-    return Pairing(targets, config_changes | _vocabulary(targets, skeleton), base.quantized_in_pieces())
+    return Pairing(targets, config_changes, base.quantized_in_pieces())
 
 
 def _groups(ties: Iterable[frozenset[str]]) -> dict[str, frozenset[str]]:
@@ -168,16 +144,32 @@ def _targets(
             yield target(parameter, parameter, base.holding(parameter))
 
 
-def _parted(ties: Iterable[frozenset[str]], adapter: AdapterChanges) -> list[frozenset[str]]:
+def _parted(ties: Iterable[frozenset[str]], adapter: AdapterChanges, embedding: str) -> list[frozenset[str]]:
     """Of tensors that are one in the model, those that are no longer one with the adapter on it."""
     parted = []
     for group in ties:
-        present = [adapter.changes[name] for name in sorted(group) if name in adapter.changes]
-        if not present or _kept_tied(group, adapter) or any(each.follows_ties for each in present):
+        present = _changes_of(group, adapter)
+        if not present or _kept_tied(group, adapter):
+            continue
+        # PEFT has rows of the input embedding trained for the output too, and none of the output for the input.
+        if len(present) == 1 and present[0].follows_ties and present[0].parameter == embedding:
             continue
         if len(present) < len(group) or not _alike(present, adapter.tensors):
             parted.append(group)
     return parted
+
+
+def _mixed(ties: Iterable[frozenset[str]], adapter: AdapterChanges) -> Iterator[str]:
+    """Tied tensors of which one has single rows trained, and another something else: PEFT lays one over the other."""
+    for group in ties:
+        present = _changes_of(group, adapter)
+        if len({each.follows_ties for each in present}) > 1:
+            names = " and ".join(each.parameter for each in present)
+            yield f"  {names}: one tensor, and the adapter has single tokens of it trained and something else as well"
+
+
+def _changes_of(group: frozenset[str], adapter: AdapterChanges) -> list[Change]:
+    return [adapter.changes[name] for name in sorted(group) if name in adapter.changes]
 
 
 def _kept_tied(group: frozenset[str], adapter: AdapterChanges) -> bool:
@@ -190,20 +182,18 @@ def _kept_tied(group: frozenset[str], adapter: AdapterChanges) -> bool:
 
 def _alike(changes: list[Change], tensors: AdapterTensors) -> bool:
     """Whether all put the same values in place: an adapter may hold a tied tensor once for each of its names."""
-    if not all(isinstance(change, Replacement) for change in changes):
+    first, *others = changes
+    if not isinstance(first, Replacement | TokenRows):
         return False
-    first, *others = (tensors.whole(change.sources[0]) for change in changes)
-    return all(torch.equal(first, other) for other in others)
-
-
-def _vocabulary(targets: Iterable[Target], skeleton: Skeleton) -> dict[str, Any]:
-    """The number of tokens, where the adapter brought embeddings of another number."""
-    for target in targets:
-        if target.parameter != f"{skeleton.input_embedding}.weight" or target.change is None:
-            continue
-        if target.shape != skeleton.shapes.get(target.parameter):
-            return {"vocab_size": target.shape[0]}
-    return {}
+    # But for the names of parameter and tensors; these are compared by what they hold.
+    nameless = {"parameter": "", "source": "", "over": None}
+    return all(
+        type(other) is type(first)
+        and len(other.sources) == len(first.sources)
+        and {**vars(first), **nameless} == {**vars(other), **nameless}
+        and all(map(tensors.same, first.sources, other.sources))
+        for other in others
+    )
 
 
 def _same(one: Stored | None, other: Stored | None) -> bool:
@@ -215,6 +205,13 @@ def _same(one: Stored | None, other: Stored | None) -> bool:
     with TensorReader() as reader:
         blocks = row_blocks(one.shape)
         return all(torch.equal(reader.rows(one, *block), reader.rows(other, *block)) for block in blocks)
+
+
+def _unusable(parameter: str, held: StoredTensor) -> Iterator[str]:
+    """Why a sum cannot be made of a tensor's values: they would have to be scaled first."""
+    if held.dtype not in _SUMMABLE:
+        dtype = str(held.dtype).removeprefix("torch.")
+        yield f"  {parameter}: the base's files hold it as {dtype}; expected bfloat16, float16 or float32"
 
 
 class _Base:
@@ -254,13 +251,18 @@ class _Base:
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """The shape of a parameter in the base; None if it has no such parameter."""
         held = self.holding(parameter)
-        if isinstance(held, PackedTensor):
-            return self.skeleton.shapes.get(parameter)
-        return None if held is None else held.shape
+        return None if held is None else self._as_laid(held, parameter)
+
+    def _as_laid(self, held: Stored, parameter: str) -> tuple[int, ...]:
+        """The shape in which the model has it: in 4 bits, a Conv1D's weight lies the other way."""
+        turned = isinstance(held, PackedTensor) and self._kind(parameter) == "conv1d"
+        return held.shape[::-1] if turned else held.shape
+
+    def _kind(self, parameter: str | None) -> Kind:
+        return self.skeleton.kinds.get((parameter or "").rpartition(".")[0], "other")
 
     def target(self, name: str, parameter: str | None, held: Stored | None, change: Change | None) -> Target:
-        before: tuple[int, ...] | None
-        before = held.shape if parameter is None and isinstance(held, StoredTensor) else self.shape(parameter or name)
+        before = self.shape(parameter) if parameter is not None else None if held is None else held.shape
         module, _, last = (parameter or "").rpartition(".")
         return Target(
             name=name,
@@ -268,8 +270,9 @@ class _Base:
             base=held,
             shape=change.shape(before) if change is not None else before or (),
             change=change,
-            kind=self.skeleton.kinds.get(module, "other"),
+            kind=self._kind(parameter),
             quantized=last == "weight" and module in self.skeleton.quantized,
+            float32_under=self.skeleton.float32_under.get(parameter or "", frozenset()),
         )
 
     def problems(self, changes: Mapping[str, Change]) -> Iterator[str]:
@@ -281,10 +284,12 @@ class _Base:
             held = self.holding(parameter)
             if held is None and parameter in self._pieces:
                 continue
-            if held is None and parameter not in changes:
+            if held is None and parameter not in changes and parameter not in self.skeleton.optional:
                 yield f"  {parameter}: missing from the base's files"
-            elif isinstance(held, StoredTensor) and held.shape != shape:
-                yield f"  {parameter}: expected {[*shape]} by the base's config.json, got {[*held.shape]} in its files"
+            elif held is not None and (got := self._as_laid(held, parameter)) != shape:
+                yield f"  {parameter}: expected {[*shape]} by the base's config.json, got {[*got]} in its files"
+            elif isinstance(held, StoredTensor) and (parameter in changes or held.dtype.is_floating_point):
+                yield from _unusable(parameter, held)
 
     def quantized_in_pieces(self) -> tuple[str, ...]:
         """Weights that training has in 4 bits once their pieces are put together."""

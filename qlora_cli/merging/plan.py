@@ -14,7 +14,8 @@ from qlora_cli.errors import MergeError, ModelError
 from qlora_cli.merging.adapter_reading import AdapterChanges, read_changes
 from qlora_cli.merging.adapter_source import AdapterSource, find_adapter, read_adapter_json
 from qlora_cli.merging.changes import BiasUpdate, Change, LowRank
-from qlora_cli.merging.pairing import PackedTensor, Pairing, pair
+from qlora_cli.merging.packed import PackedTensor
+from qlora_cli.merging.pairing import Pairing, pair
 from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.request import MergeBase, MergeRequest
 from qlora_cli.merging.skeleton import Skeleton, build_skeleton
@@ -103,13 +104,14 @@ def make_plan(request: MergeRequest) -> MergePlan:
     adapter = read_changes(source.folder, skeleton.kinds, skeleton.module, skeleton.shapes)
     if not request.allow_unchanged:
         _check_does_something(adapter, source.folder)
-    pairing = pair(
-        stored,
-        skeleton,
-        adapter,
-        lambda: build_skeleton(base, task, source.quantization, config_changes={"tie_word_embeddings": False}),
-        described=f"the adapter in {source.folder} and the base model {source.base.name}",
-    )
+
+    def changed(changes: Mapping[str, Any]) -> Skeleton:
+        return build_skeleton(base, task, source.quantization, config_changes=changes)
+
+    described = f"the adapter in {source.folder} and the base model {source.base.name}"
+    pairing = pair(stored, skeleton, adapter, lambda: changed({"tie_word_embeddings": False}), described=described)
+    sizes = {**_vocabulary(pairing, skeleton), **_labels(pairing, skeleton, task)}
+    _check_sizes(pairing, changed(sizes) if sizes else skeleton, described)
     if pairing.unroundable and request.base == "auto":
         remark = f"merged onto the original weights alone, as {_in_pieces(source, pairing.unroundable)}"
         source = replace(source, remarks=(*source.remarks, remark))
@@ -123,11 +125,7 @@ def make_plan(request: MergeRequest) -> MergePlan:
         pairing=pairing,
         stored=tuple(stored),
         onto=choose_bases(request, source, packed=packed, unroundable=pairing.unroundable),
-        config_changes={
-            **pairing.config_changes,
-            **_architecture(skeleton, folder),
-            **_labels(pairing, skeleton, task),
-        },
+        config_changes={**pairing.config_changes, **sizes, **_architecture(skeleton, folder)},
     )
 
 
@@ -185,6 +183,29 @@ def _architecture(skeleton: Skeleton, folder: Path) -> dict[str, Any]:
     """The model's class, where the base's configuration names another: a classifier over a language model's layers."""
     named = read_json_object(folder / CONFIG_FILE).get("architectures")
     return {} if named == [skeleton.architecture] else {"architectures": [skeleton.architecture]}
+
+
+def _vocabulary(pairing: Pairing, skeleton: Skeleton) -> dict[str, Any]:
+    """The number of tokens, where the adapter brought embeddings of another number."""
+    for target in pairing.changed:
+        if target.parameter == f"{skeleton.input_embedding}.weight":
+            return {} if target.shape == skeleton.shapes[target.parameter] else {"vocab_size": target.shape[0]}
+    return {}
+
+
+def _check_sizes(pairing: Pairing, skeleton: Skeleton, described: str) -> None:
+    """Everything has the shape that a client will expect: `skeleton` is of the merged model's configuration."""
+    problems = [
+        f"  {target.parameter}: would be {[*target.shape]}, and {[*expected]} is what goes with the rest"
+        for target in pairing.targets
+        if target.parameter is not None
+        if (expected := skeleton.shapes.get(target.parameter, target.shape)) != target.shape
+    ]
+    if problems:
+        raise ModelError(
+            f"{described} do not fit: a part of the model alone would have other numbers of tokens or labels:\n"
+            + "\n".join(problems)
+        )
 
 
 def _labels(pairing: Pairing, skeleton: Skeleton, task_type: str | None) -> dict[str, Any]:

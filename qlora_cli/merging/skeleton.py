@@ -33,10 +33,14 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.changes import Kind
+from qlora_cli.merging.packed import STATE
 from qlora_cli.model.quantization import bitsandbytes_config
 from qlora_cli.model.source import ModelSource, load_config, reading
 from qlora_cli.model.storage import check_stored_quantization
 from qlora_cli.recipe.schema import QuantizationSection
+
+# The type that the model is made in: what has another one all the same is to have it.
+_NARROW = torch.bfloat16
 
 # PEFT's task types, and the model each is trained as.
 _TASKS: dict[str, Any] = {
@@ -47,11 +51,6 @@ _TASKS: dict[str, Any] = {
     "QUESTION_ANS": AutoModelForQuestionAnswering,
     "FEATURE_EXTRACTION": AutoModel,
 }
-
-# What bitsandbytes stores beside a 4-bit weight, under that weight's name.
-_STATE = re.compile(
-    r"(?P<weight>.+\.weight)\.(?P<part>(nested_)?(absmax|quant_map)|quant_state\.bitsandbytes__(nf4|fp4))"
-)
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ class Skeleton:
             training holds in 4 bits has the shape that it has without (Conv1D's: [in, out]).
         kinds: what every module is, by its path, each of several paths of a shared one too.
         ties: names that are one and the same tensor.
+        optional: names of what transformers makes itself where files lack it.
+        float32_under: by name, the types of model in which transformers holds this in float32 all the same.
         quantized: modules whose weight is in 4 bits in training.
         input_embedding, output_embedding: paths of these modules, None where there is none.
     """
@@ -72,6 +73,8 @@ class Skeleton:
     shapes: Mapping[str, tuple[int, ...]]
     kinds: Mapping[str, Kind]
     ties: tuple[frozenset[str], ...]
+    optional: frozenset[str]
+    float32_under: Mapping[str, frozenset[torch.dtype]]
     quantized: frozenset[str]
     input_embedding: str | None
     output_embedding: str | None
@@ -114,7 +117,7 @@ class Skeleton:
         return next((candidate for candidate in candidates if candidate in self.kinds), None)
 
     def _model_name(self, name: str) -> str | None:
-        if (state := _STATE.fullmatch(name)) and name not in self.shapes:
+        if (state := STATE.fullmatch(name)) and name not in self.shapes:
             weight = self._model_name(state["weight"])
             return f"{weight}.{state['part']}" if weight else None
         renamed, converter = self._rename(name)
@@ -176,9 +179,11 @@ def _build(config: PreTrainedConfig, task_type: str | None, base: ModelSource) -
         architecture = next(iter(config.architectures or ()), "")
         known = getattr(transformers, architecture, None)
         if isinstance(known, type) and issubclass(known, PreTrainedModel):
-            model = known(config)
+            named: Any = known
+            model = named._from_config(config, dtype=_NARROW)
             return model
-    model = _TASKS[task_type or "CAUSAL_LM"].from_config(config, trust_remote_code=base.trust_remote_code)
+    automatic = _TASKS[task_type or "CAUSAL_LM"]
+    model = automatic.from_config(config, dtype=_NARROW, trust_remote_code=base.trust_remote_code)
     return model
 
 
@@ -191,6 +196,8 @@ def _describe(model: PreTrainedModel, quantization: QuantizationSection) -> Skel
         "shapes": shapes,
         "kinds": kinds,
         "ties": _ties(model),
+        "optional": _named(shapes, model._keys_to_ignore_on_load_missing or ()),
+        "float32_under": _float32_under(model),
         "input_embedding": _path_of(model, model.get_input_embeddings),
         "output_embedding": _path_of(model, model.get_output_embeddings),
         "_prefix": model.base_model_prefix,
@@ -214,6 +221,22 @@ def _ties(model: nn.Module) -> tuple[frozenset[str], ...]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return tuple(frozenset(tied) for tied in names.values() if len(tied) > 1)
+
+
+def _named(names: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for name in names if any(re.search(pattern, name) for pattern in patterns))
+
+
+def _float32_under(model: PreTrainedModel) -> dict[str, frozenset[torch.dtype]]:
+    tensors = model.state_dict()
+    # Made in float32, though the model was to be narrower.
+    wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    found = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        # The loader takes each for an expression in which * is any text.
+        patterns = [pattern.replace("*", ".*") for pattern in model._get_dtype_plan(dtype)]
+        found[dtype] = wide | _named(tensors, patterns)
+    return {name: frozenset(dtype for dtype, names in found.items() if name in names) for name in tensors}
 
 
 def _path_of(model: nn.Module, ask: Any) -> str | None:

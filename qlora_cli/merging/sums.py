@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from qlora_cli.errors import MergeError
+from qlora_cli.errors import MergeError, ModelError
 from qlora_cli.merging.adapter_tensors import AdapterTensors
 from qlora_cli.merging.changes import LowRank
-from qlora_cli.merging.pairing import PackedTensor, Target
+from qlora_cli.merging.packed import PackedTensor
+from qlora_cli.merging.pairing import Target
 from qlora_cli.merging.request import MergeBase
 from qlora_cli.merging.rounding import Rounded, read_rounded, round_weight
 from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
@@ -32,7 +33,8 @@ class Sums:
         onto: `original` adds to the base's own values; `dequantized` to what training had of them, for the weights
             that were in 4 bits then.
         quantization: how the base was stored in training.
-        dtype: of every floating-point tensor; None leaves each as the base has it.
+        dtype: of the model's floating-point tensors, but for those that transformers keeps in float32 then; None leaves
+            each as the base has it.
         device: where weights are rounded to 4 bits; the sums are made on the CPU.
     """
 
@@ -66,12 +68,12 @@ class Sums:
         return Output(target.name, dtype, target.shape, lambda: self._blocks(target, dtype))
 
     def _dtype_of(self, target: Target) -> torch.dtype:
-        if isinstance(target.base, StoredTensor):
-            if not target.base.dtype.is_floating_point:
-                return target.base.dtype
-            return self._dtype or target.base.dtype
-        # Nothing in the base's files says: as the model computed.
-        return self._dtype or compute_dtype(self._quantization)
+        # Where nothing in the base's files says: as the model computed.
+        stored = compute_dtype(self._quantization) if target.base is None else target.base.dtype
+        # What the loader passes over is no weight of the model, whoever else reads it.
+        if self._dtype is None or not stored.is_floating_point or target.parameter is None:
+            return stored
+        return torch.float32 if self._dtype in target.float32_under else self._dtype
 
     def _rounds(self, target: Target) -> bool:
         return target.quantized and self._onto == "dequantized"
@@ -110,9 +112,12 @@ class Sums:
     def _base_rows(self, target: Target) -> tuple[_Rows, tuple[int, ...]]:
         base = target.base
         if isinstance(base, PackedTensor):
-            # By what stands after the module's path: `weight`, `weight.absmax`, ….
-            parts = {f"weight.{part}".rstrip("."): self._reader.whole(tensor) for part, tensor in base.parts.items()}
-            rounded = read_rounded(parts, self._quantization, self._device, transposed=target.kind == "conv1d")
+            parts = {part: self._reader.whole(tensor) for part, tensor in base.parts.items()}
+            turned = target.kind == "conv1d"
+            try:
+                rounded = read_rounded(parts, self._quantization, self._device, transposed=turned)
+            except ModelError as error:
+                raise ModelError(f"{target.name}: {error}") from None
             return rounded.rows, rounded.shape
         if base is None:
             raise MergeError(f"{target.name}: the base has no values for it")

@@ -59,6 +59,8 @@ def _in_layers(config: dict[str, Any], path: str) -> bool:
         return True
     patterns = config.get("layers_pattern") or [r"[^.]*"]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path):
-            return int(match.group(match.lastindex or 1)) in (layers if isinstance(layers, list) else [layers])
+        match = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path)
+        # None or no number where the pattern has alternatives or groups of its own.
+        if match and match.lastindex and match[match.lastindex].isdecimal():
+            return int(match[match.lastindex]) in (layers if isinstance(layers, list) else [layers])
     return False

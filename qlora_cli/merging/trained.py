@@ -42,7 +42,9 @@ def trained_model(adapter: AdapterSource, device: torch.device) -> PreTrainedMod
         supplied=read.changes,
     )
     with torch.no_grad():
-        for path, changes in _by_module(_followed(read, skeleton)).items():
+        # What lies within a module before it: both that answer in its place have the same within.
+        grouped = _by_module(_followed(read, skeleton))
+        for path, changes in sorted(grouped.items(), key=lambda item: -item[0].count(".")):
             building = _Building(read, compute_dtype(adapter.quantization), skeleton.kinds[path] == "conv1d", device)
             model.set_submodule(path, building.layer(model.get_submodule(path), changes))
     return model.requires_grad_(False).eval()

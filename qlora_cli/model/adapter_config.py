@@ -116,12 +116,21 @@ _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
 def _is_number(value: object) -> bool:
-    # Python's JSON has NaN and Infinity.
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Python's JSON has NaN, Infinity and integers of any length.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    # JSON can escape half a surrogate pair, which is no character.
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_words(value: object) -> bool:
@@ -131,8 +140,13 @@ def _is_words(value: object) -> bool:
 def _is_expression(value: object) -> bool:
     try:
         return isinstance(value, str) and bool(re.compile(value))
-    except re.error:
+    except (re.error, RecursionError, OverflowError):
         return False
+
+
+def _is_inner(value: object) -> bool:
+    """Whether it is an expression by itself and as a part of a longer one."""
+    return _is_expression(value) and _is_expression(f"x({value})")
 
 
 def _is_indices(value: object) -> bool:
@@ -140,12 +154,15 @@ def _is_indices(value: object) -> bool:
 
 
 def _is_pattern(value: object, fits: Callable[[object], bool]) -> bool:
-    return isinstance(value, dict) and all(_is_expression(key) and fits(item) for key, item in value.items())
+    return isinstance(value, dict) and all(_is_inner(key) and fits(item) for key, item in value.items())
 
 
 # What the fields that are applied look like: what is said to be expected, and whether a value is that. An absent field
 # or null is its default, but for those that have none.
+_FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying")
+_TEXTS = ("task_type", "base_model_name_or_path", "revision")
 _NEEDED = ("r", "lora_alpha")
+_LARGEST = 2**53
 _NAMES = "a list of names or an expression"
 _TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "r": ("a positive integer", _is_rank),
@@ -156,8 +173,11 @@ _TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "target_modules": (_NAMES, lambda value: _is_words(value) or _is_expression(value)),
     "exclude_modules": (_NAMES, lambda value: _is_words(value) or _is_expression(value)),
     "layers_to_transform": ("layer numbers", lambda value: _is_indices([value]) or _is_indices(value)),
-    "layers_pattern": ("names", lambda value: _is_words(value) or _is_expression(value)),
+    "layers_pattern": ("names", lambda value: all(map(_is_inner, value if isinstance(value, list) else [value]))),
     "modules_to_save": ("a list of names", _is_words),
+    "bias": ("none, all or lora_only", lambda value: value in ("none", "all", "lora_only")),
+    **dict.fromkeys(_FLAGS, ("true or false", _is_flag)),
+    **dict.fromkeys(_TEXTS, ("text", _is_text)),
     "trainable_token_indices": (
         "token numbers, or a list of them for each module",
         lambda value: _is_indices(value) or (isinstance(value, dict) and all(map(_is_indices, value.values()))),

@@ -335,3 +335,10 @@ def test_the_hash_is_that_of_the_weights_file(base: Path) -> None:
     folder = write_adapter(Path("peft"), str(base))
     (folder / "adapter_model.safetensors").write_bytes(b"abc")
     assert adapter_sha256(folder) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_base_that_cannot_be_a_path_is_told(tmp_path: Path) -> None:
+    """No file system has such a long name: a message, no traceback."""
+    adapter = write_adapter(tmp_path / "adapter", "a" * 5000)
+    with pytest.raises(ModelError, match=r"is no folder that is there, and no hub name"):
+        find_adapter(adapter, base_model=None, revision=None, trained_base=None)

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertForMaskedLM
+from transformers import AutoModelForSequenceClassification
 
 from qlora_cli.errors import ModelError
 from tests.support.merges import (
@@ -20,13 +20,13 @@ from tests.support.merges import (
     merge_adapter,
     model_logits,
     read_config,
+    save_masked_model,
     set_config,
     stored_tensors,
     trained_logits,
 )
-from tests.support.models import TASK_TYPES, tiny_config
+from tests.support.models import TASK_TYPES
 from tests.support.peft_adapters import parameters, peft_merged, save_peft_adapter
-from tests.support.tokenizers import tiny_tokenizer
 
 # Layers of each family that read and that write the residual stream; of GPT-2's, Conv1D both.
 LAYERS = {
@@ -222,12 +222,7 @@ def test_a_tied_tensor_that_is_stored_twice(bases: Bases, tmp_path: Path) -> Non
 @pytest.mark.parametrize("module", ["decoder", "word_embeddings", None])
 def test_a_masked_language_model(module: str | None, tmp_path: Path) -> None:
     """BERT ties the bias of its head as well: once untied, both are written, and under both names."""
-    base = tmp_path / "base"
-    tokenizer = tiny_tokenizer()
-    model = BertForMaskedLM(tiny_config("bert", len(tokenizer)))
-    torch.nn.init.normal_(model.cls.predictions.bias)
-    model.save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    base = save_masked_model(tmp_path / "base")
     targets = ["query"] if module is None else ["query", module]
     adapter = adapt(base, tmp_path / "adapter", task=None, target_modules=targets, bias="none" if module else "all")
     merge_adapter(adapter, tmp_path / "merged")

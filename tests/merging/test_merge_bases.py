@@ -10,6 +10,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig, MixtralForCausalLM
 
@@ -28,7 +29,7 @@ from tests.support.merges import (
     stored_tensors,
     trained_logits,
 )
-from tests.support.peft_adapters import edit_config, peft_merged
+from tests.support.peft_adapters import WEIGHTS, edit_config, peft_merged
 from tests.support.tokenizers import tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -209,3 +210,33 @@ def test_names_of_an_earlier_transformers(bases: Bases, tmp_path: Path) -> None:
     assert stored_tensors(tmp_path / "merged").keys() == old.keys()
     trained = trained_logits(load_model(bases["bert"]), adapter)
     torch.testing.assert_close(model_logits(load_model(tmp_path / "merged")), trained, rtol=0, atol=1e-5)
+
+
+def test_every_tensor_stays_in_its_own_dtype(bases: Bases, tmp_path: Path) -> None:
+    """A base in bfloat16 with norms in float32: the sum is made in float32 and rounded once to what the base has."""
+    base = Path(shutil.copytree(bases["llama"], tmp_path / "base"))
+    before = stored_tensors(base)
+    halved = {name: values.bfloat16() for name, values in before.items() if "norm" not in name}
+    edit_stored(base, dict(halved))
+    adapter = adapt(base, tmp_path / "adapter", target_modules=["q_proj"])
+    merge_adapter(adapter, tmp_path / "merged")
+    whole = load_model(bases["llama"])
+    whole.load_state_dict({name: values.float() for name, values in halved.items()}, strict=False)
+    theirs, after = peft_merged(whole, adapter), stored_tensors(tmp_path / "merged")
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == (torch.float32 if "norm" in name else torch.bfloat16)
+        assert torch.equal(tensor, theirs[name].to(tensor.dtype)), name
+
+
+def test_an_adapter_with_other_names_for_the_modules(bases: Bases, tmp_path: Path) -> None:
+    """Trained on the model without its head, as its paths show: the same modules, and the same merge."""
+    adapter = adapt(bases["gpt2"], tmp_path / "adapter", target_modules=["c_attn"])
+    tensors = load_file(adapter / WEIGHTS)
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))
+    save_file({name.replace(".transformer.", "."): tensor for name, tensor in tensors.items()}, other / WEIGHTS)
+    merge_adapter(adapter, tmp_path / "merged")
+    merge_adapter(other, tmp_path / "the-same")
+    merged, same = stored_tensors(tmp_path / "merged"), stored_tensors(tmp_path / "the-same")
+    assert merged.keys() == same.keys()
+    assert all(torch.equal(same[name], tensor) for name, tensor in merged.items())

@@ -32,7 +32,16 @@ from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.training.run import train
-from tests.support.merges import Bases, adapt, load_model, merge_adapter, model_logits, read_config, stored_tensors
+from tests.support.merges import (
+    Bases,
+    adapt,
+    load_model,
+    merge_adapter,
+    model_logits,
+    read_config,
+    save_masked_model,
+    stored_tensors,
+)
 from tests.support.models import TASK_TYPES
 from tests.support.peft_adapters import WEIGHTS, save_peft_adapter
 from tests.support.runs import read_metrics, tiny_recipe
@@ -179,6 +188,16 @@ def test_every_kind_is_verified(kind: str, bases: Bases, tmp_path: Path) -> None
     assert found.merges["dequantized"].mean_kl < 1e-3 * found.reference.effect
     assert found.merges["dequantized"].effect_kept == pytest.approx(1, abs=1e-2)
     assert not found.refused
+
+
+def test_a_module_with_parameters_beside_its_layers_is_verified(tmp_path: Path) -> None:
+    """BERT's head has a bias of its own and a layer that is changed as well: both are in the trained model."""
+    settings = {"task": None, "bias": "all", "target_modules": ["query"]}
+    adapter = adapt(save_masked_model(tmp_path / "base"), tmp_path / "adapter", **settings)
+    options = {"base": "dequantized", "trained_base": "nf4", "verify": True, "verify_rows": 2}
+    found = merge_adapter(adapter, tmp_path / "merged", **options).report.verification
+    assert found is not None
+    assert found.merges["dequantized"].mean_kl < 1e-3 * found.reference.effect
 
 
 # Families over which each kind of head is trained: over the plain layers of a language model, or in place of another.

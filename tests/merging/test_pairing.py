@@ -3,6 +3,7 @@ written."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from transformers import HrmTextConfig, HrmTextForCausalLM, MixtralConfig, Mixtr
 
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapter_reading import read_changes
-from qlora_cli.merging.pairing import PackedTensor, Pairing, gather, pair
+from qlora_cli.merging.packed import PackedTensor, gather
+from qlora_cli.merging.pairing import Pairing, pair
 from qlora_cli.merging.skeleton import build_skeleton
 from qlora_cli.merging.tensor_files import read_model_tensors
 from qlora_cli.model.source import ModelSource
@@ -179,10 +181,14 @@ def test_weights_that_cannot_be_rounded_as_they_were(tmp_path: Path) -> None:
 
 def test_parts_of_a_weight_in_four_bits(bases: Bases, tmp_path: Path) -> None:
     """What bitsandbytes stores beside a weight belongs to it, and to no other."""
-    names = ("a.weight", "a.weight.absmax", "a.weight.quant_state.bitsandbytes__nf4", "b.weight", "c.absmax")
-    save_file({name: torch.zeros(2) for name in names}, tmp_path / "model.safetensors")
+    form = json.dumps({"dtype": "float16", "shape": [4, 8]}).encode()
+    names = ("a.weight", "a.weight.absmax", "b.weight", "c.absmax")
+    tensors = {name: torch.zeros(2) for name in names}
+    tensors["a.weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(form), dtype=torch.uint8)
+    save_file(tensors, tmp_path / "model.safetensors")
     found = gather(read_model_tensors(tmp_path))
     packed = found.pop("a.weight")
     assert isinstance(packed, PackedTensor)
-    assert packed.parts.keys() == {"", "absmax", "quant_state.bitsandbytes__nf4"}
+    assert packed.parts.keys() == {"weight", "weight.absmax", "weight.quant_state.bitsandbytes__nf4"}
+    assert (packed.dtype, packed.shape) == (torch.float16, (4, 8))
     assert found.keys() == {"b.weight", "c.absmax"}

@@ -12,13 +12,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BertForMaskedLM, PreTrainedModel
 
 from qlora_cli.merging.events import Merged
 from qlora_cli.merging.merge import merge
 from qlora_cli.merging.request import MergeRequest
-from tests.support.models import save_tiny_model
+from tests.support.models import save_tiny_model, tiny_config
 from tests.support.peft_adapters import save_peft_adapter
+from tests.support.tokenizers import tiny_tokenizer
 
 
 class Bases:
@@ -30,6 +31,16 @@ class Bases:
     def __getitem__(self, family: str) -> Path:
         folder = self._folder / family
         return folder if folder.exists() else save_tiny_model(folder, family)
+
+
+def save_masked_model(folder: Path) -> Path:
+    """A BERT that fills gaps: it has a bias for each token, tied as its embeddings are."""
+    tokenizer = tiny_tokenizer()
+    model = BertForMaskedLM(tiny_config("bert", len(tokenizer)))
+    torch.nn.init.normal_(model.cls.predictions.bias)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def adapt(base: Path, folder: Path, *, task: str | None = "CAUSAL_LM", **settings: Any) -> Path:
