@@ -83,6 +83,8 @@ def find_adapter(
     remarks = found.remarks
     if told_by == _ASSUMED:
         remarks += (_ASSUMPTION,)
+    if base.trust_remote_code:
+        remarks += ("the base model's own code may run here: trust_remote_code in the run's recipe allows it",)
     return AdapterSource(found.folder, base, quantization, told_by, found.run, recipe, found.step, remarks)
 
 

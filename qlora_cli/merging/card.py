@@ -43,7 +43,7 @@ def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:
         base_card=read_front_matter(plan.folder),
         versions=versions(),
         remarks=[*report.remarks, *chosen],
-        custom_code=plan.source.base.trust_remote_code,
+        custom_code=plan.source.base.trust_remote_code and bool(config.get("auto_map")),
     )
 
 

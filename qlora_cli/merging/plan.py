@@ -56,6 +56,12 @@ class MergePlan:
     config_changes: Mapping[str, Any]
 
     @property
+    def unchanged(self) -> list[str]:
+        """Names of the base's tensors that the adapter leaves as they are: a client may pass them over as it did."""
+        changed = {target.name for target in self.pairing.changed}
+        return [name for name in self.stored if name not in changed]
+
+    @property
     def trained_over_originals(self) -> bool:
         """Whether training computed with the base's weights as its files have them, neither in 4 bits nor rounded."""
         computed = compute_dtype(self.source.quantization)

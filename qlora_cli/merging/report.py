@@ -94,6 +94,7 @@ def _verification(found: Verification) -> dict[str, Any]:
         "base_loss": reference.base_loss,
         "mean_kl_of_base": reference.effect,
         "max_kl_of_base": reference.max_effect,
+        "mean_kl_of_rounding": reference.noise,
         "merges": {name: fidelity.record() for name, fidelity in found.merges.items()},
         "quantized": {name: fidelity.record() for name, fidelity in found.quantized.items()},
         "findings": found.findings,

@@ -41,8 +41,6 @@ class Verifier:
         self._device = device
         self._emit = emit
         self._lenient = lenient
-        changed = {target.name for target in plan.pairing.changed}
-        self._ignorable = [name for name in plan.stored if name not in changed]
         emit(Stage("reading the rows to compare on"))
         self.rows = _rows(plan, folder, limit)
         emit(Comparing("trained", len(self.rows.rows)))
@@ -125,7 +123,7 @@ class Verifier:
     def _against(self, name: str, folder: Path) -> Fidelity:
         self._emit(Comparing(name, len(self.rows.rows)))
         trusted = self._plan.source.base.trust_remote_code
-        with load_client(folder, self._device, trust_remote_code=trusted, ignorable=self._ignorable) as model:
+        with load_client(folder, self._device, trust_remote_code=trusted, ignorable=self._plan.unchanged) as model:
             fidelity = compare(self.reference, model, self.rows.rows, advanced=self._advanced)
             del model
         release_memory(self._device)

@@ -22,12 +22,17 @@ _BESIDE = (
     "*.jinja",
     "*.txt",
     "*.model",
+    "*.model.v[0-9]*",
+    "*.spm",
     "*.tiktoken",
+    "bpe.codes",
     "*.py",
     "README.md",
     "LICENSE*",
     "LICENCE*",
     "NOTICE*",
+    "COPYING*",
+    "USE_POLICY*",
 )
 # Other forms of the same weights that hubs keep in folders of their own, with configurations beside them.
 _ELSEWHERE = ("onnx/*", "original/*", "openvino/*", "coreml/*", "flax/*", "tf/*", "gguf/*")

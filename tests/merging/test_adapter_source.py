@@ -237,6 +237,7 @@ def test_the_base_that_was_moved(base: Path) -> None:
     found = find("runs/one", base_model="moved")
     # What was said of its code holds for the model, wherever it is.
     assert found.base == ModelSource(str(Path("moved").absolute()), None, True)
+    assert found.remarks == ("the base model's own code may run here: trust_remote_code in the run's recipe allows it",)
     assert found.quantization.bits == 4
     assert find("peft", base_model="./moved").base == ModelSource(str(Path("moved").absolute()))
     assert refusal("peft", base_model="./nowhere") == ("--base-model: the base model nowhere: there is no such folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from transformers import (
 )
 
 from qlora_cli.errors import MergeError
+from qlora_cli.merging.card import card_of
 from qlora_cli.merging.events import Event, Measured, Merged, Notice, Planned, Written
 from qlora_cli.merging.merge import merge
+from qlora_cli.merging.plan import make_plan
 from qlora_cli.merging.request import MergeRequest
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import QuantizationSection, Recipe
 from qlora_cli.training.run import train
 from tests.support.merges import (
     Bases,
@@ -82,6 +85,7 @@ def test_both_bases_are_measured(recipe: Recipe, tmp_path: Path) -> None:
     report = json.loads((output / "merge_report.json").read_text())
     assert report["merged_onto"] == found.winner
     assert report["verification"]["merges"]["dequantized"]["mean_kl"] == exact.mean_kl
+    assert 0 <= report["verification"]["mean_kl_of_rounding"] < 1e-6  # float32
     assert "| merged onto the original weights |" in (output / "README.md").read_text().replace("**", "")
     assert [event.what for event in events if isinstance(event, Measured)] == ["original", "dequantized"]
     assert isinstance(events[-1], Merged)
@@ -284,3 +288,38 @@ def test_an_effect_that_is_not_in_the_outputs_is_refused(bases: Bases, tmp_path:
     assert report.verification is not None
     assert list(report.verification.refused) == ["dequantized"]
     assert any("cannot be told from its base" in event.text for event in events if isinstance(event, Notice))
+
+
+def test_what_was_changed_has_to_be_read(bases: Bases, tmp_path: Path) -> None:
+    """A client may pass over what it passes over in the base, but no weight that has the adapter in it."""
+    adapter = adapt(bases["llama"], tmp_path / "adapter", target_modules=["q_proj"])
+    plan = make_plan(MergeRequest(adapter=adapter, output=tmp_path / "merged"))
+    assert "model.layers.0.self_attn.k_proj.weight" in plan.unchanged
+    assert "model.layers.0.self_attn.q_proj.weight" not in plan.unchanged
+
+
+@pytest.mark.parametrize(
+    ("quantization", "exact"),
+    [
+        ({"bits": 16, "compute_dtype": "float32"}, True),
+        ({"bits": 16, "compute_dtype": "bfloat16"}, False),
+        ({"compute_dtype": "float32"}, False),
+    ],
+)
+def test_whether_training_had_the_original_weights(
+    quantization: dict[str, Any], exact: bool, bases: Bases, tmp_path: Path
+) -> None:
+    """float32 weights that training rounded to bfloat16 are not those that it had, as little as 4 bits are."""
+    adapter = adapt(bases["llama"], tmp_path / "adapter", target_modules=["q_proj"])
+    plan = make_plan(MergeRequest(adapter=adapter, output=tmp_path / "merged"))
+    section = QuantizationSection.model_validate(quantization)
+    assert replace(plan, source=replace(plan.source, quantization=section)).trained_over_originals == exact
+
+
+def test_leave_to_run_code_is_asked_only_where_there_is_some(bases: Bases, tmp_path: Path) -> None:
+    """A recipe may give it to a model that has no code of its own: whoever loads the merged one need not."""
+    adapter = adapt(bases["llama"], tmp_path / "adapter", target_modules=["q_proj"])
+    made = merge_adapter(adapter, tmp_path / "merged")
+    plan = make_plan(MergeRequest(adapter=adapter, output=tmp_path / "other"))
+    trusting = replace(plan.source, base=replace(plan.source.base, trust_remote_code=True))
+    assert not card_of(replace(plan, source=trusting), made.report, "merged").custom_code

@@ -125,7 +125,8 @@ def test_of_a_hub_model_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
     """Weights in other forms and other files of weights stay where they are; a model in pickle is refused with the way
     out, and one that lacks a part is told."""
     index_of_two = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}).encode()
-    needed = dict.fromkeys(("config.json", "tokenizer.json", "LICENSE", "README.md", "1_Pooling/config.json"), b"{}")
+    beside = ("tokenizer.json", "tokenizer.model.v3", "source.spm", "LICENSE", "USE_POLICY.md", "README.md")
+    needed = dict.fromkeys(("config.json", "1_Pooling/config.json", *beside), b"{}")
     others = ("pytorch_model.bin", "consolidated.safetensors", "onnx/config.json", "sub/model.safetensors", "a.gguf")
     models = {
         "org/one": needed | {"model.safetensors": b"w"} | dict.fromkeys(others, b"no"),
