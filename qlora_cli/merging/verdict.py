@@ -147,7 +147,7 @@ def choose(merges: Mapping[str, Fidelity], *, by_loss: bool) -> Choice:
     winner = min(values, key=lambda name: values[name])  # the first of equals
     others = [name for name in values if name != winner]
     if not others:
-        return Choice(winner, f"{winner} is the only one: {what} {values[winner]:{form}}{unit}")
+        return Choice(winner, f"{winner} is the only one to choose from: {what} {values[winner]:{form}}{unit}")
     second = min(others, key=lambda name: values[name])
     reason = f"{winner} has the lower {what}: {values[winner]:{form}}{unit} against {values[second]:{form}}{unit}"
     if values[winner] == values[second]:
