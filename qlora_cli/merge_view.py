@@ -16,13 +16,13 @@ from rich.text import Text
 
 from qlora_cli.console import plural, show_line
 from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Notice, Planned, Stage, Writing, Written
-from qlora_cli.merging.model_card import CARD_FILE
+from qlora_cli.merging.folder.model_card import CARD_FILE
 from qlora_cli.merging.report import REPORT_FILE, MergeReport, Verification
 from qlora_cli.recipe.data_files import shown_path
 
 if TYPE_CHECKING:
     from qlora_cli.merging.combine import Combined
-    from qlora_cli.merging.fidelity import Fidelity
+    from qlora_cli.merging.fidelity.measures import Fidelity
 
 _LABEL = 9  # letters that a line's label takes
 # What a client reads, and what is written, by what the events call it.

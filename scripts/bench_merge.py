@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.merging.sizes import parse_size
+from qlora_cli.merging.tensors.sizes import parse_size
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks" / "merge.md"
@@ -138,7 +138,7 @@ def make(folder: Path, size: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from qlora_cli.merging.tensor_writer import Output, write_model
+    from qlora_cli.merging.tensors.writer import Output, write_model
 
     torch.manual_seed(0)
     layers = max(1, round((size - EMBEDDING_BYTES) / LAYER_BYTES))

@@ -13,7 +13,7 @@ from types import FrameType
 from qlora_cli.errors import Interrupted, QloraError, RequestError
 from qlora_cli.merging.output_folder import check_output
 from qlora_cli.merging.request import MergeRequest
-from qlora_cli.merging.sizes import parse_size
+from qlora_cli.merging.tensors.sizes import parse_size
 
 # What ends a command from outside: Ctrl-C, the end of its job, that of its terminal.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -123,7 +123,7 @@ def _numbers(weights: str | None, count: int) -> list[float]:
 
 def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool, rows: bool) -> None:
     from qlora_cli.commands.libraries import set_up_libraries
-    from qlora_cli.merging.peek import named_sources
+    from qlora_cli.merging.adapters.peek import named_sources
 
     names = [name for adapter in adapters for name in named_sources(adapter)]
     set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress, rows=rows)

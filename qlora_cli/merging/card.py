@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_cli.merging.model_card import CardFacts, FidelityRow, read_front_matter, recipe_for_card
+from qlora_cli.merging.folder.model_card import CardFacts, FidelityRow, read_front_matter, recipe_for_card
 from qlora_cli.merging.plan import MergePlan
 from qlora_cli.merging.report import MergeReport
 from qlora_cli.model.files import CONFIG_FILE, read_json_object
 from qlora_cli.training.environment import versions
 
 if TYPE_CHECKING:  # it brings along what reads rows and runs models
-    from qlora_cli.merging.fidelity import Fidelity
+    from qlora_cli.merging.fidelity.measures import Fidelity
 
 
 def card_of(plan: MergePlan, report: MergeReport, title: str) -> CardFacts:

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from qlora_cli.disk import telling_read_errors
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.adapter_card import CardPart, render_adapter_card
-from qlora_cli.merging.adapter_names import PREFIX
-from qlora_cli.merging.model_card import CARD_FILE
+from qlora_cli.merging.adapters.names import PREFIX
+from qlora_cli.merging.adapters.parts import EMBEDDING, LINEAR, Pair, Part, read_parts
+from qlora_cli.merging.folder.adapter_card import CardPart, render_adapter_card
+from qlora_cli.merging.folder.model_card import CARD_FILE
+from qlora_cli.merging.folder.tokenizer_files import copy_tokenizer, tokenizer_files
 from qlora_cli.merging.output_folder import check_output, writing
-from qlora_cli.merging.parts import EMBEDDING, LINEAR, Pair, Part, read_parts
-from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
-from qlora_cli.merging.tensor_writer import Output, write_model
-from qlora_cli.merging.tokenizer_files import copy_tokenizer, tokenizer_files
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader, row_blocks
+from qlora_cli.merging.tensors.writer import Output, write_model
 from qlora_cli.model.adapter import lora_config, write_adapter_config
 from qlora_cli.model.adapter_config import WEIGHTS_FILE
 from qlora_cli.model.source import ModelSource

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qlora_cli.merging.report import MergeReport
 
 if TYPE_CHECKING:  # it brings along what reads rows and runs models
-    from qlora_cli.merging.fidelity import Fidelity
+    from qlora_cli.merging.fidelity.measures import Fidelity
 
 
 @dataclass(frozen=True)

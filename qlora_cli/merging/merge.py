@@ -14,21 +14,21 @@ import torch
 
 from qlora_cli.disk import telling_read_errors, write_json, write_text
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.adapter_source import adapter_sha256
+from qlora_cli.merging.adapters.source import adapter_sha256
 from qlora_cli.merging.card import card_of
 from qlora_cli.merging.events import Emit, Listener, Merged, Notice, Planned, Stage, Writing, Written
-from qlora_cli.merging.model_card import CARD_FILE, describe_base, render_card
+from qlora_cli.merging.folder.model_card import CARD_FILE, describe_base, render_card
+from qlora_cli.merging.folder.surroundings import carry_over
 from qlora_cli.merging.output_folder import check_output, check_space, writing
 from qlora_cli.merging.plan import MergePlan, make_plan, still_unchanged
 from qlora_cli.merging.report import REPORT_FILE, MergeReport, Verification
 from qlora_cli.merging.requantize import carry_beside, plan_rounding, write_rounded
 from qlora_cli.merging.request import MergeBase, MergeRequest
-from qlora_cli.merging.sizes import parse_size
 from qlora_cli.merging.sums import Sums
-from qlora_cli.merging.surroundings import carry_over
-from qlora_cli.merging.tensor_files import TensorReader
-from qlora_cli.merging.tensor_writer import Output, output_bytes, write_model
-from qlora_cli.merging.threads import one_thread
+from qlora_cli.merging.tensors.files import TensorReader
+from qlora_cli.merging.tensors.sizes import parse_size
+from qlora_cli.merging.tensors.threads import one_thread
+from qlora_cli.merging.tensors.writer import Output, output_bytes, write_model
 from qlora_cli.model.base import choose_device
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.data_files import shown_path

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.adapter_reading import AdapterChanges
-from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import Change, Kind
-from qlora_cli.merging.packed import PackedTensor, Stored, gather
-from qlora_cli.merging.replacements import Replacement, TokenRows
-from qlora_cli.merging.skeleton import Skeleton
-from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
+from qlora_cli.merging.adapters.changes import Change, Kind
+from qlora_cli.merging.adapters.reading import AdapterChanges
+from qlora_cli.merging.adapters.replacements import Replacement, TokenRows
+from qlora_cli.merging.adapters.tensors import AdapterTensors
+from qlora_cli.merging.base.packed import PackedTensor, Stored, gather
+from qlora_cli.merging.base.skeleton import Skeleton
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader, row_blocks
 
 _SUMMABLE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 

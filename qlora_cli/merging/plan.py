@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from qlora_cli.errors import MergeError, ModelError
-from qlora_cli.merging.adapter_reading import AdapterChanges, read_changes
-from qlora_cli.merging.adapter_source import AdapterSource, find_adapter, read_adapter_json
-from qlora_cli.merging.changes import BiasUpdate, Change, LowRank
-from qlora_cli.merging.packed import PackedTensor
+from qlora_cli.merging.adapters.changes import BiasUpdate, Change, LowRank
+from qlora_cli.merging.adapters.reading import AdapterChanges, read_changes
+from qlora_cli.merging.adapters.replacements import Replacement, TokenRows
+from qlora_cli.merging.adapters.source import AdapterSource, find_adapter, read_adapter_json
+from qlora_cli.merging.base.packed import PackedTensor
+from qlora_cli.merging.base.skeleton import Skeleton, build_skeleton
 from qlora_cli.merging.pairing import Pairing, pair
-from qlora_cli.merging.replacements import Replacement, TokenRows
 from qlora_cli.merging.request import MergeBase, MergeRequest
-from qlora_cli.merging.skeleton import Skeleton, build_skeleton
-from qlora_cli.merging.tensor_files import StoredTensor, read_model_tensors
+from qlora_cli.merging.tensors.files import StoredTensor, read_model_tensors
 from qlora_cli.model.files import CONFIG_FILE, model_folder, read_json_object
 from qlora_cli.model.source import ModelSource
 from qlora_cli.model.storage import compute_dtype, describe_storage

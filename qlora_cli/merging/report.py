@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from qlora_cli.merging.markdown import harmless
+from qlora_cli.merging.folder.markdown import harmless
 from qlora_cli.training.environment import versions
 
 if TYPE_CHECKING:  # it brings along what reads rows and runs models
-    from qlora_cli.merging.fidelity import Fidelity, Reference
+    from qlora_cli.merging.fidelity.measures import Fidelity, Reference
 
 REPORT_FILE = "merge_report.json"
 

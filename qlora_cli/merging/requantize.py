@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.model_card import CARD_FILE
-from qlora_cli.merging.rounding import round_weight, state_shapes
-from qlora_cli.merging.skeleton import Skeleton, build_skeleton
-from qlora_cli.merging.tensor_files import INDEX_FILE, StoredTensor, TensorReader, read_model_tensors, row_blocks
-from qlora_cli.merging.tensor_header import tensor_bytes
-from qlora_cli.merging.tensor_writer import Output, write_model
+from qlora_cli.merging.base.rounding import round_weight, state_shapes
+from qlora_cli.merging.base.skeleton import Skeleton, build_skeleton
+from qlora_cli.merging.folder.model_card import CARD_FILE
+from qlora_cli.merging.tensors.files import INDEX_FILE, StoredTensor, TensorReader, read_model_tensors, row_blocks
+from qlora_cli.merging.tensors.header import tensor_bytes
+from qlora_cli.merging.tensors.writer import Output, write_model
 from qlora_cli.model.files import CONFIG_FILE, read_json_object
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from qlora_cli.errors import MergeError, ModelError
-from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import LowRank
-from qlora_cli.merging.packed import PackedTensor
+from qlora_cli.merging.adapters.changes import LowRank
+from qlora_cli.merging.adapters.tensors import AdapterTensors
+from qlora_cli.merging.base.packed import PackedTensor
+from qlora_cli.merging.base.rounding import Rounded, read_rounded, round_weight
 from qlora_cli.merging.pairing import Target
 from qlora_cli.merging.request import MergeBase
-from qlora_cli.merging.rounding import Rounded, read_rounded, round_weight
-from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, row_blocks
-from qlora_cli.merging.tensor_writer import Output
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader, row_blocks
+from qlora_cli.merging.tensors.writer import Output
 from qlora_cli.model.storage import compute_dtype
 from qlora_cli.recipe.schema import QuantizationSection
 

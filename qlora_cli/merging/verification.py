@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from qlora_cli.errors import MergeError, ModelError
-from qlora_cli.merging.client import load_client, release_memory
 from qlora_cli.merging.events import Compared, Comparing, Emit, Measured, Notice, Stage
-from qlora_cli.merging.fidelity import Fidelity, Reference, compare, record
-from qlora_cli.merging.held_out import CheckRows, check_rows
+from qlora_cli.merging.fidelity.client import load_client, release_memory
+from qlora_cli.merging.fidelity.held_out import CheckRows, check_rows
+from qlora_cli.merging.fidelity.measures import Fidelity, Reference, compare, record
+from qlora_cli.merging.fidelity.trained import adapter_off, trained_model
+from qlora_cli.merging.fidelity.verdict import check_effect, choose, judge, judge_quantized, needs_plain_base
 from qlora_cli.merging.plan import MergePlan
 from qlora_cli.merging.report import Verification
-from qlora_cli.merging.trained import adapter_off, trained_model
-from qlora_cli.merging.verdict import check_effect, choose, judge, judge_quantized, needs_plain_base
 from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
-from qlora_cli.merging.rounding import round_weight
+from qlora_cli.merging.base.rounding import round_weight
 from qlora_cli.model.base import load_base
 from qlora_cli.model.quantization import frozen_weight
 from qlora_cli.model.source import ModelSource

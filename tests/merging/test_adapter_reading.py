@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.adapter_reading import read_changes
+from qlora_cli.merging.adapters.reading import read_changes
 from tests.support.models import TASK_TYPES, tiny_model
 from tests.support.peft_adapters import (
     WEIGHTS,

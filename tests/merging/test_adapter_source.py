@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_cli.errors import ModelError, RecipeError
-from qlora_cli.merging.adapter_source import AdapterSource, adapter_sha256, find_adapter
+from qlora_cli.merging.adapters.source import AdapterSource, adapter_sha256, find_adapter
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import Recipe
 from tests.support.adapters import write_adapter, write_run

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
-from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import BiasUpdate, LowRank
-from qlora_cli.merging.replacements import Replacement, TokenRows
+from qlora_cli.merging.adapters.changes import BiasUpdate, LowRank
+from qlora_cli.merging.adapters.replacements import Replacement, TokenRows
+from qlora_cli.merging.adapters.tensors import AdapterTensors
 from tests.support.models import TASK_TYPES, save_tiny_model, tiny_model
 from tests.support.peft_adapters import (
     WEIGHTS,

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.client import load_client, release_memory
-from qlora_cli.merging.held_out import CheckRow
-from qlora_cli.merging.outputs import outputs
+from qlora_cli.merging.fidelity.client import load_client, release_memory
+from qlora_cli.merging.fidelity.held_out import CheckRow
+from qlora_cli.merging.fidelity.outputs import outputs
 from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection

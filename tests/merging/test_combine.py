@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from qlora_cli.errors import MergeError, ModelError, OutputError, RequestError
-from qlora_cli.merging.adapter_reading import read_changes
-from qlora_cli.merging.changes import Kind
+from qlora_cli.merging.adapters.changes import Kind
+from qlora_cli.merging.adapters.reading import read_changes
 from qlora_cli.merging.combine import combine
 from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qlora_cli.merging.divergence import divergence, move
+from qlora_cli.merging.fidelity.divergence import divergence, move
 
 
 def _scores(seed: int, positions: int = 7, classes: int = 50, dtype: torch.dtype = torch.float32) -> torch.Tensor:

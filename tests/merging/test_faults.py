@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from qlora_cli.disk import staging_folder
 from qlora_cli.errors import MergeError, ModelError, OutputError, QloraError, RunError
 from qlora_cli.merging import merge as merging
-from qlora_cli.merging import tensor_writer
 from qlora_cli.merging.events import Event, Written
 from qlora_cli.merging.merge import merge
 from qlora_cli.merging.output_folder import writing
 from qlora_cli.merging.request import MergeRequest
+from qlora_cli.merging.tensors import writer as tensor_writer
 from tests.support.merge_runs import merge_run
 from tests.support.peft_adapters import edit_tensors
 

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import MergeError, NonFiniteError
-from qlora_cli.merging.divergence import move
-from qlora_cli.merging.estimates import row_move, share_kept
-from qlora_cli.merging.fidelity import compare, record
-from qlora_cli.merging.held_out import CheckRow
-from qlora_cli.merging.trained import adapter_off
+from qlora_cli.merging.fidelity.divergence import move
+from qlora_cli.merging.fidelity.estimates import row_move, share_kept
+from qlora_cli.merging.fidelity.held_out import CheckRow
+from qlora_cli.merging.fidelity.measures import compare, record
+from qlora_cli.merging.fidelity.trained import adapter_off
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_layers
 from qlora_cli.recipe.schema import LoraSection

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from qlora_cli.merging.adapter_source import AdapterSource
-from qlora_cli.merging.held_out import CheckRows, check_rows
-from qlora_cli.merging.prompts import PROMPTS, encode_prompts
+from qlora_cli.merging.adapters.source import AdapterSource
+from qlora_cli.merging.fidelity.held_out import CheckRows, check_rows
+from qlora_cli.merging.fidelity.prompts import PROMPTS, encode_prompts
 from qlora_cli.model.source import ModelSource, load_tokenizer
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.preparation import prepare

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from qlora_cli.merging.model_card import (
+from qlora_cli.merging.folder.model_card import (
     CardFacts,
     FidelityRow,
     describe_base,

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.fidelity import compare, record
-from qlora_cli.merging.held_out import CheckRow
-from qlora_cli.merging.outputs import block_paths, outputs
+from qlora_cli.merging.fidelity.held_out import CheckRow
+from qlora_cli.merging.fidelity.measures import compare, record
+from qlora_cli.merging.fidelity.outputs import block_paths, outputs
 from tests.support.models import tiny_config, tiny_model
 
 ROW = CheckRow(torch.arange(5, 29), torch.arange(24) >= 6)

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from transformers import HrmTextConfig, HrmTextForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.adapter_reading import read_changes
-from qlora_cli.merging.packed import PackedTensor, gather
+from qlora_cli.merging.adapters.reading import read_changes
+from qlora_cli.merging.base.packed import PackedTensor, gather
+from qlora_cli.merging.base.skeleton import build_skeleton
 from qlora_cli.merging.pairing import Pairing, pair
-from qlora_cli.merging.skeleton import build_skeleton
-from qlora_cli.merging.tensor_files import read_model_tensors
+from qlora_cli.merging.tensors.files import read_model_tensors
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection
 from tests.support.merges import Bases, adapt, edit_stored, merge_adapter, stored_tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.merging.peek import named_sources
+from qlora_cli.merging.adapters.peek import named_sources
 from qlora_cli.recipe.schema import Recipe
 from tests.support.adapters import write_adapter, write_run
 from tests.support.cli import ENVIRONMENT
@@ -35,6 +35,7 @@ def test_what_cannot_be_read_mentions_nothing(tmp_path: Path, text: str) -> None
 
 def test_no_library_is_imported_for_it() -> None:
     """The client would have read its environment by then."""
-    code = "import sys, qlora_cli.merging.peek; print({'huggingface_hub', 'torch', 'transformers'} & {*sys.modules})"
+    libraries = "{'huggingface_hub', 'torch', 'transformers'}"
+    code = f"import sys, qlora_cli.merging.adapters.peek; print({libraries} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

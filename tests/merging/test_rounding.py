@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 from transformers.pytorch_utils import Conv1D
 
 from qlora_cli.errors import MergeError, ModelError
-from qlora_cli.merging.rounding import Rounded, read_rounded, round_weight, state_shapes
+from qlora_cli.merging.base.rounding import Rounded, read_rounded, round_weight, state_shapes
 from qlora_cli.model.base import load_base
 from qlora_cli.model.quantization import bitsandbytes_config, frozen_weight
 from qlora_cli.model.source import ModelSource

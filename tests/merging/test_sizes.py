@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_cli.errors import RequestError
-from qlora_cli.merging.sizes import parse_size
+from qlora_cli.merging.tensors.sizes import parse_size
 
 
 @pytest.mark.parametrize(

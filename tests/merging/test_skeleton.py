@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.skeleton import Skeleton, build_skeleton
+from qlora_cli.merging.base.skeleton import Skeleton, build_skeleton
 from qlora_cli.model.base import load_base
 from qlora_cli.model.quantization import bitsandbytes_config
 from qlora_cli.model.source import ModelSource

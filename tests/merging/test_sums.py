@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import LowRank
+from qlora_cli.merging.adapters.changes import LowRank
+from qlora_cli.merging.adapters.tensors import AdapterTensors
 from qlora_cli.merging.pairing import Target
 from qlora_cli.merging.sums import Sums
-from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, read_tensor_file
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader, read_tensor_file
 from qlora_cli.recipe.schema import QuantizationSection
 
 

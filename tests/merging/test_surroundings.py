@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from qlora_cli.data.templates import PLAIN
 from qlora_cli.errors import DataError, ModelError
-from qlora_cli.merging.adapter_source import AdapterSource, find_adapter
-from qlora_cli.merging.surroundings import Surroundings, carry_over, edit_config
+from qlora_cli.merging.adapters.source import AdapterSource, find_adapter
+from qlora_cli.merging.folder.surroundings import Surroundings, carry_over, edit_config
 from qlora_cli.recipe.schema import Recipe
 from tests.support.adapters import write_adapter, write_run
 from tests.support.cli import ENVIRONMENT
@@ -300,7 +300,7 @@ def test_a_base_without_a_tokenizer(tmp_path: Path) -> None:
 
 def test_a_merge_does_not_pay_for_what_reads_rows() -> None:
     """`datasets` holds 80 MB as soon as it is imported."""
-    code = "import sys, qlora_cli.merging.surroundings; print('datasets' in sys.modules)"
+    code = "import sys, qlora_cli.merging.folder.surroundings; print('datasets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

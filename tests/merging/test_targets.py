@@ -8,7 +8,7 @@ import peft
 import pytest
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from qlora_cli.merging.targets import saved_by, targeted_modules
+from qlora_cli.merging.adapters.targets import saved_by, targeted_modules
 from tests.support.models import tiny_model
 
 _PATHS = {family: [path for path, _ in tiny_model(family).named_modules() if path] for family in ("llama", "t5")}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.tensor_files import (
+from qlora_cli.merging.tensors.files import (
     _OPEN_FILES,
     TensorReader,
     read_model_tensors,

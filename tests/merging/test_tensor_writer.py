@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.tensor_files import read_model_tensors, read_tensor_file
-from qlora_cli.merging.tensor_header import _DTYPES
-from qlora_cli.merging.tensor_writer import Output, _write_all, output_bytes, write_model
+from qlora_cli.merging.tensors.files import read_model_tensors, read_tensor_file
+from qlora_cli.merging.tensors.header import _DTYPES
+from qlora_cli.merging.tensors.writer import Output, _write_all, output_bytes, write_model
 
 
 def of_blocks(tensor: Tensor, size: int = 3) -> Callable[[], Iterator[Tensor]]:
@@ -195,8 +195,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 import torch
-from qlora_cli.merging.tensor_files import TensorReader, read_model_tensors, row_blocks
-from qlora_cli.merging.tensor_writer import Output, write_model
+from qlora_cli.merging.tensors.files import TensorReader, read_model_tensors, row_blocks
+from qlora_cli.merging.tensors.writer import Output, write_model
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

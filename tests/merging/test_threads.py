@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qlora_cli.merging.threads import one_thread
+from qlora_cli.merging.tensors.threads import one_thread
 
 
 def test_one_thread_is_for_the_block_alone() -> None:

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.adapter_source import AdapterSource
-from qlora_cli.merging.held_out import CheckRow
-from qlora_cli.merging.outputs import outputs
-from qlora_cli.merging.trained import adapter_off, trained_model
+from qlora_cli.merging.adapters.source import AdapterSource
+from qlora_cli.merging.fidelity.held_out import CheckRow
+from qlora_cli.merging.fidelity.outputs import outputs
+from qlora_cli.merging.fidelity.trained import adapter_off, trained_model
 from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.estimates import RowMove
-from qlora_cli.merging.fidelity import Fidelity, Reference, RowReference
-from qlora_cli.merging.verdict import check_effect, choose, judge, judge_quantized, needs_plain_base
+from qlora_cli.merging.fidelity.estimates import RowMove
+from qlora_cli.merging.fidelity.measures import Fidelity, Reference, RowReference
+from qlora_cli.merging.fidelity.verdict import check_effect, choose, judge, judge_quantized, needs_plain_base
 
 
 def _reference(effect: float = 0.02, noise: float = 0.0) -> Reference:

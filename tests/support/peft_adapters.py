@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qlora_cli.merging.adapter_reading import AdapterChanges, read_changes
-from qlora_cli.merging.changes import Kind
+from qlora_cli.merging.adapters.changes import Kind
+from qlora_cli.merging.adapters.reading import AdapterChanges, read_changes
 
 WEIGHTS = "adapter_model.safetensors"
 

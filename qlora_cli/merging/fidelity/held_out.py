@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.errors import DataError, RequestError
-from qlora_cli.merging.adapter_source import AdapterSource
-from qlora_cli.merging.prompts import encode_prompts
+from qlora_cli.merging.adapters.source import AdapterSource
+from qlora_cli.merging.fidelity.prompts import encode_prompts
 from qlora_cli.model.source import context_length, embedding_rows
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.preparation import (

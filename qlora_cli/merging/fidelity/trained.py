@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.adapter_reading import SUPPORTED, AdapterChanges, read_changes
-from qlora_cli.merging.adapter_source import AdapterSource
-from qlora_cli.merging.changes import BiasUpdate, Change, LowRank
-from qlora_cli.merging.reference_layers import Beside, EmbeddingUpdate, LinearUpdate, with_parameters
-from qlora_cli.merging.replacements import Replacement, TokenRows
-from qlora_cli.merging.skeleton import Skeleton, build_skeleton
+from qlora_cli.merging.adapters.changes import BiasUpdate, Change, LowRank
+from qlora_cli.merging.adapters.reading import SUPPORTED, AdapterChanges, read_changes
+from qlora_cli.merging.adapters.replacements import Replacement, TokenRows
+from qlora_cli.merging.adapters.source import AdapterSource
+from qlora_cli.merging.base.skeleton import Skeleton, build_skeleton
+from qlora_cli.merging.fidelity.reference_layers import Beside, EmbeddingUpdate, LinearUpdate, with_parameters
 from qlora_cli.model.adapter_config import read_adapter_config
 from qlora_cli.model.base import load_base
 from qlora_cli.model.lora import LoRALinear, adapters_disabled

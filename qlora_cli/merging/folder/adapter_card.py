@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from qlora_cli.merging.markdown import code, fenced, harmless, is_hub_name, plain, table
-from qlora_cli.merging.model_card import describe_base, loading_class
+from qlora_cli.merging.folder.markdown import code, fenced, harmless, is_hub_name, plain, table
+from qlora_cli.merging.folder.model_card import describe_base, loading_class
 from qlora_cli.model.source import ModelSource
 
 

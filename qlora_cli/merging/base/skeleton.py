@@ -32,8 +32,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.changes import Kind
-from qlora_cli.merging.packed import STATE
+from qlora_cli.merging.adapters.changes import Kind
+from qlora_cli.merging.base.packed import STATE
 from qlora_cli.model.quantization import bitsandbytes_config
 from qlora_cli.model.source import ModelSource, load_config, reading
 from qlora_cli.model.storage import check_stored_quantization

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.tensor_files import StoredTensor, TensorReader
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader
 
 # What is stored beside a 4-bit weight, under that weight's name.
 STATE = re.compile(

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import Base, Change, Shape, misfit
+from qlora_cli.merging.adapters.changes import Base, Change, Shape, misfit
+from qlora_cli.merging.adapters.tensors import AdapterTensors
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from qlora_cli.data.batches import Batch
 from qlora_cli.data.encoded import IGNORED
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.held_out import CheckRow
+from qlora_cli.merging.fidelity.held_out import CheckRow
 from qlora_cli.training.loss import supervised_logits
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.estimates import share_kept, standard_error
-from qlora_cli.merging.fidelity import Fidelity, Reference
+from qlora_cli.merging.fidelity.estimates import share_kept, standard_error
+from qlora_cli.merging.fidelity.measures import Fidelity, Reference
 
 # Of the effect, what must be there for it to have survived, and what may be there of it.
 LEAST_KEPT, MOST_KEPT = 0.5, 1.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import Kind
+from qlora_cli.merging.adapters.changes import Kind
+from qlora_cli.merging.adapters.tensors import AdapterTensors
 
 PREFIX = "base_model.model."
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.tensor_header import decode_header
+from qlora_cli.merging.tensors.header import decode_header
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

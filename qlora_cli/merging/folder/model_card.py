@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from qlora_cli.merging.markdown import code, fenced, harmless, is_hub_name, plain, table, without_secrets
+from qlora_cli.merging.folder.markdown import code, fenced, harmless, is_hub_name, plain, table, without_secrets
 from qlora_cli.model.files import commit_of
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.dump import RecipeDumper, dump_recipe

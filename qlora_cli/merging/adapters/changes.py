@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from qlora_cli.merging.adapter_tensors import AdapterTensors
+from qlora_cli.merging.adapters.tensors import AdapterTensors
 
 # What a module of the model is, which says how its weight lies: linear [out, in], Conv1D [in, out], embedding [rows,
 # width].

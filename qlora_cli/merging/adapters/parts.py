@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from qlora_cli.errors import ModelError, RequestError
-from qlora_cli.merging.adapter_names import PREFIX
-from qlora_cli.merging.locating import locate
-from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, read_tensor_file, row_blocks
+from qlora_cli.merging.adapters.locating import locate
+from qlora_cli.merging.adapters.names import PREFIX
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader, read_tensor_file, row_blocks
 from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE, rank_of, read_adapter_config, scale_of
 from qlora_cli.recipe.data_files import shown_path
 

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import MergeError, NonFiniteError
-from qlora_cli.merging.divergence import divergence, move
-from qlora_cli.merging.estimates import RowMove, mean_of, paired_difference, row_move, share_kept
-from qlora_cli.merging.held_out import CheckRow
-from qlora_cli.merging.outputs import Outputs, outputs
-from qlora_cli.merging.trained import adapter_off, adapter_stronger
+from qlora_cli.merging.fidelity.divergence import divergence, move
+from qlora_cli.merging.fidelity.estimates import RowMove, mean_of, paired_difference, row_move, share_kept
+from qlora_cli.merging.fidelity.held_out import CheckRow
+from qlora_cli.merging.fidelity.outputs import Outputs, outputs
+from qlora_cli.merging.fidelity.trained import adapter_off, adapter_stronger
 
 BUDGET = 512 * 2**20
 _CHUNK_VALUES = 4_000_000  # of scores that are made float32 at once: 16 MB

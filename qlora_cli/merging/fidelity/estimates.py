@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qlora_cli.merging.divergence import Move
+from qlora_cli.merging.fidelity.divergence import Move
 
 
 def standard_error(differences: Sequence[float], weights: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from qlora_cli.data.chat import has_template
 from qlora_cli.data.templates import adopt_template
 from qlora_cli.errors import QloraError
-from qlora_cli.merging.adapter_source import AdapterSource
+from qlora_cli.merging.adapters.source import AdapterSource
 from qlora_cli.model.files import read_json_object
 from qlora_cli.model.source import ModelSource, load_tokenizer
 from qlora_cli.recipe.schema import DatasetSection

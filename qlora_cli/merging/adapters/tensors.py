@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qlora_cli.merging.tensor_files import StoredTensor, TensorReader, read_tensor_file, row_blocks
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader, read_tensor_file, row_blocks
 
 
 class AdapterTensors:

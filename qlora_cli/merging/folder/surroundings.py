@@ -16,9 +16,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.adapter_source import AdapterSource, read_adapter_json
-from qlora_cli.merging.stop_tokens import write_generation_config
-from qlora_cli.merging.tokenizer_files import CarriedTokenizer, carry_tokenizer
+from qlora_cli.merging.adapters.source import AdapterSource, read_adapter_json
+from qlora_cli.merging.folder.stop_tokens import write_generation_config
+from qlora_cli.merging.folder.tokenizer_files import CarriedTokenizer, carry_tokenizer
 from qlora_cli.model.files import CONFIG_FILE, read_json_object
 
 # Of a processor or of sentence-transformers; they say nothing of weights.

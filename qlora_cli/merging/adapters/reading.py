@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import ModelError
-from qlora_cli.merging.adapter_names import (
+from qlora_cli.merging.adapters.changes import BiasUpdate, Change, Kind, LowRank
+from qlora_cli.merging.adapters.names import (
     EMBEDDING_A,
     EMBEDDING_B,
     LORA_A,
@@ -19,10 +20,9 @@ from qlora_cli.merging.adapter_names import (
     Module,
     group_tensors,
 )
-from qlora_cli.merging.adapter_tensors import AdapterTensors
-from qlora_cli.merging.changes import BiasUpdate, Change, Kind, LowRank
-from qlora_cli.merging.replacements import Replacement, TokenRows
-from qlora_cli.merging.targets import ends_with, saved_by, targeted_modules
+from qlora_cli.merging.adapters.replacements import Replacement, TokenRows
+from qlora_cli.merging.adapters.targets import ends_with, saved_by, targeted_modules
+from qlora_cli.merging.adapters.tensors import AdapterTensors
 from qlora_cli.model.adapter_config import WEIGHTS_FILE, rank_of, read_adapter_config, scale_of
 
 # Settings that change what the tensors mean or which there are, beyond plain LoRA's.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import ModelError, QloraError
-from qlora_cli.merging.locating import Located, locate
+from qlora_cli.merging.adapters.locating import Located, locate
 from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from qlora_cli.model.files import read_config, read_json_object
 from qlora_cli.model.source import ModelSource

@@ -1,0 +1,1 @@
+"""How near a model is to the one that was trained."""
