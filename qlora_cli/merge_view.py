@@ -15,10 +15,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.text import Text
 
 from qlora_cli.console import plural, show_line
-from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Notice, Planned, Stage, Writing, Written
+from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Planned, Writing, Written
 from qlora_cli.merging.folder.model_card import CARD_FILE
 from qlora_cli.merging.report import REPORT_FILE, MergeReport, Verification
 from qlora_cli.recipe.data_files import shown_path
+from qlora_cli.training.events import Notice, Stage
 
 if TYPE_CHECKING:
     from qlora_cli.merging.combine import Combined

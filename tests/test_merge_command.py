@@ -21,9 +21,10 @@ from qlora_cli.cli import app
 from qlora_cli.commands import merge as merge_command
 from qlora_cli.merge_view import MergeView
 from qlora_cli.merging import merge as merging
-from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Notice, Planned, Stage, Writing, Written
+from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Planned, Writing, Written
 from qlora_cli.merging.fidelity.measures import Fidelity, Reference
 from qlora_cli.merging.report import MergeReport, Verification
+from qlora_cli.training.events import Notice, Stage
 from tests.support.cli import ENVIRONMENT, offline_libraries, process
 from tests.support.merge_runs import merge_run, save_adapter
 from tests.support.peft_adapters import edit_tensors

@@ -8,23 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_cli.merging.report import MergeReport
+from qlora_cli.training.events import Notice, Stage
 
 if TYPE_CHECKING:  # it brings along what reads rows and runs models
     from qlora_cli.merging.fidelity.measures import Fidelity
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Something that takes a moment begins."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something the user should know and need not act on."""
-
-    text: str
 
 
 @dataclass(frozen=True)

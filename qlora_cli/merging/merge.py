@@ -16,7 +16,7 @@ from qlora_cli.disk import telling_read_errors, write_json, write_text
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.adapters.source import adapter_sha256
 from qlora_cli.merging.card import card_of
-from qlora_cli.merging.events import Emit, Listener, Merged, Notice, Planned, Stage, Writing, Written
+from qlora_cli.merging.events import Emit, Listener, Merged, Planned, Writing, Written
 from qlora_cli.merging.folder.model_card import CARD_FILE, describe_base, render_card
 from qlora_cli.merging.folder.surroundings import carry_over
 from qlora_cli.merging.output_folder import check_output, check_space, writing
@@ -33,6 +33,7 @@ from qlora_cli.model.base import choose_device
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.data_files import shown_path
 from qlora_cli.recipe.schema import QuantizationSection
+from qlora_cli.training.events import Notice, Stage
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from qlora_cli.errors import MergeError, ModelError
-from qlora_cli.merging.events import Compared, Comparing, Emit, Measured, Notice, Stage
+from qlora_cli.merging.events import Compared, Comparing, Emit, Measured
 from qlora_cli.merging.fidelity.client import load_client, release_memory
 from qlora_cli.merging.fidelity.held_out import CheckRows, check_rows
 from qlora_cli.merging.fidelity.measures import Fidelity, Reference, compare, record
@@ -19,6 +19,7 @@ from qlora_cli.merging.fidelity.verdict import check_effect, choose, judge, judg
 from qlora_cli.merging.plan import MergePlan
 from qlora_cli.merging.report import Verification
 from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
+from qlora_cli.training.events import Notice, Stage
 
 
 class Verifier:

@@ -23,7 +23,7 @@ from transformers import (
 
 from qlora_cli.errors import MergeError
 from qlora_cli.merging.card import card_of
-from qlora_cli.merging.events import Event, Measured, Merged, Notice, Planned, Written
+from qlora_cli.merging.events import Event, Measured, Merged, Planned, Written
 from qlora_cli.merging.merge import merge
 from qlora_cli.merging.plan import make_plan
 from qlora_cli.merging.request import MergeRequest
@@ -31,6 +31,7 @@ from qlora_cli.model.adapter import load_adapter
 from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection, Recipe
+from qlora_cli.training.events import Notice
 from qlora_cli.training.run import train
 from tests.support.merges import (
     Bases,
