@@ -115,7 +115,8 @@ def measure(folder: Path, size: int, options: argparse.Namespace) -> Measured:
 def merge_command(adapter: Path, target: Path, base: str) -> list[str]:
     """The merge that is measured."""
     command = [sys.executable, "-m", "qlora_cli", "merge", str(adapter), "--output", str(target)]
-    return [*command, "--base", base, "--no-verify"]
+    trained = ["--trained-base", "nf4-double"] if base == "dequantized" else []
+    return [*command, "--base", base, *trained, "--no-verify"]
 
 
 def run(command: list[str]) -> tuple[float, float, int]:
