@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,15 +108,15 @@ class _Job:
 
     def run(self, staging: Path) -> MergeReport:
         """Write into `staging` what the output shall hold."""
-        remarks = list(self.plan.source.remarks)
-        merges: dict[str, Path] = {}
-        quantized: dict[str, Path] = {}
+        merges = {str(onto): staging / f".{onto}" for onto in self.plan.onto}
         for onto in self.plan.onto:
-            merges[onto] = staging / f".{onto}"
-            remarks += [note for note in self._write(onto, merges[onto]) if note not in remarks]
-            if self.request.quantize is not None:
-                quantized[onto] = staging / f".{onto}-{self.request.quantize}"
-                self._quantize(onto, merges[onto], quantized[onto], self.request.quantize)
+            self._write(onto, merges[onto])
+        remarks = [*self.plan.source.remarks, *self._carry_over(merges.values(), staging / ".beside")]
+        quantized: dict[str, Path] = {}
+        if (quant_type := self.request.quantize) is not None:
+            quantized = {onto: staging / f".{onto}-{quant_type}" for onto in merges}
+            for name, folder in quantized.items():
+                self._quantize(name, merges[name], folder, quant_type)
         verification = self._verify(merges, quantized) if self.request.verify else None
         chosen = self.plan.onto[-1] if verification is None else verification.winner
         _move_up((quantized or merges)[chosen], staging)
@@ -127,8 +127,8 @@ class _Job:
         write_text(staging / CARD_FILE, render_card(card_of(self.plan, report, self.request.output.name)))
         return report
 
-    def _write(self, onto: MergeBase, folder: Path) -> tuple[str, ...]:
-        """Write one merged model, whole; returns what there is to say of it."""
+    def _write(self, onto: MergeBase, folder: Path) -> None:
+        """Write the weights of one merged model."""
         folder.mkdir()
         request = self.request
         with TensorReader() as reader:
@@ -146,13 +146,24 @@ class _Job:
         if sums.unchanged and not request.allow_unchanged:
             dtype = f" in {request.dtype}" if request.dtype else ""
             raise MergeError(still_unchanged(sums.unchanged, f"what the adapter adds is lost in rounding{dtype}"))
+
+    def _carry_over(self, folders: Collection[Path], beside: Path) -> tuple[str, ...]:
+        """Put what lies beside the weights, the same for all, into every folder; returns what there is to say of it.
+
+        Args:
+            beside: where it is made, gone afterwards.
+        """
+        beside.mkdir()
         carried = carry_over(
             self.plan.folder,
             self.plan.source,
-            folder,
-            dtype=request.dtype,
+            beside,
+            dtype=self.request.dtype,
             config_changes=self.plan.config_changes,
         )
+        for folder in folders:
+            shutil.copytree(beside, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        shutil.rmtree(beside)
         return carried.remarks
 
     def _verify(self, merges: Mapping[str, Path], quantized: Mapping[str, Path]) -> Verification:
