@@ -14,7 +14,7 @@ from qlora_cli.merging.events import Compared, Comparing, Emit, Measured
 from qlora_cli.merging.fidelity.client import load_client, release_memory
 from qlora_cli.merging.fidelity.held_out import CheckRows, check_rows
 from qlora_cli.merging.fidelity.measures import Fidelity, Reference, compare, record
-from qlora_cli.merging.fidelity.trained import adapter_off, trained_model
+from qlora_cli.merging.fidelity.trained import adapter_off, with_adapter
 from qlora_cli.merging.fidelity.verdict import check_effect, choose, judge, judge_quantized, needs_plain_base
 from qlora_cli.merging.plan import MergePlan
 from qlora_cli.merging.report import Verification
@@ -45,7 +45,7 @@ class Verifier:
         emit(Stage("reading the rows to compare on"))
         self.rows = _rows(plan, folder, limit)
         emit(Comparing("trained", len(self.rows.rows)))
-        model = trained_model(plan.source, device)
+        model = with_adapter(plan.source, plan.skeleton, plan.adapter, device)
         self.reference: Reference = record(model, self.rows.rows, advanced=self._advanced)
         del model
         release_memory(device)  # before the next one is loaded
@@ -111,10 +111,10 @@ class Verifier:
             with suppress(MergeError):  # other tokens or labels than the trained model has
                 return self._against(name, self._plan.folder)
         # A base without the trained model's head gets one that says nothing, as the trained one's base has.
-        source = self._plan.source
-        unquantised = source.quantization.model_copy(update={"bits": 16})
+        plan = self._plan
+        unquantised = plan.source.quantization.model_copy(update={"bits": 16})
         self._emit(Comparing(name, len(self.rows.rows)))
-        model = trained_model(replace(source, quantization=unquantised), self._device)
+        model = with_adapter(replace(plan.source, quantization=unquantised), plan.skeleton, plan.adapter, self._device)
         with adapter_off(model):
             fidelity = compare(self.reference, model, self.rows.rows, advanced=self._advanced)
         del model

@@ -33,7 +33,22 @@ def trained_model(adapter: AdapterSource, device: torch.device) -> PreTrainedMod
         ModelError: if the base or the adapter cannot be read, or they do not fit each other.
         HubUnreachableError: if the base is on the hub and that gives no answer.
     """
-    skeleton, read = _read(adapter)
+    return with_adapter(adapter, *_read(adapter), device)
+
+
+def with_adapter(
+    adapter: AdapterSource, skeleton: Skeleton, read: AdapterChanges, device: torch.device
+) -> PreTrainedModel:
+    """The same for an adapter that was read before, and is known to fit.
+
+    Args:
+        skeleton: of its base.
+        read: what it changes there.
+
+    Raises:
+        ModelError: if the base cannot be read.
+        HubUnreachableError: if the base is on the hub and that gives no answer.
+    """
     model = load_base(
         adapter.base,
         adapter.quantization,
