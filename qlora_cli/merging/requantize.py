@@ -7,7 +7,6 @@ first, and is copied from there to its places.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,19 +17,21 @@ import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
+from qlora_cli.disk import json_text
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.base.rounding import round_weight, state_shapes
 from qlora_cli.merging.base.skeleton import Skeleton, build_skeleton
 from qlora_cli.merging.folder.model_card import CARD_FILE
-from qlora_cli.merging.tensors.files import INDEX_FILE, StoredTensor, TensorReader, read_model_tensors, row_blocks
+from qlora_cli.merging.report import REPORT_FILE
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader, read_model_tensors, row_blocks
 from qlora_cli.merging.tensors.header import tensor_bytes
 from qlora_cli.merging.tensors.writer import Output, write_model
-from qlora_cli.model.files import CONFIG_FILE, read_json_object
+from qlora_cli.model.files import CONFIG_FILE, INDEX_FILE, read_json_object
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import QuantizationSection
 
 # Of a model's folder, what does not hold for the same model with other weights.
-_ABOUT_THE_WEIGHTS = (INDEX_FILE, CARD_FILE, "merge_report.json")
+_ABOUT_THE_WEIGHTS = (INDEX_FILE, CARD_FILE, REPORT_FILE)
 _SPOOL = ".rounded"
 # The text that describes a weight, where its length is not known yet.
 _TEXT_BYTES = 256
@@ -185,7 +186,7 @@ def carry_beside(plan: RoundingPlan, model: Path, folder: Path) -> None:
         elif file.suffix != ".safetensors" and file.name not in _ABOUT_THE_WEIGHTS:
             shutil.copyfile(file, folder / file.name)
     config = read_json_object(model / CONFIG_FILE) | {"quantization_config": quantization_config(plan)}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json_text(config), encoding="utf-8")
 
 
 def _blocks(reader: TensorReader, tensor: StoredTensor, report: Callable[[int], None]) -> Iterator[Tensor]:

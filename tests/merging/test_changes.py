@@ -18,6 +18,7 @@ from qlora_cli.merging.adapters.replacements import Replacement, TokenRows
 from qlora_cli.merging.adapters.tensors import AdapterTensors
 from tests.support.models import TASK_TYPES, save_tiny_model, tiny_model
 from tests.support.peft_adapters import (
+    LAYERS,
     WEIGHTS,
     edit_tensors,
     merged,
@@ -27,18 +28,6 @@ from tests.support.peft_adapters import (
     save_peft_adapter,
 )
 
-# Layers of each family that read and that write the residual stream; of GPT-2's, Conv1D both.
-_LAYERS = {
-    "llama": ["q_proj", "down_proj"],
-    "qwen2": ["v_proj", "up_proj"],
-    "gemma": ["k_proj", "gate_proj"],
-    "gpt2": ["c_attn", "c_proj"],
-    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
-    "opt": ["q_proj", "fc1"],
-    "bert": ["query", "dense"],
-    "roberta": ["value", "dense"],
-    "t5": ["q", "wo"],
-}
 _EMBEDDINGS = {
     "llama": "embed_tokens",
     "gemma": "embed_tokens",
@@ -73,18 +62,18 @@ def _compare(family: str, folder: Path, /, **settings: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("setting", _SETTINGS)
-@pytest.mark.parametrize("family", _LAYERS)
+@pytest.mark.parametrize("family", LAYERS)
 def test_every_family_is_merged_as_peft_merges_it(family: str, setting: str, tmp_path: Path) -> None:
     """Nine architectures, linear layers and Conv1D; rows come in blocks, the result is bit for bit PEFT's."""
-    changed = _compare(family, tmp_path, target_modules=_LAYERS[family], **_SETTINGS[setting])
-    assert sum(name.endswith(f"{_LAYERS[family][0]}.weight") for name in changed) >= 2
+    changed = _compare(family, tmp_path, target_modules=LAYERS[family], **_SETTINGS[setting])
+    assert sum(name.endswith(f"{LAYERS[family][0]}.weight") for name in changed) >= 2
 
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("family", _EMBEDDINGS)
 def test_embeddings_are_merged_as_peft_merges_them(family: str, dora: bool, tmp_path: Path) -> None:
     """LoRA and DoRA of an embedding, Gemma's scaled one too; DoRA's norms run over the tokens."""
-    layers = [_EMBEDDINGS[family], _LAYERS[family][0]]
+    layers = [_EMBEDDINGS[family], LAYERS[family][0]]
     changed = _compare(family, tmp_path, target_modules=layers, use_dora=dora)
     assert any(name.endswith(f"{_EMBEDDINGS[family]}.weight") for name in changed)
 

@@ -26,20 +26,7 @@ from tests.support.merges import (
     trained_logits,
 )
 from tests.support.models import TASK_TYPES
-from tests.support.peft_adapters import parameters, peft_merged, save_peft_adapter
-
-# Layers of each family that read and that write the residual stream; of GPT-2's, Conv1D both.
-LAYERS = {
-    "llama": ["q_proj", "down_proj"],
-    "qwen2": ["v_proj", "up_proj"],
-    "gemma": ["k_proj", "gate_proj"],
-    "gpt2": ["c_attn", "c_proj"],
-    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
-    "opt": ["q_proj", "fc1"],
-    "bert": ["query", "dense"],
-    "roberta": ["value", "dense"],
-    "t5": ["q", "wo"],
-}
+from tests.support.peft_adapters import LAYERS, parameters, peft_merged, save_peft_adapter
 
 
 @pytest.fixture(scope="module")

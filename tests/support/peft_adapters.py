@@ -21,6 +21,19 @@ from qlora_cli.merging.adapters.reading import AdapterChanges, read_changes
 
 WEIGHTS = "adapter_model.safetensors"
 
+# Layers of each family that read and that write the residual stream; of GPT-2's, Conv1D both.
+LAYERS = {
+    "llama": ["q_proj", "down_proj"],
+    "qwen2": ["v_proj", "up_proj"],
+    "gemma": ["k_proj", "gate_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+    "opt": ["q_proj", "fc1"],
+    "bert": ["query", "dense"],
+    "roberta": ["value", "dense"],
+    "t5": ["q", "wo"],
+}
+
 
 def module_kinds(model: nn.Module) -> dict[str, Kind]:
     """What each module is, by its path."""

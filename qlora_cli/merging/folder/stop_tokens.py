@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from qlora_cli.data.end_of_turn import template_end
+from qlora_cli.disk import json_text
 from qlora_cli.model.files import read_json_object
 
 GENERATION_FILE = "generation_config.json"
@@ -58,7 +58,7 @@ def write_generation_config(
         data = {name: value for name, value in kept.items() if value is not None}
     ids = [*stops, *added]
     data["eos_token_id"] = ids[0] if len(ids) == 1 else ids
-    (staging / GENERATION_FILE).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (staging / GENERATION_FILE).write_text(json_text(data), encoding="utf-8")
     return list(added.values())
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from qlora_cli.disk import json_text
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.adapters.source import AdapterSource, read_adapter_json
 from qlora_cli.merging.folder.stop_tokens import write_generation_config
@@ -182,4 +183,4 @@ def _copy(file: Path, target: Path) -> None:
 
 
 def _write_json(file: Path, data: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json_text(data), encoding="utf-8")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.data.chat import has_template
 from qlora_cli.data.templates import adopt_template
+from qlora_cli.disk import json_text
 from qlora_cli.errors import QloraError
 from qlora_cli.merging.adapters.source import AdapterSource
 from qlora_cli.model.files import read_json_object
@@ -112,7 +112,7 @@ def _adopt(base_folder: Path, adapter: AdapterSource, section: DatasetSection, s
         config = read_json_object(staging / _CONFIG)
         if config.pop("chat_template", None) is not None:
             # Or a client that looks there first would render other texts.
-            (staging / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (staging / _CONFIG).write_text(json_text(config), encoding="utf-8")
     return [*remarks, "the chat template is that of the run, not the base's own"]
 
 

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from qlora_cli.errors import ModelError
 from qlora_cli.merging.tensors.header import decode_header
-
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+from qlora_cli.model.files import INDEX_FILE, WEIGHTS_FILE
 
 # Of rows to calculate with: what is made of a block is still in the processor's cache when it is used, which is
 # twice as fast as with 16 MB.

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from qlora_cli.errors import MergeError
-from qlora_cli.merging.tensors.files import INDEX_FILE, WEIGHTS_FILE, StoredTensor, TensorReader
+from qlora_cli.merging.tensors.files import StoredTensor, TensorReader
 from qlora_cli.merging.tensors.header import encode_header, is_storable, layout_key, tensor_bytes
+from qlora_cli.model.files import INDEX_FILE, WEIGHTS_FILE
 
 # transformers' own choice.
 DEFAULT_SHARD_BYTES = 5_000_000_000
