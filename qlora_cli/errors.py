@@ -6,12 +6,14 @@ QloraError                     1
 │   ├── DataError                  the dataset: file and row are named
 │   ├── ModelError                 the base model or an adapter cannot be had
 │   ├── HubUnreachableError        a model or a dataset is on the hub, and that gives no answer
+│   ├── TaskError                  a benchmark is unknown, or its data is not there
 │   ├── OutputError                the output folder is in the way
 │   └── DeviceError                a device was asked for that is not there
 ├── RunError                   1   the run started and failed
 │   ├── NonFiniteError             loss or gradients are NaN or infinite
 │   ├── CheckpointError            a checkpoint could not be written or read
-│   └── MergeError                 the merged model would not be the trained one
+│   ├── MergeError                 the merged model would not be the trained one
+│   └── EvaluationError            the model could not be scored
 └── Interrupted              130   stopped from outside, state saved
 
 A message says what was expected, what was got, where, and what to do. Commands print it without a traceback.
@@ -96,6 +98,10 @@ class HubUnreachableError(RequestError):
     """A model or a dataset has to come from the hub, and the hub cannot be reached: nothing is known against it."""
 
 
+class TaskError(RequestError):
+    """A benchmark task is unknown, cannot be run here, or its data is missing or malformed."""
+
+
 class OutputError(RequestError):
     """The output folder holds something that must not be overwritten."""
 
@@ -118,6 +124,10 @@ class CheckpointError(RunError):
 
 class MergeError(RunError):
     """The merge was carried out, and what came out is not the model that was trained."""
+
+
+class EvaluationError(RunError):
+    """The evaluation began and could not be finished; the answers that were given are kept."""
 
 
 class Interrupted(QloraError):

@@ -1,0 +1,1 @@
+"""A whole evaluation: what is scored, the base beside it, what is written."""

@@ -1,0 +1,1 @@
+"""Scoring a model: lm-evaluation-harness's tasks, prompts and metrics; answers that are ours."""
