@@ -54,6 +54,11 @@ class Target:
         """How the base's weights are held, in words, such as `NF4, double quantisation, bfloat16 compute`."""
         return describe_storage(self.form)
 
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether a tokenizer lies with the adapter, or its run's: one that has the template of the run's rows."""
+        return self._tokenizer_folder() is not None
+
     @cached_property
     def adapter_sha256(self) -> str | None:
         """Of the adapter's weights file, in hex; None of a whole model."""
