@@ -19,7 +19,7 @@ from lm_eval.evaluator_utils import get_sample_size
 from qlora_cli.errors import EvaluationError, QloraError, TaskError
 from qlora_cli.evaluation.asking import cut_remark
 from qlora_cli.evaluation.hush import Hush
-from qlora_cli.evaluation.randomness import few_shot_seed, seeded
+from qlora_cli.evaluation.randomness import other_seed, seeded
 from qlora_cli.evaluation.scoring import AnsweringModel
 
 
@@ -91,7 +91,7 @@ def score_tasks(
     started = time.monotonic()
     before = lm.asked, lm.kept, Counter(lm.cut)
     for task in loaded.tasks.values():
-        task.set_fewshot_seed(few_shot_seed(seed))  # or examples would be others the second time
+        task.set_fewshot_seed(other_seed(seed))  # or examples would be others the second time
     hush = Hush(lm.remark_once)
     with seeded(seed), lm.aloud(hush), hush.fallen(), _naming_the_task():
         results = evaluator.evaluate(

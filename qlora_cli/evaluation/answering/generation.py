@@ -153,4 +153,5 @@ def _why_borrowed(model: PreTrainedModel) -> str | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     import torch
+
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -21,5 +21,7 @@ def read_rows(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[RowCache, Te
         ids[place, columns - row.length :] = torch.tensor(row.prompt.tokens)
         mask[place, columns - row.length :] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, past_key_values=DynamicCache())
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, past_key_values=DynamicCache()
+    )
     return RowCache([(layer.keys, layer.values) for layer in out.past_key_values.layers]), out.logits[:, -1]
