@@ -27,7 +27,7 @@ def seeded(seed: int | None) -> Iterator[None]:
     devices = range(torch.cuda.device_count() if initialized else 0)
     try:
         with torch.random.fork_rng(devices):
-            random.seed(DEFAULT_RANDOM_SEED if seed is None else seed)
+            random.seed(python_seed(seed))
             np.random.seed(other % 2**32)
             torch.manual_seed(other)
             yield
@@ -39,3 +39,8 @@ def seeded(seed: int | None) -> Iterator[None]:
 def other_seed(seed: int | None) -> int:
     """The seed of all but Python's generator: numpy's, torch's, and that which draws examples for prompts."""
     return DEFAULT_OTHER_SEED if seed is None else seed
+
+
+def python_seed(seed: int | None) -> int:
+    """The seed of Python's own generator."""
+    return DEFAULT_RANDOM_SEED if seed is None else seed

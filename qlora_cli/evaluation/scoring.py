@@ -88,6 +88,22 @@ class AnsweringModel(Backend):
         """How log-likelihoods are computed, in words; None as long as none was asked for."""
         return self._scorer.name if "_scorer" in self.__dict__ else None
 
+    def facts(self) -> dict[str, Any]:
+        """What lm-eval's results say of a model and its tokenizer."""
+        tokens = {kind: getattr(self.tokenizer, f"{kind}_token") for kind in ("pad", "eos", "bos")}
+        ids = {kind: str(getattr(self.tokenizer, f"{kind}_token_id")) for kind in tokens}
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.model.dtype),
+            "model_sha": "",
+            "batch_size": "auto" if self.batch_size is None else self.batch_size,
+            "batch_sizes": [],
+            "device": str(self.device),
+            **{f"tokenizer_{kind}_token": [token, ids[kind]] for kind, token in tokens.items()},
+            "eot_token_id": self.tokenizer.eos_token_id,
+            "max_length": self.max_length,
+        }
+
     # What lm-eval asks.
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -250,4 +266,5 @@ class AnsweringModel(Backend):
             most = max(found.cut for found in encoded)
             self.cut += cut
             self.cut_tokens = max(self.cut_tokens, most)
-            self.remark_once(cut_remark(cut, len(requests), self.max_length, most))
+            if self.world_size == 1:  # or there would be a remark of each process
+                self.remark_once(cut_remark(cut, len(requests), self.max_length, most))
