@@ -153,6 +153,60 @@ def merge(
     raise typer.Exit(command.merge(request))
 
 
+@app.command("eval")
+def evaluate(
+    context: typer.Context,
+    target: options.Target = None,
+    tasks: options.Tasks = None,
+    listing: options.ListTasks = False,
+    num_fewshot: options.NumFewshot = None,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = None,
+    data_root: options.DataRoot = None,
+    task_paths: options.TaskPaths = None,
+    allow_partial: options.AllowPartial = False,
+    bits: options.Bits = None,
+    chat_template: options.ChatTemplate = False,
+    system_instruction: options.SystemInstruction = None,
+    baseline: options.Baseline = False,
+    output: options.ResultsFile = None,
+    log_samples: options.LogSamples = False,
+    dataset: options.Dataset = None,
+    overrides: options.DatasetOverrides = None,
+    base_model: options.BaseModel = None,
+    revision: options.Revision = None,
+    trained_base: options.TrainedBase = None,
+    device: options.EvalDevice = "auto",
+    seed: options.Seed = None,
+    no_keep: options.NoKeep = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    run_unsafe_code: options.RunUnsafeCode = False,
+) -> None:
+    """Score a model on lm-eval's tasks, or its loss on rows; with --baseline against the base, beyond luck or not.
+
+    What was answered is kept: a command that was stopped goes on where it was when it is given again.
+
+    Exit codes: 0 done; 1 the evaluation failed; 2 the request was wrong; 130 interrupted, answers kept.
+    """
+    from qlora_cli.benchmarking.request import EvalRequest
+    from qlora_cli.commands import eval as command
+
+    given = _given(context)
+    if listing:
+        raise typer.Exit(command.list_tasks(target, task_paths or [], given=given))
+    if target is None:
+        raise typer.BadParameter("expected a TARGET to score, or --list to see what it can be scored on")
+    request = EvalRequest(
+        target, tasks=options.names(tasks or ()), dataset=dataset, overrides=tuple(overrides or ()),
+        num_fewshot=num_fewshot, limit=limit, batch_size=batch_size, data_root=data_root,
+        task_paths=tuple(task_paths or ()), allow_partial=allow_partial, bits=bits, base_model=base_model,
+        revision=revision, trained_base=trained_base, trust_remote_code=trust_remote_code,
+        run_unsafe_code=run_unsafe_code, chat_template=chat_template, system_instruction=system_instruction,
+        baseline=baseline, output=output, log_samples=log_samples, keep_answers=not no_keep, device=device, seed=seed,
+    )  # fmt: skip
+    raise typer.Exit(command.evaluate(request, given=given))
+
+
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The recipe to write.")] = Path("recipe.yaml"),
