@@ -121,6 +121,9 @@ Weights = Annotated[
     typer.Option("--weights", metavar="W,...", help="How much of each --into-adapter, as in 0.6,0.4; by default 1."),
 ]
 
+# What the options of `qlora eval` are about, where it is not the model.
+_TASKS, _ROWS, _RESULTS = "Tasks", "Rows", "Results"
+
 Target = Annotated[
     str | None,
     typer.Argument(
@@ -135,17 +138,22 @@ Tasks = Annotated[
     typer.Option(
         "--tasks",
         metavar="NAME,...",
+        rich_help_panel=_TASKS,
         help="Tasks, groups and tags of lm-eval, as in mmlu,arc_easy; patterns such as 'mmlu_*', too.",
         show_default=False,
     ),
 ]
-ListTasks = Annotated[bool, typer.Option("--list", help="List the names that --tasks takes, and do nothing else.")]
+ListTasks = Annotated[
+    bool,
+    typer.Option("--list", rich_help_panel=_TASKS, help="List the names that --tasks takes, and do nothing else."),
+]
 NumFewshot = Annotated[
     int | None,
     typer.Option(
         "--num-fewshot",
         metavar="N",
         min=0,
+        rich_help_panel=_TASKS,
         help="Examples in each prompt; by default as many as the task says.",
         show_default=False,
     ),
@@ -156,7 +164,8 @@ Limit = Annotated[
         "--limit",
         metavar="N",
         parser=_limit,
-        help="Ask only the first N documents of each task, or that share of them if N is below 1.",
+        rich_help_panel=_TASKS,
+        help="Only the first N documents of each task and rows of --dataset, or that share of them if N is below 1.",
         show_default=False,
     ),
 ]
@@ -166,22 +175,36 @@ BatchSize = Annotated[
         "--batch-size",
         metavar="N|auto",
         parser=_batch_size,
+        rich_help_panel=_TASKS,
         help="At most so many sequences at once; by default auto, as many tokens as the device takes.",
         show_default=False,
     ),
 ]
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", metavar="DIR", help="Read the tasks' data from this folder, and never from the hub."),
+    typer.Option(
+        "--data-root",
+        metavar="DIR",
+        rich_help_panel=_TASKS,
+        help="Read the tasks' data from this folder, and never from the hub.",
+    ),
 ]
 TaskPaths = Annotated[
     list[Path] | None,
     typer.Option(
-        "--task-path", metavar="DIR", help="A folder of tasks of your own, beside lm-eval's. May be given again."
+        "--task-path",
+        metavar="DIR",
+        rich_help_panel=_TASKS,
+        help="A folder of tasks of your own, beside lm-eval's. May be given again.",
     ),
 ]
 AllowPartial = Annotated[
-    bool, typer.Option("--allow-partial", help="Score a group on those of its tasks whose data is there, and say so.")
+    bool,
+    typer.Option(
+        "--allow-partial",
+        rich_help_panel=_TASKS,
+        help="Score a group on those of its tasks whose data is there, and say so.",
+    ),
 ]
 Bits = Annotated[
     Literal[4, 8, 16] | None,
@@ -195,26 +218,45 @@ Bits = Annotated[
     ),
 ]
 ChatTemplate = Annotated[
-    bool, typer.Option("--apply-chat-template", help="Render each prompt as a conversation; by default it is plain.")
+    bool,
+    typer.Option(
+        "--apply-chat-template",
+        rich_help_panel=_TASKS,
+        help="Render each prompt as a conversation; by default it is plain.",
+    ),
 ]
 SystemInstruction = Annotated[
-    str | None, typer.Option("--system-instruction", metavar="TEXT", help="Said before each prompt.")
+    str | None,
+    typer.Option("--system-instruction", metavar="TEXT", rich_help_panel=_TASKS, help="Said before each prompt."),
 ]
 Baseline = Annotated[
-    bool, typer.Option("--baseline", help="Score the base without the adapter, too, and compare document by document.")
+    bool,
+    typer.Option(
+        "--baseline",
+        rich_help_panel=_RESULTS,
+        help="Score the base without the adapter, too, and compare document by document.",
+    ),
 ]
 ResultsFile = Annotated[
     Path | None,
-    typer.Option("--output", metavar="FILE", help="Write the scores here as JSON, in lm-eval's format."),
+    typer.Option(
+        "--output", metavar="FILE", rich_help_panel=_RESULTS, help="Write the scores here as JSON, in lm-eval's format."
+    ),
 ]
 LogSamples = Annotated[
-    bool, typer.Option("--log-samples", help="Write every question and its answer beside FILE, as JSON Lines.")
+    bool,
+    typer.Option(
+        "--log-samples",
+        rich_help_panel=_RESULTS,
+        help="Write every question and its answer beside FILE, as JSON Lines.",
+    ),
 ]
 Dataset = Annotated[
     str | None,
     typer.Option(
         "--dataset",
         metavar="ROWS",
+        rich_help_panel=_ROWS,
         help="Measure loss and perplexity on rows such as are trained on: file, folder, glob or hub name.",
     ),
 ]
@@ -223,6 +265,7 @@ DatasetOverrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
+        rich_help_panel=_ROWS,
         help="How the rows of --dataset are read, as in --set dataset.format=alpaca; by default as in the run that "
         "TARGET is of. May be given again.",
     ),
@@ -234,16 +277,31 @@ Seed = Annotated[
         "--seed",
         metavar="N",
         min=0,
+        rich_help_panel=_TASKS,
         help="Of the choice of examples and of what is sampled; by default as lm-eval draws them.",
         show_default=False,
     ),
 ]
 NoKeep = Annotated[
-    bool, typer.Option("--no-keep", help="Keep no answers for another start, and take none from an earlier one.")
+    bool,
+    typer.Option(
+        "--no-keep",
+        rich_help_panel=_RESULTS,
+        help="Keep no answers for another start, and take none from an earlier one.",
+    ),
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let code run that comes with the model or with a task's data.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let code run that comes with the model or with a task's data.",
+    ),
 ]
 RunUnsafeCode = Annotated[
-    bool, typer.Option("--run-unsafe-code", help="Let code run that the model writes, which some tasks are about.")
+    bool,
+    typer.Option(
+        "--run-unsafe-code",
+        rich_help_panel=_TASKS,
+        help="Let code run that the model writes, which some tasks are about.",
+    ),
 ]
