@@ -145,7 +145,7 @@ class _OwnWriter:
         rows = GreedyRows(self._model, batch, *read, repetition_penalty(self._model))
         del read
         while unfinished := rows.unfinished:
-            self._tally.tell(unfinished)
+            self._tally.write(unfinished)
             completed = within_memory(rows.advance)
             if completed is None:
                 return
@@ -188,12 +188,22 @@ class _Tally:
         self._progress = progress
         self._all = sum(len(prompt.tokens) + prompt.max_new_tokens for prompt in prompts)
         self._finished = 0
+        self._told = 0
+        self._writing: dict[int, Row] = {}
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """These are the rows in the making."""
+        self._writing = {id(row): row for row in rows}
+        self._tell()
 
     def finish(self, row: Row) -> None:
+        """This row is complete."""
+        self._writing.pop(id(row), None)
         self._finished += row.most * len(row.questions)
-        self.tell(())
+        self._tell()
 
-    def tell(self, unfinished: Sequence[Row]) -> None:
-        """With what the rows in the making have come to."""
-        begun = sum((row.length + len(row.written)) * len(row.questions) for row in unfinished)
-        self._progress(self._finished + begun, self._all)
+    def _tell(self) -> None:
+        begun = sum((row.length + len(row.written)) * len(row.questions) for row in self._writing.values())
+        # What is written anew because memory ran out has been told already.
+        self._told = max(self._told, self._finished + begun)
+        self._progress(self._told, self._all)
