@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.generation import Generator
 from qlora_cli.evaluation.answering.questions import Continuation, Likelihood
+from qlora_cli.evaluation.answering.scorer import Scorer, choose_scorer
 from qlora_cli.evaluation.asking import (
     check_continuations,
     contradictions,
@@ -225,9 +226,7 @@ class AnsweringModel(Backend):
                 self.remark_once(self._store.trouble)
 
     @cached_property
-    def _scorer(self) -> Any:
-        from qlora_cli.evaluation.answering.scorer import choose_scorer
-
+    def _scorer(self) -> Scorer:
         return choose_scorer(self.model, batch_size=self.batch_size, remark=self.remark_once)
 
     @cached_property

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlora_cli.evaluation.answering.borrowed_generation import write_rows
 from qlora_cli.evaluation.answering.decoding import GreedyRows
 from qlora_cli.evaluation.answering.greedy_rules import is_greedy, repetition_penalty, unusual_settings
-from qlora_cli.evaluation.answering.prefill import read_rows
+from qlora_cli.evaluation.answering.memory import is_out_of_memory
+from qlora_cli.evaluation.answering.prefill import PromptReader
 from qlora_cli.evaluation.answering.questions import Progress, Prompt
 from qlora_cli.evaluation.answering.row_limits import RowLimits
 from qlora_cli.evaluation.answering.rows import Row
@@ -90,40 +91,40 @@ class Generator:
     def _answered(self, rows: list[Row], tally: _Tally) -> Iterator[Row]:
         """Every one of these rows, once it is complete; half as many at once whenever memory does not suffice."""
         yield from (row for row in rows if row.complete)
-        queue = deque(sorted((row for row in rows if not row.complete), key=lambda row: -row.length))
+        write, queue = self._writer([row for row in rows if not row.complete], tally)
         while queue:
             batch = self._limits.take(queue)
-            open_rows = dict.fromkeys(map(id, batch))
+            unanswered = {id(row): row for row in batch}
             try:
-                for row in self._written(batch, tally):
-                    del open_rows[id(row)]
+                for row in write(batch):
+                    del unanswered[id(row)]
                     yield row
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-            if open_rows:
+            if unanswered:
                 self._limits.halve(batch)
-                left = [row for row in batch if id(row) in open_rows]
-                for row in left:
+                for row in unanswered.values():
                     row.written.clear()
-                queue.extendleft(reversed(left))
+                queue.extendleft(reversed(unanswered.values()))
 
-    def _written(self, batch: list[Row], tally: _Tally) -> Iterator[Row]:
-        if self.why is None and is_greedy(batch[0].prompt.sampling):
-            cache, logits = read_rows(self._model, batch)
-            rows = GreedyRows(self._model, batch, cache, logits, repetition_penalty(self._model))
-            while unfinished := rows.unfinished:
-                tally.tell(unfinished)
-                yield from rows.advance()
-        else:
-            write_rows(
-                self._model,
-                self._tokenizer,
-                batch,
-                stop_ids=self._stop_ids,
-                seed=self._seed + batch[0].questions[0],
-            )
-            yield from batch
+    def _writer(self, rows: list[Row], tally: _Tally) -> tuple[Callable[[list[Row]], Iterator[Row]], deque[Row]]:
+        """What answers a batch of these rows, and the order in which it wants them."""
+        if self.why is None and rows and is_greedy(rows[0].prompt.sampling):
+            reader = PromptReader(self._model, rows)
+            return (lambda batch: self._own(batch, reader, tally)), deque(reader.rows)
+        return self._borrowed, deque(sorted(rows, key=lambda row: -row.length))
+
+    def _own(self, batch: list[Row], reader: PromptReader, tally: _Tally) -> Iterator[Row]:
+        rows = GreedyRows(self._model, batch, *reader.read(batch), repetition_penalty(self._model))
+        while unfinished := rows.unfinished:
+            tally.tell(unfinished)
+            yield from rows.advance()
+
+    def _borrowed(self, batch: list[Row]) -> Iterator[Row]:
+        seed = self._seed + batch[0].questions[0]
+        write_rows(self._model, self._tokenizer, batch, stop_ids=self._stop_ids, seed=seed)
+        yield from batch
 
 
 class _Tally:
@@ -149,9 +150,3 @@ def _why_borrowed(model: PreTrainedModel) -> str | None:
     if settings := unusual_settings(model):
         return f"the model's generation configuration sets {', '.join(settings)}"
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
