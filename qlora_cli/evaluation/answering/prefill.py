@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qlora_cli.evaluation.answering.memory import is_out_of_memory
+from qlora_cli.evaluation.answering.memory import planned_tokens, within_memory
 from qlora_cli.evaluation.answering.prefix_tree import Ints, PrefixTree
 from qlora_cli.evaluation.answering.row_cache import BLOCK, RowCache
 from qlora_cli.evaluation.answering.rows import Row
 from qlora_cli.evaluation.answering.tree_walk import Kept, TreeWalk
 
-# Tokens that are read in one forward pass.
-_STRETCH = {"cpu": 1024, "cuda": 8192}
-_SMALLEST_STRETCH = 16
+# Fewer tokens than these in a forward pass free nothing: fewer rows do.
+_FEWEST = 16
 
 
 class PromptReader:
@@ -35,7 +34,7 @@ class PromptReader:
         self._walk = TreeWalk(model)
         self._tree = PrefixTree.of([row.prompt.tokens for row in rows])
         self._last = {id(row): int(node) for row, node in zip(rows, self._tree.last, strict=True)}
-        self._stretch = _STRETCH.get(model.device.type, _STRETCH["cpu"])
+        self._stretch = planned_tokens(model)
         self._begin = 0
         self._kept = Kept.none()  # the ancestors of node `_begin`
         self.rows = sorted(rows, key=lambda row: self._last[id(row)])  # the order to be read in
@@ -45,6 +44,9 @@ class PromptReader:
 
         Args:
             batch: rows in the order of `rows`; rows that were read before can be read again.
+
+        Raises:
+            MemoryError, RuntimeError: memory does not suffice for this batch.
         """
         last = np.array([self._last[id(row)] for row in batch], np.int64)
         nodes = self._unread(int(last[0]), int(last[-1]) + 1)
@@ -70,11 +72,12 @@ class PromptReader:
             stretch = self._next_stretch(nodes)
             begin, end = int(stretch[0]), int(stretch[-1]) + 1
             seen = seen.only(self._tree.ancestors(begin))
-            try:
-                said, after = self._walk.forward(self._tree, begin, end, seen, asked[(asked >= begin) & (asked < end)])
-            except (MemoryError, RuntimeError) as error:
-                self._lower(error)
+            here = asked[(asked >= begin) & (asked < end)]
+            found = within_memory(self._walk.forward, self._tree, begin, end, seen, here)
+            if found is None:
+                self._lower(len(stretch))
                 continue
+            said, after = found
             logits.append(said)
             parts.append(_newest(after, len(stretch)))
             seen, nodes = after, nodes[len(stretch) :]
@@ -86,11 +89,11 @@ class PromptReader:
         gaps = np.flatnonzero(np.diff(ahead) != 1)
         return ahead[: gaps[0] + 1] if len(gaps) else ahead
 
-    def _lower(self, error: BaseException) -> None:
-        """Read fewer tokens at once from now on, if that is what failed."""
-        if not is_out_of_memory(error) or self._stretch <= _SMALLEST_STRETCH:
-            raise error
-        self._stretch //= 2
+    def _lower(self, tokens: int) -> None:
+        """Read at most half as many tokens at once from now on."""
+        if tokens <= _FEWEST:
+            raise MemoryError(f"{tokens} tokens do not fit beside what the batch has read")
+        self._stretch = tokens // 2
 
     def _as_rows(self, batch: Sequence[Row], parts: Sequence[Kept]) -> RowCache:
         """Keys and values of each row's tokens, padded on the left, with room for the first tokens of the answer."""
