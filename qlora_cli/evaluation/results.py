@@ -173,11 +173,11 @@ def _replaced(value: Any, home: re.Pattern[str]) -> Any:
 
 
 def _task_hash(rows: Sequence[Mapping[str, Any]]) -> str:
-    return hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
+    return str(hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows)))
 
 
 def _prompts_hash(rows: Sequence[Mapping[str, Any]]) -> str:
-    return hash_string("".join(row["prompt_hash"] for row in rows))
+    return str(hash_string("".join(row["prompt_hash"] for row in rows)))
 
 
 def _hash(text: str | None) -> str | None:

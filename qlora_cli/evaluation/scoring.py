@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,12 +15,12 @@ from transformers import PreTrainedModel
 
 from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.generation import Generator
-from qlora_cli.evaluation.answering.questions import Continuation, Likelihood
+from qlora_cli.evaluation.answering.questions import Continuation
+from qlora_cli.evaluation.answering.scorer import Scorer, choose_scorer
 from qlora_cli.evaluation.asking import (
     check_continuations,
     contradictions,
     cut_remark,
-    no_number,
     prompts_of,
     room_for_prompts,
 )
@@ -161,14 +160,8 @@ class AnsweringModel(Backend):
         tally = Tally(kind, owners, len(requests) or len(encoded), self._report)
         questions = [Continuation(tokens, scored) for tokens, scored, _ in encoded]
 
-        def ask(some: Sequence[Continuation]) -> Iterator[tuple[int, Likelihood]]:
-            for at, answer in self._scorer.score(some, tally.computed):
-                if math.isnan(answer.log_probability):
-                    broken = owners[questions.index(some[at])]
-                    raise EvaluationError(no_number(requests[broken] if requests else None))
-                yield at, answer
-
-        found = self._answers(questions, [likelihood_key(question) for question in questions], ask, tally)
+        keys = [likelihood_key(question) for question in questions]
+        found = self._answers(questions, keys, lambda some: self._scorer.score(some, tally.computed), tally)
         return [(float(log_probability), bool(greedy)) for log_probability, greedy in found]
 
     def _answers(
@@ -225,9 +218,7 @@ class AnsweringModel(Backend):
                 self.remark_once(self._store.trouble)
 
     @cached_property
-    def _scorer(self) -> Any:
-        from qlora_cli.evaluation.answering.scorer import choose_scorer
-
+    def _scorer(self) -> Scorer:
         return choose_scorer(self.model, batch_size=self.batch_size, remark=self.remark_once)
 
     @cached_property
