@@ -74,7 +74,6 @@ class _Table:
         found = results["results"][name]
         of_base: Mapping[str, Any] = {} if self.base is None else self.base.results["results"][name]
         key, error = f"{metric},{filter_name}", f"{metric}_stderr,{filter_name}"
-        partial = self.loaded.partial.get(name)
         return ScoreRow(
             task=name,
             label=str(found.get("alias") or name).strip(" -"),
@@ -87,11 +86,18 @@ class _Table:
             error=_number(found.get(error)),
             higher_is_better=(results["higher_is_better"].get(name) or {}).get(metric),
             num_fewshot=self._shots(name),
-            partial=None if partial is None else _share(len(partial.there), len(partial.missing)),
+            partial=self._partial(name),
             base=_number(of_base.get(key)),
             base_error=_number(of_base.get(error)),
             comparison=comparison,
         )
+
+    def _partial(self, name: str) -> str | None:
+        """What a score is of, where that is less or other than the task or group says."""
+        if (partial := self.loaded.partial.get(name)) is not None:
+            return _share(len(partial.there), len(partial.missing))
+        split = self.loaded.splits.get(name)
+        return None if split is None else f"{split} split"
 
     def _leaves(self, name: str) -> list[str]:
         group = self.loaded.groups.get(name)
