@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.text import Text
 
@@ -52,14 +52,18 @@ def shown_losses(losses: Sequence[LossRow], width: int | None) -> list[Text]:
 
 def as_scores(loss: LossRow) -> list[ScoreRow]:
     """A loss as scores: two metrics of one dataset."""
-    said = (loss.dataset, loss.dataset, 0, False, loss.rows)
-    tokens = plural(loss.tokens, "token")
-    rows = [ScoreRow(*said, _LOSS, "none", loss.loss, loss.error, False, None, tokens, loss.base, loss.base_error,
-                     loss.comparison)]  # fmt: skip
-    if loss.perplexity is not None:
-        perplexity = ("none", loss.perplexity, None, False, None, None, loss.base_perplexity)
-        rows.append(ScoreRow(*said, _PERPLEXITY, *perplexity))
-    return rows
+    first = ScoreRow(
+        task=loss.dataset, label=loss.dataset, depth=0, is_group=False, documents=loss.rows, metric=_LOSS,
+        filter="none", value=loss.loss, error=loss.error, higher_is_better=False, num_fewshot=None,
+        partial=plural(loss.tokens, "token"), base=loss.base, base_error=loss.base_error, comparison=loss.comparison,
+    )  # fmt: skip
+    if loss.perplexity is None:
+        return [first]
+    second = replace(
+        first, metric=_PERPLEXITY, value=loss.perplexity, error=None, partial=None, base=loss.base_perplexity,
+        base_error=None, comparison=None,
+    )  # fmt: skip
+    return [first, second]
 
 
 def legend(rows: Sequence[ScoreRow]) -> Iterator[str]:
@@ -84,7 +88,7 @@ def verdict(rows: Sequence[ScoreRow]) -> str | None:
     for row in rows:
         if row.comparison is not None and row.depth == 0:
             found.setdefault(_outcome(row, row.comparison), []).append(f"{visible(row.label)} ({_metric(row)})")
-    parts = []
+    parts: list[str] = []
     for outcome, (word, base) in _OUTCOMES.items():
         if outcome in found:
             parts.append(f"{word}{'' if parts else base} on {_some(found[outcome])}")
@@ -207,7 +211,7 @@ def _with_error(value: float, error: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-0.0000", "+0.0000")
+    return f"{value:+.4f}".replace("-0.0000", "+0.0000").replace("+nan", "nan")
 
 
 def _interval(one: Comparison) -> str:
