@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from qlora_cli.evaluation.events import Asking
+from qlora_cli.evaluation.statistics import Comparison
 from qlora_cli.training.events import EncodingProgress, EvaluationProgress, Notice, Stage
 
 Who = Literal["target", "base"]
@@ -37,25 +38,6 @@ class Turn:
     """Now the target is asked, or the base without the adapter."""
 
     who: Who
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The target beside the base, document by document.
-
-    Attributes:
-        difference: target minus base, of a metric's mean (of a group: aggregated as the group is).
-        low, high: the 95 % interval of a paired bootstrap.
-        p: McNemar's exact two-sided p; None where a document's score is not 0 or 1.
-        wins, losses: documents on which the target is better, and worse.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float | None
-    wins: int
-    losses: int
 
 
 @dataclass(frozen=True)
