@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from qlora_cli import encoding_view, eval_view
-from qlora_cli.benchmarking.events import Comparison, Evaluated, Event, LossRow, Prepared, ScoreRow, Turn
+from qlora_cli.benchmarking.events import Evaluated, Event, LossRow, Prepared, ScoreRow, Turn
 from qlora_cli.eval_view import EvalView
 from qlora_cli.evaluation.events import Asking
+from qlora_cli.evaluation.statistics import Comparison
 from qlora_cli.evaluation.tasks.names import Listing
 from qlora_cli.score_table import legend, shown_losses, shown_scores, verdict
 from qlora_cli.task_list import show_tasks
@@ -49,7 +50,7 @@ def score(task: str, metric: str = "acc", value: float = 0.5, error: float | Non
 
 def beside(row: ScoreRow, base: float, low: float, high: float, p: float | None = None) -> ScoreRow:
     """With a baseline."""
-    comparison = Comparison(row.value - base, low, high, p, 31, 1204)
+    comparison = Comparison(row.value - base, low, high, p, 31, 1204, 0, 1235)
     return replace(row, base=base, base_error=row.error, comparison=comparison)
 
 
@@ -70,7 +71,7 @@ BESIDE = (
 )
 LOSS_BESIDE = replace(
     LOSS, base=1.7636, base_error=0.03, base_perplexity=5.833,
-    comparison=Comparison(-0.8921, -0.912, -0.87, None, 63, 1),
+    comparison=Comparison(-0.8921, -0.912, -0.87, None, 63, 1, 0, 64),
 )  # fmt: skip
 
 
@@ -184,6 +185,18 @@ def test_numbers_that_are_none() -> None:
     assert texts(shown_scores([row], None))[1].split()[9:13] == ["+0.0000", "+0.0000", "to", "+0.0000"]
 
 
+def test_a_single_document_has_no_interval() -> None:
+    """It says nothing of others: there is a difference, and no judgement."""
+    row = replace(beside(score("a", error=None), 0.1, 0, 0), comparison=Comparison(0.4, None, None, None, 1, 0, 0, 1))
+    assert texts(shown_scores([row], None)) == [
+        "task    n  metric    base  target  difference  won:lost",
+        "a     100  acc     0.1000  0.5000     +0.4000       1:0",
+    ]
+    assert texts(shown_scores([row], 20))[2] == "    +0.4000  won:lost 1:0"
+    assert list(legend([row])) == []
+    assert verdict([row]) == "no certain difference from the base on a (acc)"
+
+
 def test_names_that_steer_a_terminal_are_written_out() -> None:
     rows = [score("a\x1b[2Jb", "acc\n", label="a\x1b[2Jb")]
     for width in (None, 20):
@@ -257,6 +270,10 @@ def test_the_verdict() -> None:
         "difference on arc_easy (acc_norm)"
     )
     assert verdict(BESIDE[3:]) == "worse than the base on gsm8k (exact_match (strict-match))"
+    assert (
+        verdict([BESIDE[0], replace(BESIDE[0], metric="acc_norm")])
+        == "better than the base on arc_easy (acc, acc_norm)"
+    )
     lower = replace(BESIDE[0], higher_is_better=False)
     assert verdict([lower]) == "worse than the base on arc_easy (acc)"
     neither = replace(BESIDE[0], higher_is_better=None)
@@ -316,6 +333,11 @@ def test_a_log(clock: _Clock) -> None:
         "results  out.json  (in lm-eval's format)",
         "samples  samples_a_out.jsonl",
     ]
+
+
+def test_a_notice_is_told_once() -> None:
+    """What was cut of the prompts of the target is cut of the base's, too."""
+    assert shown(Notice("a"), Turn("base"), Notice("a"), Notice("b")) == "note     a\nnote     b\n"
 
 
 def test_without_a_baseline_nobody_is_told_apart() -> None:
