@@ -44,6 +44,7 @@ class EvalView:
         self._task: TaskID | None = None
         self._at = ""  # what progress is shown of
         self._told: set[str] = set()  # the kinds of questions that all have their answers, and it is said
+        self._noted: set[str] = set()
         self._since = self._next = 0.0
 
     def __enter__(self) -> EvalView:
@@ -55,7 +56,9 @@ class EvalView:
     def __call__(self, event: Event) -> None:
         match event:
             case Notice(text):  # above what is under way
-                self._line("note", text)
+                if text not in self._noted:  # what is so of the target is most often so of the base
+                    self._noted.add(text)
+                    self._line("note", text)
             case EncodingProgress():
                 self._stop_bar()
                 self._encoding(event)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rich.text import Text
 
-from qlora_cli.benchmarking.events import Comparison, LossRow, ScoreRow
+from qlora_cli.benchmarking.events import LossRow, ScoreRow
 from qlora_cli.console import plural, visible
+from qlora_cli.evaluation.statistics import Comparison
 
 _GAP = 2  # blanks between columns
 _INDENT = 2  # and before the members of a group, for each group
@@ -52,14 +52,18 @@ def shown_losses(losses: Sequence[LossRow], width: int | None) -> list[Text]:
 
 def as_scores(loss: LossRow) -> list[ScoreRow]:
     """A loss as scores: two metrics of one dataset."""
-    said = (loss.dataset, loss.dataset, 0, False, loss.rows)
-    tokens = plural(loss.tokens, "token")
-    rows = [ScoreRow(*said, _LOSS, "none", loss.loss, loss.error, False, None, tokens, loss.base, loss.base_error,
-                     loss.comparison)]  # fmt: skip
-    if loss.perplexity is not None:
-        perplexity = ("none", loss.perplexity, None, False, None, None, loss.base_perplexity)
-        rows.append(ScoreRow(*said, _PERPLEXITY, *perplexity))
-    return rows
+    first = ScoreRow(
+        task=loss.dataset, label=loss.dataset, depth=0, is_group=False, documents=loss.rows, metric=_LOSS,
+        filter="none", value=loss.loss, error=loss.error, higher_is_better=False, num_fewshot=None,
+        partial=plural(loss.tokens, "token"), base=loss.base, base_error=loss.base_error, comparison=loss.comparison,
+    )  # fmt: skip
+    if loss.perplexity is None:
+        return [first]
+    second = replace(
+        first, metric=_PERPLEXITY, value=loss.perplexity, error=None, partial=None, base=loss.base_perplexity,
+        base_error=None, comparison=None,
+    )  # fmt: skip
+    return [first, second]
 
 
 def legend(rows: Sequence[ScoreRow]) -> Iterator[str]:
@@ -67,7 +71,7 @@ def legend(rows: Sequence[ScoreRow]) -> Iterator[str]:
     worse = dict.fromkeys(_metric(row) for row in rows if row.higher_is_better is False)
     if worse:
         yield f"lower is better: {', '.join(worse)}"
-    compared = [row.comparison for row in rows if row.comparison is not None]
+    compared = [one for row in rows if (one := row.comparison) is not None and one.low is not None]
     if not compared:
         return
     each = "row" if all(row.metric in _OF_ROWS for row in rows) else "document"
@@ -80,18 +84,21 @@ def legend(rows: Sequence[ScoreRow]) -> Iterator[str]:
 
 def verdict(rows: Sequence[ScoreRow]) -> str | None:
     """What the comparisons on top say together, in a sentence; None without any."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         if row.comparison is not None and row.depth == 0:
-            found.setdefault(_outcome(row, row.comparison), []).append(f"{visible(row.label)} ({_metric(row)})")
-    parts = []
+            tasks = found.setdefault(_outcome(row, row.comparison), {})
+            tasks.setdefault(visible(row.label), []).append(_metric(row))
+    parts: list[str] = []
     for outcome, (word, base) in _OUTCOMES.items():
         if outcome in found:
             parts.append(f"{word}{'' if parts else base} on {_some(found[outcome])}")
     return "; ".join(parts) or None
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(metrics: Mapping[str, Sequence[str]]) -> str:
+    """Tasks with their metrics, in words."""
+    names = [f"{task} ({', '.join(of)})" for task, of in metrics.items()]
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES + 1 else ""
     return ", ".join(names[:_MOST_NAMES] if more else names) + more
 
@@ -109,11 +116,12 @@ _OF_ROWS = (_LOSS, _PERPLEXITY)
 
 def _outcome(row: ScoreRow, comparison: Comparison) -> str:
     """Whether the interval leaves out 0, and on which side."""
-    if comparison.low <= 0 <= comparison.high or not math.isfinite(comparison.low + comparison.high):
+    low, high = comparison.low, comparison.high
+    if low is None or high is None or not (low > 0 or high < 0):
         return "same"
     if row.higher_is_better is None:
         return "other"
-    return "better" if (comparison.low > 0) == row.higher_is_better else "worse"
+    return "better" if (low > 0) == row.higher_is_better else "worse"
 
 
 def _shown(rows: Sequence[ScoreRow], heads: tuple[str, str], width: int | None) -> list[Text]:
@@ -179,10 +187,9 @@ def _listed(rows: Sequence[ScoreRow], counted: str) -> Iterator[Text]:
         base = "" if row.base is None else f"  base {_with_error(row.base, row.base_error)}"
         yield Text(f"{indent}  {_metric(row):<{metrics}}  {_with_error(row.value, row.error)}{base}{partial}")
         if (one := row.comparison) is not None:
+            interval = f"  ({told})" if (told := _interval(one)) else ""
             p = "" if one.p is None else f"  p {_p(one.p)}"
-            yield Text(
-                f"{indent}    {_signed(one.difference)}  ({_interval(one)}){p}  won:lost {one.wins:,}:{one.losses:,}"
-            )
+            yield Text(f"{indent}    {_signed(one.difference)}{interval}{p}  won:lost {one.wins:,}:{one.losses:,}")
 
 
 def _label(row: ScoreRow) -> str:
@@ -207,11 +214,12 @@ def _with_error(value: float, error: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-0.0000", "+0.0000")
+    return f"{value:+.4f}".replace("-0.0000", "+0.0000").replace("+nan", "nan")
 
 
 def _interval(one: Comparison) -> str:
-    return f"{_signed(one.low)} to {_signed(one.high)}"
+    """Of a single document there is none."""
+    return "" if one.low is None or one.high is None else f"{_signed(one.low)} to {_signed(one.high)}"
 
 
 def _p(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -53,7 +54,7 @@ def evaluate(request: EvalRequest, *, given: Mapping[str, object]) -> int:
         with EvalView(console, baseline=asked.baseline) as view:
             told.append(_Listener(view, asked))
             try:
-                run(asked, told[0])
+                run(asked, listeners=told)
             except RunError as error:
                 raise type(error)(f"{error}{told[0].how_to_go_on()}") from error
 
@@ -104,9 +105,12 @@ class _Listener:
 
     def how_it_stands(self) -> str:
         """What there is when it was stopped."""
+        written = self._request.output
+        if written is not None and written.exists():  # it was not there before, and takes its name whole
+            lost = "" if self._done or not self._request.log_samples else ", but not all samples are there"
+            return f"stopped; {shown_path(written)} is whole{lost}"
         if self._done:
-            written = self._request.output
-            return "stopped; all was scored" if written is None else f"stopped; {shown_path(written)} is whole"
+            return "stopped; all was scored"
         if not self._answered:
             return "stopped; no question was answered yet"
         if not self._request.keep_answers:
@@ -148,7 +152,7 @@ def _check(request: EvalRequest, given: Mapping[str, object]) -> None:
     problems += absent
     if request.output is not None:
         output = request.output
-        problems += _attempt(lambda: _check_output(output))
+        problems += _attempt(lambda: _check_output(output, samples=request.log_samples))
     if request.tasks and not absent:
         problems += _attempt(lambda: _choose(request))
     _raise_all(problems)
@@ -208,8 +212,8 @@ def _no_folder(option: str, path: Path) -> Iterator[str]:
         yield f"{option}: {str(path)[:200]}: cannot be looked up: {error.strerror or error}"
 
 
-def _check_output(output: Path) -> None:
-    """Refuse a results file that must not or cannot be written.
+def _check_output(output: Path, *, samples: bool) -> None:
+    """Refuse a results file, and with `samples` its files of answers, that must not or cannot be written.
 
     Raises:
         OutputError: if it is there, has another ending, or cannot be made.
@@ -226,12 +230,25 @@ def _check_output(output: Path) -> None:
             raise OutputError(f"--output: {shown} is there already. Name another file, or delete it: nothing is ever "
                               "written over")  # fmt: skip
         folder = next(parent for parent in output.absolute().parents if parent.exists())
+        others = (
+            sorted(output.parent.glob(f"samples_*_{glob.escape(_name_in_samples(output))}.jsonl")) if samples else []
+        )
     except OSError as error:
         raise OutputError(f"--output: {str(output)[:200]}: cannot be written: {error.strerror or error}") from None
+    if others:
+        raise OutputError(
+            f"--output: {shown_path(others[0])} is there already, and the samples of {shown} would be written over it. "
+            "Name another file, or delete it"
+        )
     if not folder.is_dir():
         raise OutputError(f"--output: {shown_path(folder)} is no folder, so {shown} cannot be made")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"--output: {shown_path(folder)} cannot be written, so {shown} cannot be made there")
+
+
+def _name_in_samples(output: Path) -> str:
+    """What the files of answers are called after, beside the task; see `evaluation.results.write_samples`."""
+    return output.stem.removeprefix("results_").replace("_", "-")
 
 
 def _set_up(request: EvalRequest, *, progress: bool) -> None:
