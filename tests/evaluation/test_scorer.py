@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from qlora_cli.evaluation.answering.questions import Continuation
 from qlora_cli.evaluation.answering.scorer import choose_scorer
+from qlora_cli.model.packing import VARIABLE_LENGTH, prepare_packing
 from tests.support.continuations import answered, assert_as_alone, passes
 from tests.support.models import FAMILIES, tiny_config, tiny_model
 
@@ -139,6 +140,15 @@ def test_half_precision_and_dropout_are_no_obstacle() -> None:
     before = torch.random.get_rng_state()
     assert choose_scorer(model, batch_size=None, remark=lambda _: None).name == "prefix tree"
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_model_prepared_for_packing_is_scored_in_its_tree() -> None:
+    """The attention that training gives a model for packed rows takes the tree's mask, too."""
+    model = tiny_model("llama")
+    assert prepare_packing(model) == VARIABLE_LENGTH
+    scorer = choose_scorer(model, batch_size=None, remark=lambda _: None)
+    assert scorer.name == "prefix tree"
+    assert_as_alone(model, scorer, _asked())
 
 
 class _NoPositions(LlamaForCausalLM):
