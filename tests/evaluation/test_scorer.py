@@ -98,13 +98,11 @@ def test_the_right_way_and_the_right_answers(kind: str) -> None:
     name = type(model).__name__
     started = f"{name} is scored row by row, what rows begin with alike computed again for each: {scorer.why}"
     assert remarks == ([started] if kind in _BY_ROW else [])
-    with passes(model) as seen:
+    with passes(model, of_trees=True) as trees:
         answered(scorer, _asked())
-    # Rows come several at once or are longer than the model looks back; the tree is one sequence of whatever length.
-    trees = [ids for ids in seen if ids.shape[0] == 1]
     assert len(trees) == (kind not in _BY_ROW)
     if reach := _REACH.get(kind):
-        assert trees[0].numel() == reach
+        assert trees[0].numel() == reach  # all begin alike
         assert remarks == [
             f"{39 - reach} continuations of 35 are scored row by row: they are longer than the {reach} tokens that "
             "every layer of the model looks back on"
