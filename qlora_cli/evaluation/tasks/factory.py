@@ -152,7 +152,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         if not missing:
             return
         only_tested = tested and validated and [error.split for error in missing] == [tested]
-        instead = validated if only_tested and not supply.missing(dataset, [validated]) else None
+        instead = str(validated) if only_tested and not supply.missing(dataset, [str(validated)]) else None
         if instead is None or not self._options.allow_partial:
             missing[0].instead = instead
             raise _MissingSplitsError(missing)
