@@ -15,7 +15,7 @@ from qlora_cli.evaluation.tasks.data_root import DataRoot
 from qlora_cli.evaluation.tasks.layouts.found import DatasetName
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
 from qlora_cli.evaluation.tasks.readiness import check_rows, columns_in_templates
-from qlora_cli.evaluation.tasks.refusals import refusals
+from qlora_cli.evaluation.tasks.refusals import refusals, unknown_words
 from qlora_cli.evaluation.tasks.supply import (
     MissingSplitError,
     SilentHubError,
@@ -102,10 +102,10 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         if self.silent:  # nothing further comes from there
             return Absent(name)
         try:
-            against = refusals(load(False), self._options)
-            if against:
-                raise TaskError("\n".join(against))
-            return self._built(name, load(True))
+            _refuse(refusals(load(False), self._options))
+            config = load(True)
+            _refuse(unknown_words(config, self._options))
+            return self._built(name, config)
         except MissingSplitError as error:
             return Absent(name, (error,))
         except _MissingSplitsError as error:
@@ -191,6 +191,11 @@ class _MissingSplitsError(TaskError):
     def __init__(self, missing: list[MissingSplitError]) -> None:
         self.missing = tuple(missing)
         super().__init__("\n".join(map(str, missing)))
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise TaskError("\n".join(problems))
 
 
 def _construct(cls: Any, arguments: Mapping[str, Any], supply: Supply) -> Any:

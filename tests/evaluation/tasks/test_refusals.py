@@ -137,6 +137,21 @@ def test_unknown_metric_aggregation_and_filter_are_told_together(tmp_path: Path)
     ]
 
 
+def test_a_filter_that_the_task_brings_is_known(tmp_path: Path) -> None:
+    """Its module registers it when its functions are resolved."""
+    code = (
+        "from lm_eval.api.filter import Filter\n"
+        "from lm_eval.api.registry import register_filter\n"
+        "@register_filter('of_this_test')\n"
+        "class Own(Filter):\n"
+        "    def apply(self, resps, docs): return resps\n"
+        "def text(doc): return doc['question']\n"
+    )
+    filters = [{"name": "own", "filter": [{"function": "of_this_test"}]}]
+    index = _index(tmp_path, code, doc_to_text=_Function("utils.text"), filter_list=filters)
+    assert build_tasks(["mine"], index, TaskOptions(data_root=tmp_path / "data")).tasks
+
+
 def test_a_metric_of_the_hub_is_named(tmp_path: Path) -> None:
     """`hf_evaluate` is a wish for code of the hub."""
     index = _index(tmp_path, metric_list=[{"metric": "exact_match", "hf_evaluate": True}])
