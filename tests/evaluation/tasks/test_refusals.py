@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,28 +93,23 @@ def test_metrics_that_are_code_of_the_hub_are_refused(tmp_path: Path, code: str)
 
 def test_a_function_beside_one_that_fetches_is_innocent(tmp_path: Path) -> None:
     """Only what the task uses counts."""
-    code = "import evaluate\ndef other(): return evaluate.load('rouge')\ndef score(doc, results): return {'a': 1}\n"
+    code = (
+        "def other():\n    import evaluate\n    return evaluate.load('rouge')\n"
+        "def score(doc, results): return {'a': 1}\n"
+    )
     index = _index(tmp_path, code, process_results=_Function("utils.score"))
     assert build_tasks(["mine"], index, TaskOptions(data_root=tmp_path / "data")).tasks
 
 
-def test_datasets_with_code_are_refused(tmp_path: Path) -> None:
+def test_datasets_with_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the hub; rows of the data root need no code."""
     index = _index(tmp_path, dataset_kwargs={"trust_remote_code": True})
     assert build_tasks(["mine"], index, TaskOptions(data_root=tmp_path / "data")).tasks
-    code = (
-        "import os, sys; from pathlib import Path; os.environ['HF_HUB_OFFLINE'] = '1';"
-        "from qlora_cli.evaluation.tasks.build import build_tasks;"
-        "from qlora_cli.evaluation.tasks.index import load_index;"
-        "from qlora_cli.evaluation.tasks.loaded import TaskOptions;"
-        "build_tasks(['mine'], load_index([Path(sys.argv[1])]), TaskOptions())"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "tasks")], capture_output=True, text=True, timeout=100, check=False
-    )
-    assert (
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(TaskError) as caught:
+        build_tasks(["mine"], index, TaskOptions())
+    assert str(caught.value).endswith(
         "its dataset org/set needs code from the hub. --trust-remote-code allows that; --data-root DIR does without."
-        in run.stderr
     )
 
 
