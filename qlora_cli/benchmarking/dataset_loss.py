@@ -246,5 +246,6 @@ def _remarks(kept: EncodedRows, rows: int, section: DatasetSection) -> tuple[str
     if kept.dropped:
         remarks.append(f"{kept.dropped:,} of {rows:,} rows are {longest} and are left out")
     if kept.skipped:
-        remarks.append(f"{kept.skipped:,} rows could not be read and are left out; the first: {kept.problems[0]}")
+        number = f"{kept.skipped:,} row{'s' * (kept.skipped != 1)}"
+        remarks.append(f"{number} could not be read: left out. The first: {kept.problems[0]}")
     return tuple(remarks)
