@@ -209,7 +209,7 @@ def mcnemar(wins: int, losses: int) -> float:
     for k in range(1, min(wins, losses) + 1):
         ways = ways * (number - k + 1) // k
         tail += ways
-    return min(1.0, 2 * tail / 2**number)
+    return min(1.0, 2 * tail / (1 << number))
 
 
 def standard_error(values: ArrayLike) -> float | None:

@@ -288,3 +288,13 @@ def test_a_finished_run_reads_a_file_of_its_own_form(here: Path) -> None:
     train(recipe)
     write_rows(here / "more.jsonl", 6, start=50)
     assert score(find_target("run"), "more.jsonl").rows == 6
+
+
+def test_rows_that_were_learned_are_told_of(here: Path) -> None:
+    """The run's training file says little about other rows; its validation file does."""
+    train(tiny_recipe(here, training={"max_steps": 1}))
+    target = find_target("run")
+    assert rows_of(target, "validation.jsonl").remarks == ()
+    assert rows_of(target, "train-32.jsonl").remarks == (
+        "the run was trained on rows of train-32.jsonl: a loss on them says little about others",
+    )
