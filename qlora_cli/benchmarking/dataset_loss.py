@@ -20,7 +20,7 @@ from qlora_cli.data.encode import Report as Encoding
 from qlora_cli.data.encoded import EncodedRows
 from qlora_cli.data.units import Units, row_units
 from qlora_cli.errors import DataError, EvaluationError
-from qlora_cli.evaluation.answering.memory import is_out_of_memory
+from qlora_cli.evaluation.answering.memory import within_memory
 from qlora_cli.evaluation.answering.questions import Progress
 from qlora_cli.evaluation.statistics import Comparison, compare_ratios, ratio_standard_error
 from qlora_cli.model.source import embedding_rows
@@ -170,19 +170,11 @@ def _losses(
     while left:
         number = _fitting(left, rows.kept, budget, at_once)
         number = min(number, batch_size or number)
-        try:
-            sums = _row_losses(model, units, left[:number], rows.pad_token_id, at_once)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if number == 1:
-                raise EvaluationError(_too_large(rows, left[0], model)) from None
-            # Outside of here, where the error still holds what did not fit.
-            budget = int(rows.kept.lengths[left[0]]) * (number // 2)
-            sums = None
+        sums = within_memory(_row_losses, model, units, left[:number], rows.pad_token_id, at_once)
         if sums is None:
-            if kind == "cuda":
-                torch.cuda.empty_cache()
+            if number == 1:
+                raise EvaluationError(_too_large(rows, left[0], model))
+            budget = int(rows.kept.lengths[left[0]]) * (number // 2)
             continue
         yield left[:number], sums
         left = left[number:]

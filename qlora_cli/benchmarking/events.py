@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from qlora_cli.evaluation.events import Asking
+from qlora_cli.evaluation.statistics import Comparison
 from qlora_cli.training.events import EncodingProgress, EvaluationProgress, Notice, Stage
 
 Who = Literal["target", "base"]
@@ -40,25 +41,6 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The target beside the base, document by document.
-
-    Attributes:
-        difference: target minus base, of a metric's mean (of a group: aggregated as the group is).
-        low, high: the 95 % interval of a paired bootstrap.
-        p: McNemar's exact two-sided p; None where a document's score is not 0 or 1.
-        wins, losses: documents on which the target is better, and worse.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float | None
-    wins: int
-    losses: int
-
-
-@dataclass(frozen=True)
 class ScoreRow:
     """One metric of one task or group.
 
@@ -71,7 +53,8 @@ class ScoreRow:
         value: the score; `error` is its standard error, None where there is none.
         higher_is_better: None where the task does not say.
         num_fewshot: examples in each prompt; None where the tasks of a group differ.
-        partial: `5 of 57 tasks`, where a group was scored on a part of them; else None.
+        partial: `5 of 57 tasks`, where a group was scored on a part of them, `validation split`, where a task was asked
+            about another one than its own; else None.
         base, base_error: the same of the base; None without a baseline.
         comparison: None without a baseline, or where there is nothing to pair.
     """

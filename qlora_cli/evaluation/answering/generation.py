@@ -1,0 +1,209 @@
+"""What a model writes after a prompt."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlora_cli.evaluation.answering.borrowed_generation import write_rows
+from qlora_cli.evaluation.answering.decoding import GreedyRows
+from qlora_cli.evaluation.answering.greedy_rules import is_greedy, repetition_penalty, unusual_settings
+from qlora_cli.evaluation.answering.memory import within_memory
+from qlora_cli.evaluation.answering.prefill import PromptReader
+from qlora_cli.evaluation.answering.questions import Progress, Prompt
+from qlora_cli.evaluation.answering.row_limits import RowLimits
+from qlora_cli.evaluation.answering.rows import Row
+from qlora_cli.evaluation.answering.stops import Stops, end_tokens
+from qlora_cli.evaluation.answering.trial import Verdict, examine
+
+
+class Generator:
+    """Answers prompts, many at once.
+
+    Greedy answers are written by a loop of our own where the model allows it: prompts that begin alike are read
+    once, and a row that is complete leaves the batch. All else goes through transformers' `generate`.
+
+    Args:
+        model: a causal language model in eval mode, on its device.
+        tokenizer: decodes what the model writes.
+        batch_size: at most so many rows at once; None goes by the memory there is.
+        stop_ids: tokens that end an answer; None for those of the model's generation configuration.
+        seed: of sampling; the process' own random state is left alone.
+        remark: called with whole sentences that a person should know, such as that memory did not suffice.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int | None = None,
+        stop_ids: Collection[int] | None = None,
+        seed: int = 1234,
+        remark: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._stop_ids = end_tokens(model) if stop_ids is None else frozenset(stop_ids)
+        self._seed = seed
+        self._limits = RowLimits(model, batch_size, remark)
+
+    @functools.cached_property
+    def why(self) -> str | None:
+        """Why greedy answers go through transformers' `generate`; None where they need not."""
+        if settings := unusual_settings(self._model):
+            return f"the model's generation configuration sets {', '.join(settings)}"
+        return self._verdict.fault
+
+    @functools.cached_property
+    def _verdict(self) -> Verdict:
+        return examine(self._model)
+
+    def generate(self, prompts: Sequence[Prompt], progress: Progress) -> Iterator[tuple[int, str]]:
+        """The answers, as soon as they are known: the index into `prompts`, and the text before the first stop text.
+
+        Args:
+            prompts: may be equal: a greedy answer is written once, a sampled one as often as it is asked for.
+            progress: called with tokens that are done, of all that are read or may be written; an answer that ends
+                early counts in full.
+
+        Raises:
+            EvaluationError: one row alone does not fit into memory, or transformers refuses sampling arguments.
+        """
+        tally = _Tally(prompts, progress)
+        for rows in self._kinds(prompts):
+            for row in self._answered(rows, tally):
+                tally.finish(row)
+                text = row.text
+                for index in row.questions:
+                    yield index, text
+
+    def _kinds(self, prompts: Sequence[Prompt]) -> list[list[Row]]:
+        """Rows by their sampling arguments, as only the same can be written together; greedy ones first."""
+        stops: dict[tuple[str, ...], Stops] = {}
+        same: dict[tuple[tuple[int, ...], tuple[str, ...], int], Row] = {}
+        drawn: dict[str, list[Row]] = {}
+        for index, prompt in enumerate(prompts):
+            ends = stops.setdefault(prompt.until, Stops(self._tokenizer, prompt.until, self._stop_ids))
+            if not is_greedy(prompt.sampling):
+                drawn.setdefault(repr(sorted(prompt.sampling.items())), []).append(Row(prompt, ends, [index]))
+                continue
+            key = (prompt.tokens, prompt.until, prompt.max_new_tokens)
+            same.setdefault(key, Row(prompt, ends, [])).questions.append(index)
+        return [rows for rows in (list(same.values()), *drawn.values()) if rows]
+
+    def _answered(self, rows: list[Row], tally: _Tally) -> Iterator[Row]:
+        """Every one of these rows, once it is complete; half as many at once whenever memory does not suffice."""
+        yield from (row for row in rows if row.complete)
+        for writer in self._writers([row for row in rows if not row.complete], tally):
+            queue = deque(writer.rows)
+            while queue:
+                batch = self._limits.take(queue)
+                unanswered = {id(row): row for row in batch}
+                for row in writer.write(batch):
+                    del unanswered[id(row)]
+                    yield row
+                if unanswered:
+                    self._limits.halve(batch)
+                    for row in unanswered.values():
+                        row.written.clear()
+                    queue.extendleft(reversed(unanswered.values()))
+
+    def _writers(self, rows: list[Row], tally: _Tally) -> Iterator[_OwnWriter | _BorrowedWriter]:
+        """Who writes these rows, which have the same sampling arguments."""
+        if rows and is_greedy(rows[0].prompt.sampling) and self.why is None:
+            reach = self._verdict.reach
+            own = [row for row in rows if reach is None or row.most <= reach]
+            if own:
+                yield _OwnWriter(self._model, own, tally)
+            rows = [row for row in rows if reach is not None and row.most > reach]
+        if rows:
+            yield _BorrowedWriter(self._model, self._tokenizer, rows, stop_ids=self._stop_ids, seed=self._seed)
+
+
+class _OwnWriter:
+    """Writes greedy answers with the loop of our own.
+
+    Attributes:
+        rows: in the order in which batches are to be cut from them.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: list[Row], tally: _Tally) -> None:
+        self._model = model
+        self._reader = PromptReader(model, rows)
+        self._tally = tally
+        self.rows = self._reader.rows
+
+    def write(self, batch: list[Row]) -> Iterator[Row]:
+        """The rows of a batch, once they are complete; memory did not suffice for those that do not come."""
+        read = within_memory(self._reader.read, batch)
+        if read is None:
+            return
+        rows = GreedyRows(self._model, batch, *read, repetition_penalty(self._model))
+        del read
+        while unfinished := rows.unfinished:
+            self._tally.write(unfinished)
+            completed = within_memory(rows.advance)
+            if completed is None:
+                return
+            yield from completed
+
+
+class _BorrowedWriter:
+    """Writes answers with transformers' `generate`.
+
+    Attributes:
+        rows: in the order in which batches are to be cut from them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: list[Row],
+        *,
+        stop_ids: Collection[int],
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._seed = seed
+        self.rows = sorted(rows, key=lambda row: -row.length)
+
+    def write(self, batch: list[Row]) -> Iterator[Row]:
+        """The rows of a batch; none of them if memory does not suffice."""
+        seed = self._seed + batch[0].questions[0]
+        if within_memory(write_rows, self._model, self._tokenizer, batch, stop_ids=self._stop_ids, seed=seed):
+            yield from batch
+
+
+class _Tally:
+    """Tokens that are done, of all that are read or may be written."""
+
+    def __init__(self, prompts: Sequence[Prompt], progress: Progress) -> None:
+        self._progress = progress
+        self._all = sum(len(prompt.tokens) + prompt.max_new_tokens for prompt in prompts)
+        self._finished = 0
+        self._told = 0
+        self._writing: dict[int, Row] = {}
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """These are the rows in the making."""
+        self._writing = {id(row): row for row in rows}
+        self._tell()
+
+    def finish(self, row: Row) -> None:
+        """This row is complete."""
+        self._writing.pop(id(row), None)
+        self._finished += row.most * len(row.questions)
+        self._tell()
+
+    def _tell(self) -> None:
+        begun = sum((row.length + len(row.written)) * len(row.questions) for row in self._writing.values())
+        # What is written anew because memory ran out has been told already.
+        self._told = max(self._told, self._finished + begun)
+        self._progress(self._told, self._all)
