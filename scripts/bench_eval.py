@@ -120,8 +120,9 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 
     from qlora_cli.evaluation.harness import score_tasks
     from qlora_cli.evaluation.scoring import AnsweringModel
-    from qlora_cli.evaluation.tasks.build import TaskOptions, build_tasks
+    from qlora_cli.evaluation.tasks.build import build_tasks
     from qlora_cli.evaluation.tasks.index import load_index
+    from qlora_cli.evaluation.tasks.loaded import TaskOptions
 
     device = torch.device(options.device)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -194,10 +195,10 @@ def report(sides: dict[str, Side], options: argparse.Namespace) -> str:
         [
             "# Answering benchmarks, beside lm-eval's hf backend",
             "",
-            "Made by `python scripts/bench_eval.py --data-root DIR`, whose docstring says what is measured. Choices apart: "
-            "documents in which the two find another continuation likeliest, with the widest gap between the two in the "
-            "peer's own log-likelihoods; greedy apart: continuations of which one says that greedy decoding writes them, "
-            "and the other that it does not.",
+            "Made by `python scripts/bench_eval.py --data-root DIR`, whose docstring says what is measured. Choices "
+            "apart: documents in which the two find another continuation likeliest, with the widest gap between the "
+            "two in the peer's own log-likelihoods; greedy apart: continuations of which one says that greedy decoding "
+            "writes them, and the other that it does not.",
             "",
             f"## {options.model.name}, {options.dtype}{limit}",
             "",

@@ -53,7 +53,8 @@ class ScoreRow:
         value: the score; `error` is its standard error, None where there is none.
         higher_is_better: None where the task does not say.
         num_fewshot: examples in each prompt; None where the tasks of a group differ.
-        partial: `5 of 57 tasks`, where a group was scored on a part of them; else None.
+        partial: `5 of 57 tasks`, where a group was scored on a part of them, `validation split`, where a task was asked
+            about another one than its own; else None.
         base, base_error: the same of the base; None without a baseline.
         comparison: None without a baseline, or where there is nothing to pair.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,6 @@ class _Table:
         found = results["results"][name]
         of_base: Mapping[str, Any] = {} if self.base is None else self.base.results["results"][name]
         key, error = f"{metric},{filter_name}", f"{metric}_stderr,{filter_name}"
-        partial = self.loaded.partial.get(name)
         return ScoreRow(
             task=name,
             label=str(found.get("alias") or name).strip(" -"),
@@ -87,11 +87,18 @@ class _Table:
             error=_number(found.get(error)),
             higher_is_better=(results["higher_is_better"].get(name) or {}).get(metric),
             num_fewshot=self._shots(name),
-            partial=None if partial is None else _share(len(partial.there), len(partial.missing)),
+            partial=self._partial(name),
             base=_number(of_base.get(key)),
             base_error=_number(of_base.get(error)),
             comparison=comparison,
         )
+
+    def _partial(self, name: str) -> str | None:
+        """What a score is of, where that is less or other than the task or group says."""
+        if (partial := self.loaded.partial.get(name)) is not None:
+            return _share(len(partial.there), len(partial.missing))
+        split = self.loaded.splits.get(name)
+        return None if split is None else f"{split} split"
 
     def _leaves(self, name: str) -> list[str]:
         group = self.loaded.groups.get(name)
@@ -118,7 +125,8 @@ class _Table:
             return compare(ours, theirs, higher_is_better=self._higher(name, metric))
         if aggregate is None:
             return None
-        return compare_aggregated(ours, theirs, aggregate)
+        with warnings.catch_warnings(action="ignore"):  # of a resample in which all documents are alike
+            return compare_aggregated(ours, theirs, aggregate)
 
     def _compare_group(self, name: str, metric: str, filter_name: str) -> Comparison | None:
         """A group's tasks as strata, weighted as lm-eval weights them; None if one of them has no mean to pair."""

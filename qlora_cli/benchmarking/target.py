@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from qlora_cli.benchmarking.fingerprint import base_facts, fingerprint, machine_facts, vocabulary_facts
 from qlora_cli.benchmarking.forms import Bits, adapter_form, model_form
+from qlora_cli.benchmarking.hub_adapter import fetch_adapter
 from qlora_cli.benchmarking.looking import Looked, look_at
 from qlora_cli.benchmarking.suitable import check_answers
 from qlora_cli.data.templates import adopt_template
@@ -22,7 +23,7 @@ from qlora_cli.merging.adapters.source import AdapterSource, adapter_sha256, fin
 from qlora_cli.merging.fidelity.trained import adapter_off, trained_model
 from qlora_cli.merging.folder.tokenizer_files import has_conversations, tokenizer_files
 from qlora_cli.model.base import load_base
-from qlora_cli.model.files import read_config
+from qlora_cli.model.files import CONFIG_FILE, read_config
 from qlora_cli.model.source import ModelSource, load_adapter_tokenizer, load_config, load_tokenizer
 from qlora_cli.model.storage import StorageForm, compute_dtype, describe_storage
 from qlora_cli.recipe.data_files import shown_path
@@ -43,7 +44,7 @@ class Target:
     """
 
     name: str
-    kind: Literal["run", "checkpoint", "adapter", "model folder", "hub model"]
+    kind: Literal["run", "checkpoint", "adapter", "model folder", "hub model", "hub adapter"]
     base: ModelSource
     form: StorageForm
     adapter: AdapterSource | None = None
@@ -135,7 +136,7 @@ class Target:
         base = Path(self.base.name)
         step = None if self.adapter is None else self.adapter.step
         return {
-            "target": Path(self.name).name if self.kind != "hub model" else self.name,
+            "target": self.name if self.kind.startswith("hub") else Path(self.name).name,
             "kind": self.kind,
             "base_model": base.name if base.is_absolute() else self.base.name,
             "base_revision": self.base.revision,
@@ -163,15 +164,15 @@ def find_target(
     trained_base: str | None = None,
     trust_remote_code: bool = False,
 ) -> Target:
-    """What `target` means: a run folder, a checkpoint, a PEFT adapter, a model folder, or a model on the hub.
+    """What `target` means: a run folder, a checkpoint, a PEFT adapter, a model folder, or either on the hub.
 
-    It is told apart by looking. No weights are read; of a hub model, its `config.json` is fetched.
+    It is told apart by looking. No weights are read; of the hub, a `config.json` is fetched, or an adapter.
 
     Args:
         bits: how the base is held; None is as it was in training, or, of a whole model, as it is. 4 is NF4 with double
             quantisation unless it was trained in another 4-bit form; 8 is LLM.int8(); 16 is unquantised.
         base_model: where an adapter's base is, if not where the adapter says.
-        revision: of a hub model, or of an adapter's base on the hub.
+        revision: of a model or an adapter on the hub, or of a local adapter's base on the hub.
         trained_base: one of `TRAINED_BASES`, where nothing tells how an adapter's base was stored.
         trust_remote_code: whether code that comes with the model may run; a run's recipe may allow it as well.
 
@@ -186,6 +187,9 @@ def find_target(
         return _of_adapter(
             Path(looked.name), bits, base_model, revision, trained_base, trust_remote_code=trust_remote_code
         )
+    if looked.kind == "hub" and (folder := fetch_adapter(looked.name, revision)) is not None:
+        found = _of_adapter(folder, bits, base_model, None, trained_base, trust_remote_code=trust_remote_code)
+        return replace(found, name=looked.name, kind="hub adapter")
     given = {"--base-model": base_model, "--trained-base": trained_base}
     if said := [name for name, value in given.items() if value is not None]:
         raise ModelError(f"{', '.join(said)}: for adapters, and {target} is a whole model: leave it out")
@@ -200,6 +204,8 @@ def _of_model(looked: Looked, bits: Bits | None, source: ModelSource) -> Target:
         check_answers(load_config(source), source)
     except (ModelError, HubUnreachableError) as error:
         raise type(error)(f"{str(error).rstrip('.')}{looked.meant}") from None
+    if looked.kind == "model" and next(Path(source.name).glob("*.safetensors"), None) is None:
+        raise ModelError(f"TARGET: {source.name} holds no weights: no *.safetensors beside its {CONFIG_FILE}")
     form, remarks = model_form(stored, bits, source)
     if source.trust_remote_code and stored.get("auto_map"):
         remarks += ("the model's own code may run here: --trust-remote-code allows it",)
@@ -220,7 +226,9 @@ def _of_adapter(
 ) -> Target:
     adapter = find_adapter(path, base_model=base_model, revision=revision, trained_base=trained_base)
     if trust_remote_code and not adapter.base.trust_remote_code:
-        adapter = replace(adapter, base=replace(adapter.base, trust_remote_code=True))
+        remark = "the base model's own code may run here: --trust-remote-code allows it"
+        base = replace(adapter.base, trust_remote_code=True)
+        adapter = replace(adapter, base=base, remarks=(*adapter.remarks, remark))
     check_answers(load_config(adapter.base), adapter.base, adapter.folder)
     form, remarks = adapter_form(adapter, bits)
     shown = shown_path(adapter.folder if adapter.run is None else adapter.run.path)

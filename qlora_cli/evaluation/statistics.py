@@ -203,13 +203,13 @@ def mcnemar(wins: int, losses: int) -> float:
 
     Twice the smaller tail of Binomial(wins + losses, 1/2), at most 1; 1 where the two differ nowhere.
     """
-    number, fewer = wins + losses, min(wins, losses)
-    # log C(n, k) for k from 0 to `fewer`, each from the one before.
-    k = np.arange(1, fewer + 1, dtype=np.float64)
-    logs = np.concatenate([[0.0], np.cumsum(np.log((number - k + 1) / k))])
-    highest = logs.max()
-    tail = highest + math.log(np.exp(logs - highest).sum()) - number * math.log(2)
-    return min(1.0, 2 * math.exp(tail))
+    number = wins + losses
+    # Whole numbers, as long as they get: exact.
+    ways = tail = 1
+    for k in range(1, min(wins, losses) + 1):
+        ways = ways * (number - k + 1) // k
+        tail += ways
+    return min(1.0, 2 * tail / 2**number)
 
 
 def standard_error(values: ArrayLike) -> float | None:
