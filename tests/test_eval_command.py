@@ -108,7 +108,7 @@ def test_a_whole_evaluation(here: Path) -> None:
         "asked    0-shot; plain prompts; the model in NF4, double quantisation, float32 compute; shared prefixes "
         "computed once"
     )
-    assert re.fullmatch(r"done     \d+ answers, in \d+ s", told[3])
+    assert re.fullmatch(r"done     \d+ answers, in [\d.]+ s", told[3])
     assert told[4] == "results  out/results.json  (in lm-eval's format)"
     assert told[5].endswith(f"({2 * 5} files)")
     assert len(list(Path("out").glob("samples_*.jsonl"))) == 2 * 5
