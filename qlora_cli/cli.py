@@ -174,7 +174,7 @@ def evaluate(
     dataset: options.Dataset = None,
     overrides: options.DatasetOverrides = None,
     base_model: options.BaseModel = None,
-    revision: options.Revision = None,
+    revision: options.TargetRevision = None,
     trained_base: options.TrainedBase = None,
     device: options.EvalDevice = "auto",
     seed: options.Seed = None,

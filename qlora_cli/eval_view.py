@@ -167,7 +167,7 @@ class EvalView:
         self._line("asked", _how(event))
         kept = _kept(event.kept, event.answers)
         answers = f"{plural(event.answers, 'answer')}{kept}, " if event.answers else ""
-        self._line("done", f"{answers}in {event.seconds:,.0f} s")
+        self._line("done", f"{answers}in {_seconds(event.seconds)}")
         if event.output is not None:
             self._line("results", f"{shown_path(event.output)}  (in lm-eval's format)")
         if event.samples:
@@ -208,13 +208,17 @@ def _left(seconds: float, done: int, total: int) -> str:
     return str(timedelta(seconds=round(seconds * max(0, total - done) / done)))
 
 
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+
+
 def _answered(event: Asking) -> str:
     questions = f"{plural(event.questions, _QUESTIONS[event.kind])}{_kept(event.kept, event.questions)}"
     if event.kept >= event.questions:
         return questions
     tokens = f", {plural(event.tokens, 'token')}" if event.tokens else ""
     speed = f" ({event.tokens / event.seconds:,.0f} tokens/s)" if event.tokens and event.seconds else ""
-    return f"{questions}{tokens}, in {event.seconds:,.0f} s{speed}"
+    return f"{questions}{tokens}, in {_seconds(event.seconds)}{speed}"
 
 
 def _kept(kept: int, answers: int) -> str:

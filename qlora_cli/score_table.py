@@ -88,7 +88,7 @@ def verdict(rows: Sequence[ScoreRow]) -> str | None:
     for row in rows:
         if row.comparison is not None and row.depth == 0:
             tasks = found.setdefault(_outcome(row, row.comparison), {})
-            tasks.setdefault(visible(row.label), []).append(_metric(row))
+            tasks.setdefault(_name(row), []).append(_metric(row))
     parts: list[str] = []
     for outcome, (word, base) in _OUTCOMES.items():
         if outcome in found:
@@ -144,7 +144,15 @@ def _columns(rows: Sequence[ScoreRow], heads: tuple[str, str]) -> list[_Column]:
     compared = [row.comparison for row in rows]
     has_base = any(row.base is not None for row in rows)
     columns = [
-        _Column(heads[0], [_label(row) if start else "" for row, start in zip(rows, starts, strict=True)], True, 0),
+        _Column(
+            heads[0],
+            [
+                " " * (_INDENT * row.depth) + _name(row) if start else ""
+                for row, start in zip(rows, starts, strict=True)
+            ],
+            True,
+            0,
+        ),
         _Column(heads[1], [f"{row.documents:,}" if start else "" for row, start in zip(rows, starts, strict=True)]),
         _Column("shots", ["" if row.num_fewshot is None or len(shots) == 1 else str(row.num_fewshot) for row in rows]),
         _Column("metric", [_metric(row) for row in rows], True),
@@ -180,7 +188,7 @@ def _listed(rows: Sequence[ScoreRow], counted: str) -> Iterator[Text]:
             before = _key(row)
             asked = f", {row.num_fewshot}-shot" if row.num_fewshot is not None and len(shots) > 1 else ""
             yield Text(
-                f"{indent}{visible(row.label)}  ({counted} {row.documents:,}{asked})",
+                f"{indent}{_name(row)}  ({counted} {row.documents:,}{asked})",
                 style="bold" if row.is_group else "",
             )
         partial = f"  {row.partial}" if row.partial else ""
@@ -192,8 +200,9 @@ def _listed(rows: Sequence[ScoreRow], counted: str) -> Iterator[Text]:
             yield Text(f"{indent}    {_signed(one.difference)}{interval}{p}  won:lost {one.wins:,}:{one.losses:,}")
 
 
-def _label(row: ScoreRow) -> str:
-    return " " * (_INDENT * row.depth) + visible(row.label)
+def _name(row: ScoreRow) -> str:
+    """On top the name that it is asked for by; in a group, `anatomy` is enough of `mmlu_anatomy`."""
+    return visible(row.label if row.depth else row.task)
 
 
 def _metric(row: ScoreRow) -> str:

@@ -153,6 +153,15 @@ def test_the_table_of_losses() -> None:
     assert len(shown_losses([replace(LOSS, perplexity=None)], None)) == 2
 
 
+def test_on_top_stands_the_name_that_was_asked_for() -> None:
+    """lm-eval calls mmlu_anatomy `anatomy`, which is enough inside its group only."""
+    row = score("mmlu_anatomy", label="anatomy")
+    for width in (None, 10):
+        assert [str(line).split()[0] for line in shown_scores([row], width)][width is None] == "mmlu_anatomy"
+    assert verdict([beside(row, 0.1, 0.2, 0.3)]) == "better than the base on mmlu_anatomy (acc)"
+    assert texts(shown_scores([replace(row, depth=1)], None))[1].split()[0] == "anatomy"
+
+
 def test_no_scores_no_table() -> None:
     assert (shown_scores([], None), shown_losses([], None)) == ([], [])
 
@@ -423,8 +432,8 @@ def test_the_time_left_without_a_count_of_tokens(clock: _Clock) -> None:
 def test_the_end_of_a_kind_is_said_once(kind: str, word: str) -> None:
     """However often it is told; and again when the base is asked."""
     end = asking(1, 1, kind=kind, seconds=2.0)
-    assert shown(end, end) == f"answered {word}, in 2 s\n"
-    assert shown(end, Turn("base"), end) == f"answered {word}, in 2 s\n" * 2
+    assert shown(end, end) == f"answered {word}, in 2.0 s\n"
+    assert shown(end, Turn("base"), end) == f"answered {word}, in 2.0 s\n" * 2
 
 
 def test_a_bar_on_a_terminal(clock: _Clock) -> None:

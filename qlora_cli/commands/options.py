@@ -128,8 +128,8 @@ Target = Annotated[
     str | None,
     typer.Argument(
         metavar="TARGET",
-        help="A run folder, a checkpoint of one, any PEFT LoRA folder, a model folder or a hub name. With --list: a "
-        "PATTERN of names.",
+        help="A run folder, a checkpoint of one, a PEFT LoRA folder, a model folder, or the name of one on the hub. "
+        "With --list: a PATTERN of names.",
         show_default=False,
     ),
 ]
@@ -269,6 +269,10 @@ DatasetOverrides = Annotated[
         help="How the rows of --dataset are read, as in --set dataset.format=alpaca; by default as in the run that "
         "TARGET is of. May be given again.",
     ),
+]
+TargetRevision = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a model or an adapter on the hub."),
 ]
 EvalDevice = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the model runs.")]
 Seed = Annotated[
