@@ -1,4 +1,4 @@
-"""Rows out of CSV and TSV, whose first line names the columns.
+"""Rows out of CSV and TSV, whose first line names the columns, or which have columns that are known.
 
 CSV is read by RFC 4180: a cell that begins with a double quote ends with one, has those inside it doubled, and may
 hold commas and line ends. A row that breaks this rule is bad by itself if its quotes pair up all the same. Where they
@@ -21,7 +21,7 @@ import csv
 import io
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qlora_cli.data.raw_rows import LONGEST_ROW, TOO_LONG, BadRow, Row, name_columns, utf8_fault
@@ -35,12 +35,18 @@ _LINE = LONGEST_ROW + 2  # characters with its end
 _PIECE = 2**20  # characters of a line that is too long, to skip it by
 
 
-def read_separated(stream: io.BufferedReader, shown: str, delimiter: str) -> Iterator[tuple[int, Row | BadRow]]:
+def read_separated(
+    stream: io.BufferedReader, shown: str, delimiter: str, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, Row | BadRow]]:
     """Yield (row, row), from row 1, of the cells between commas or tabs; all of them are text.
 
+    The first line names the columns, unless `columns` does, for a file that has no header.
     Raises DataError with the line for a header that is wrong, and for a quote that may have swallowed rows.
     """
     lines = _Lines(stream)
+    if columns is not None:
+        yield from _rows(lines, _Table(shown, delimiter, list(columns)))
+        return
     table = _Table(shown, delimiter, [])
     header = next(_records(lines, table), None)
     if header is None:
@@ -49,9 +55,12 @@ def read_separated(stream: io.BufferedReader, shown: str, delimiter: str) -> Ite
         raise DataError(header.problem)
     if len(set(header)) < len(header):
         raise DataError(f"{shown}, line {lines.number}: two columns have the same name: {name_columns(header)}.")
-    table = _Table(shown, delimiter, header)
+    yield from _rows(lines, _Table(shown, delimiter, header))
+
+
+def _rows(lines: _Lines, table: _Table) -> Iterator[tuple[int, Row | BadRow]]:
     for number, cells in enumerate(_records(lines, table), 1):
-        yield number, cells if isinstance(cells, BadRow) else dict(zip(header, cells, strict=True))
+        yield number, cells if isinstance(cells, BadRow) else dict(zip(table.columns, cells, strict=True))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+Kind: TypeAlias = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -19,7 +21,7 @@ class Asking:
         seconds: since the first of them was asked.
     """
 
-    kind: Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+    kind: Kind
     answered: int
     questions: int
     kept: int

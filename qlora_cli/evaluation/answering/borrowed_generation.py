@@ -1,0 +1,112 @@
+"""Answers written by transformers' own `generate`: for sampling and beams, and for models whose cache is their own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from qlora_cli.errors import EvaluationError
+from qlora_cli.evaluation.answering.greedy_rules import sampled
+from qlora_cli.evaluation.answering.rows import Row
+
+# What belongs to drawing tokens alone; many models' generation configurations have it.
+_SAMPLING_KNOBS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def write_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    *,
+    stop_ids: Collection[int],
+    seed: int,
+) -> None:
+    """Write the whole answers of these rows, which have the same sampling arguments, with transformers' `generate`.
+
+    The random state of the process is as before afterwards.
+
+    Raises:
+        EvaluationError: `generate` refuses an argument.
+    """
+    sampling = rows[0].prompt.sampling
+    ids, mask = _padded_left(rows, device=model.device)
+    arguments: dict[str, Any] = {
+        **_choices(sampling),
+        "max_length": None,
+        "max_new_tokens": max(row.prompt.max_new_tokens for row in rows),
+        "eos_token_id": sorted(stop_ids) or None,
+        "pad_token_id": _padding_id(tokenizer, stop_ids),
+        "use_cache": True,
+        "stopping_criteria": StoppingCriteriaList([_RowsEnd(rows, ids.shape[1])]),
+    }
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        try:
+            output = model.generate(input_ids=ids, attention_mask=mask, **arguments)
+        except (ValueError, TypeError) as fault:
+            raise _refused(sampling, fault) from fault
+    if len(output) != len(rows):
+        raise _refused(sampling, f"{len(output)} answers came to {len(rows)} prompts")
+    for row, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+        row.written = tokens[: row.stops.first_end(tokens, row.prompt.max_new_tokens)]
+
+
+def _choices(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """How tokens are chosen, said in full: what is left open would be filled in by the model's own configuration."""
+    if sampled(sampling):
+        return {**sampling, "do_sample": True}
+    return {**dict.fromkeys(_SAMPLING_KNOBS), **sampling, "do_sample": False, "temperature": None}
+
+
+def _padded_left(rows: Sequence[Row], *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The prompts, padded on the left to the longest, and which columns are tokens: [rows, columns] each, int64."""
+    columns = max(row.length for row in rows)
+    ids = torch.zeros((len(rows), columns), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        # Padding is of the row's own tokens: some of `generate`'s rules look at every token there is.
+        ids[place] = row.prompt.tokens[0]
+        ids[place, columns - row.length :] = torch.tensor(row.prompt.tokens)
+        mask[place, columns - row.length :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _padding_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> int:
+    """What stands behind an answer that is complete; it is cut off, so that any token will do."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return min(stop_ids, default=0)
+
+
+def _refused(sampling: Mapping[str, Any], fault: object) -> EvaluationError:
+    given = ", ".join(f"{name}={value!r}" for name, value in sampling.items()) or "no arguments but the prompts"
+    return EvaluationError(
+        f"transformers' generate could not be used with {given}: {fault}\n"
+        "    These are the task's `generation_kwargs`: correct them there, or leave the task out."
+    )
+
+
+class _RowsEnd(StoppingCriteria):  # type: ignore[misc]
+    """Tells `generate` which rows are complete: each by its own stop texts and its own longest answer."""
+
+    def __init__(self, rows: Sequence[Row], read: int) -> None:
+        self._rows = rows
+        self._read = read
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_kwargs: Any) -> Tensor:
+        """Which rows of [rows × beams, tokens] are complete, [rows × beams], bool."""
+        beams = len(input_ids) // len(self._rows)
+        complete = [
+            self._ends(self._rows[place // beams], written)
+            for place, written in enumerate(input_ids[:, self._read :].tolist())
+        ]
+        return torch.tensor(complete, dtype=torch.bool, device=input_ids.device)
+
+    @staticmethod
+    def _ends(row: Row, written: list[int]) -> bool:
+        return len(written) >= row.prompt.max_new_tokens or row.stops.reached(written)

@@ -1,0 +1,87 @@
+"""How many rows are written at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+from qlora_cli.errors import EvaluationError
+from qlora_cli.evaluation.answering.rows import Row
+
+# More rows than these cost as much time as they save.
+_MOST_ROWS = {"cpu": 32, "cuda": 256}
+_CPU_CACHE_BYTES = 2 * 2**30
+# Of what is free on a GPU: the rest is for activations, logits, and the copy that is made when rows leave.
+_CACHE_SHARE = 0.4
+
+
+class RowLimits:
+    """Cuts batches out of a queue by what keys and values take; halved whenever memory does not suffice.
+
+    Args:
+        model: its configuration says what a token takes.
+        batch_size: at most so many rows at once, None for as many as are worth it.
+        remark: called with a whole sentence when a limit is lowered.
+    """
+
+    def __init__(self, model: PreTrainedModel, batch_size: int | None, remark: Callable[[str], None]) -> None:
+        self._device = model.device
+        self._rows = batch_size or _MOST_ROWS.get(self._device.type, _MOST_ROWS["cpu"])
+        self._token_bytes = cache_bytes_per_token(model)
+        self._remark = remark
+
+    def take(self, queue: deque[Row]) -> list[Row]:
+        """The next batch off the front of the queue: one row at least."""
+        budget = self._budget()
+        batch = [queue.popleft()]
+        widest = batch[0].most
+        while queue and len(batch) < self._rows:
+            widest = max(widest, queue[0].most)
+            if (len(batch) + 1) * widest * self._token_bytes > budget:
+                break
+            batch.append(queue.popleft())
+        return batch
+
+    def halve(self, batch: list[Row]) -> None:
+        """From now on, at most half as many rows at once as in this batch, for which memory did not suffice.
+
+        Raises:
+            EvaluationError: there was one row only.
+        """
+        if len(batch) == 1:
+            row = batch[0]
+            raise EvaluationError(
+                f"{self._device}: a prompt of {row.length} tokens and its answer of up to {row.prompt.max_new_tokens} "
+                "do not fit into memory, even alone\n    Free memory there, load the model in fewer bits (`--bits 4`), "
+                "or shorten the prompts (`--num-fewshot`)."
+            )
+        self._rows = len(batch) // 2
+        self._remark(
+            f"Memory did not suffice to write {len(batch)} answers at once on {self._device}; going on with "
+            f"{self._rows} at once."
+        )
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _budget(self) -> int:
+        """Bytes for keys and values."""
+        if self._device.type != "cuda":
+            return _CPU_CACHE_BYTES
+        free, _ = torch.cuda.mem_get_info(self._device)
+        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return int((free + unused) * _CACHE_SHARE)
+
+
+def cache_bytes_per_token(model: PreTrainedModel) -> int:
+    """What the keys and values of one token take in all layers, by the model's configuration.
+
+    A model that keeps fewer, behind a window or in a state of fixed size, is over-estimated.
+    """
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None) or 1
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * key_heads * width * model.dtype.itemsize)

@@ -1,0 +1,226 @@
+"""lm-eval's own evaluation of tasks, asked by us and answered by our model."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from lm_eval import evaluator
+from lm_eval.api.task import Task
+from lm_eval.evaluator_utils import get_sample_size
+
+from qlora_cli.errors import EvaluationError, QloraError, TaskError
+from qlora_cli.evaluation.asking import cut_remark
+from qlora_cli.evaluation.hush import Hush
+from qlora_cli.evaluation.randomness import few_shot_seed, seeded
+from qlora_cli.evaluation.scoring import AnsweringModel
+
+
+class Loaded(Protocol):
+    """Tasks and groups as lm-eval takes them, by name."""
+
+    @property
+    def tasks(self) -> Mapping[str, Any]: ...
+
+    @property
+    def groups(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What came of tasks.
+
+    Attributes:
+        results: in lm-eval's own form: `results`, `groups`, `group_subtasks`, `configs`, `versions`, `n-shot`,
+            `higher_is_better`, `n-samples`. The same on every process.
+        samples: by task, one record for each document and filter, in lm-eval's own form; empty on every process but
+            the first.
+        questions: how many the model was asked, `kept` of them answered by an earlier start; of all processes.
+        cut: by task, questions that lost their beginning because the model's context is shorter.
+        way: how log-likelihoods were computed, None if none was.
+        seconds: all of it.
+        settings: what decided the prompts: limit, seed, template, system instruction and the like.
+    """
+
+    results: dict[str, Any]
+    samples: dict[str, list[dict[str, Any]]]
+    questions: int
+    kept: int
+    cut: dict[str, int]
+    way: str | None
+    seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def score_tasks(
+    lm: AnsweringModel,
+    loaded: Loaded,
+    *,
+    limit: int | float | None = None,
+    bootstrap_iters: int = 1000,
+    chat_template: bool = False,
+    fewshot_as_multiturn: bool = True,
+    system_instruction: str | None = None,
+    seed: int | None = None,
+) -> TaskScores:
+    """Ask a model what tasks ask, and have lm-eval score its answers.
+
+    The same prompts each time: tasks may be scored again, with another model or later in its training. Generators of
+    random numbers are afterwards where they were.
+
+    Args:
+        limit: documents of each task, or the share of them if below 1; None: all.
+        bootstrap_iters: resamples for standard errors that have no formula; 0 leaves out all standard errors.
+        chat_template: whether prompts are rendered with the tokenizer's chat template.
+        fewshot_as_multiturn: whether examples are then turns of their own.
+        system_instruction: said before every prompt.
+        seed: of everything that is drawn; None: lm-eval's own seeds.
+
+    Raises:
+        TaskError: before anything is computed, if a task cannot be asked of this model; every one that cannot.
+        EvaluationError: if a task's own code fails, naming the task; see also `AnsweringModel`.
+    """
+    refuse_unanswerable(lm, loaded, limit=limit, chat_template=chat_template)
+    started = time.monotonic()
+    before = lm.asked, lm.kept, Counter(lm.cut)
+    for task in loaded.tasks.values():
+        task.set_fewshot_seed(few_shot_seed(seed))  # or examples would be others the second time
+    hush = Hush(lm.remark_once)
+    with seeded(seed), lm.aloud(hush), hush.fallen(), _naming_the_task():
+        results = evaluator.evaluate(
+            lm=lm,
+            task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
+            limit=limit,
+            bootstrap_iters=bootstrap_iters,
+            apply_chat_template=chat_template,
+            fewshot_as_multiturn=chat_template and fewshot_as_multiturn,
+            system_instruction=system_instruction,
+            confirm_run_unsafe_code=True,  # such tasks were refused when they were built, unless that was asked for
+        )
+    settings = {
+        "limit": limit,
+        "bootstrap_iters": bootstrap_iters,
+        "seed": seed,
+        "chat_template": lm.chat_template(True) if chat_template else None,
+        "fewshot_as_multiturn": chat_template and fewshot_as_multiturn,
+        "system_instruction": system_instruction,
+    }
+    return _gathered(lm, results, before, time.monotonic() - started, settings)
+
+
+def refuse_unanswerable(lm: AnsweringModel, loaded: Loaded, *, limit: int | float | None, chat_template: bool) -> None:
+    """Raise TaskError for tasks that cannot be asked of this model, all of them at once."""
+    problems = []
+    if chat_template and not getattr(lm.tokenizer, "chat_template", None):
+        problems.append(
+            "prompts are to be rendered with a chat template, and the tokenizer has none: leave that out, or score a "
+            "model that has one"
+        )
+    for name, task in loaded.tasks.items():
+        documents = get_sample_size(task, limit)
+        there = len(task.eval_docs)
+        there = there if documents is None else min(there, documents)
+        if there < lm.world_size:
+            problems.append(
+                f"{name}: {there} documents cannot be shared by {lm.world_size} processes: score it on one of them"
+            )
+        if getattr(task, "MULTIMODAL", False):
+            problems.append(f"{name}: it asks about pictures or sound, and a language model is scored here")
+    if problems:
+        raise TaskError("\n".join(problems))
+
+
+def paired_values(samples: Mapping[str, Sequence[dict[str, Any]]], task: str) -> dict[tuple[str, str], list[Any]]:
+    """What each document of a task is worth, to set two models side by side.
+
+    Returns:
+        For each (metric, filter) whose documents have a number each: (document, value), by document. Metrics that are
+        made of all documents together, such as F1, have none.
+    """
+    values: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for sample in samples[task]:
+        for metric in sample["metrics"]:
+            values.setdefault((metric, sample["filter"]), []).append((sample["doc_id"], sample[metric]))
+    return {
+        key: sorted((int(document), float(value)) for document, value in found)
+        for key, found in values.items()
+        if all(isinstance(value, bool | int | float | np.bool_ | np.number) for _, value in found)
+    }
+
+
+def _gathered(
+    lm: AnsweringModel,
+    results: dict[str, Any] | None,
+    before: tuple[int, int, Counter[str]],
+    seconds: float,
+    settings: dict[str, Any],
+) -> TaskScores:
+    """What all processes have done, told to each of them."""
+    asked, kept, cut = before
+    mine = lm.asked - asked, lm.kept - kept, lm.cut - cut, lm.cut_tokens
+    every = lm.gather_object(mine)
+    told: list[Any] = [None]
+    samples: dict[str, list[dict[str, Any]]] = {}
+    if every is not None and results is not None:
+        samples = {task: _in_order(rows) for task, rows in results.pop("samples").items()}
+        told = [
+            (
+                results,
+                sum(one[0] for one in every),
+                sum(one[1] for one in every),
+                sum((one[2] for one in every), Counter()),
+            )
+        ]
+        if lm.world_size > 1 and told[0][3]:
+            lm.remark_once(cut_remark(told[0][3], told[0][1], lm.max_length, max(one[3] for one in every)))
+    if lm.world_size > 1:
+        broadcast_object_list(told)
+    results, questions, all_kept, all_cut = told[0]
+    return TaskScores(results, samples, questions, all_kept, dict(all_cut), lm.way, seconds, settings)
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Filter after filter, document after document, as one process has them."""
+    filters = list(dict.fromkeys(row["filter"] for row in rows))
+    return sorted(rows, key=lambda row: (filters.index(row["filter"]), row["doc_id"]))
+
+
+@contextmanager
+def _naming_the_task() -> Iterator[None]:
+    """Failures in a task's own code as a message; what fails in ours goes on as it is."""
+    try:
+        yield
+    except QloraError:
+        raise
+    except Exception as error:
+        task, document = _where(error.__traceback__)
+        if task is None:
+            raise
+        place = task if document is None else f"{task}, document {document}"
+        raise EvaluationError(
+            f"{place}: the task's own code failed: {type(error).__name__}: {error}. Look at its definition and at this "
+            "document, or leave the task out"
+        ) from error
+
+
+def _where(traceback: TracebackType | None) -> tuple[str | None, int | None]:
+    """The task and the document that lm-eval was at."""
+    task: str | None = None
+    document: int | None = None
+    while traceback is not None:
+        here = traceback.tb_frame.f_locals
+        found = next((value for value in (here.get("self"), here.get("task")) if isinstance(value, Task)), None)
+        task = found.task_name if found is not None else task
+        if isinstance(here.get("doc_id"), int):
+            document = here["doc_id"]
+        if isinstance(here.get("self"), AnsweringModel) and "requests" in here:
+            return None, None
+        traceback = traceback.tb_next
+    return task, document

@@ -1,0 +1,55 @@
+"""The data of tasks out of a folder, without the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.errors import TaskError
+from qlora_cli.evaluation.tasks.layouts import glue, hub_folders, mmlu
+from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Found, Needed
+from qlora_cli.recipe.data_files import near_name, shown_path
+
+_USUAL = ("train", "validation", "test", "dev")
+
+
+class DataRoot:
+    """A folder in which datasets are filed under their hub names, or as their authors give them out.
+
+    Nothing is looked into before it is asked for, and no file is read twice.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises TaskError if there is no such folder."""
+        if not folder.is_dir():
+            shown = shown_path(folder)
+            if folder.exists():
+                raise TaskError(f"--data-root: {shown} is a file. Give the folder that holds the data.")
+            raise TaskError(f"--data-root: {shown}: there is no such folder{near_name(folder)}")
+        self.folder = folder
+        self._read: dict[tuple[Path, ...], tuple[Needed, Any]] = {}
+
+    def find(self, dataset: DatasetName, split: str) -> Found | None:
+        """The files of a split; None if it is not there."""
+        for layout in (hub_folders, mmlu, glue):
+            found = layout.find(self.folder, dataset, split)
+            if found:
+                return found
+        return None
+
+    def places(self, dataset: DatasetName, split: str) -> list[str]:
+        """Where the split was looked for, for messages."""
+        below = (layout.place(dataset, split) for layout in (hub_folders, mmlu, glue))
+        return [shown_path(self.folder / place) for place in below if place]
+
+    def splits(self, dataset: DatasetName) -> list[str]:
+        """The names of the splits that are there."""
+        names = [*hub_folders.splits(self.folder, dataset), *_USUAL, "validation_matched", "validation_mismatched"]
+        return [name for name in dict.fromkeys(names) if self.find(dataset, name)]
+
+    def read(self, found: Found, needed: Needed) -> Any:
+        """A datasets.Dataset. Raises TaskError, with file and row, for what cannot be read."""
+        kept = self._read.get(found.files)
+        if kept is None or not needed <= kept[0]:
+            kept = self._read[found.files] = (needed, found.read(needed))
+        return kept[1]

@@ -1,0 +1,135 @@
+"""Rows of data files as a datasets.Dataset: values of JSON and Parquet as they are, cells of CSV and TSV as what they
+all say."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.data.files import Row, describe, read_file
+from qlora_cli.errors import TaskError
+from qlora_cli.evaluation.tasks.layouts.found import Needed, refuse_problems, sound_rows
+from qlora_cli.recipe.data_files import data_kind, shown_path
+
+_WHOLE = re.compile(r"-?(0|[1-9]\d*)")
+_DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_TRUTH = {"true": True, "false": False, "True": True, "False": False}
+
+
+def read_files(files: Sequence[Path], needed: Needed, features: Any = None) -> Any:
+    """A datasets.Dataset of the rows of files, all of one kind, in their order.
+
+    `features` are the types of the columns where they are known. What Parquet files say of themselves comes first.
+
+    Raises:
+        TaskError: with file and line or row for what cannot be read, for a row that lacks a column of `needed` that
+            another has, and for values of one column that are of different kinds; and if there is no row at all.
+    """
+    import datasets
+
+    kind = data_kind(files[0])
+    wheres: list[str] = []
+    rows: list[Row] = []
+    unit = "line" if kind == ".jsonl" else "row"
+    for file in files:
+        shown = shown_path(file)
+        for number, row in sound_rows(read_file(file, shown), shown):
+            wheres.append(f"{shown}, {unit} {number}")
+            rows.append(row)
+    if not rows:
+        raise TaskError(f"{', '.join(map(shown_path, files))}: there is no row in it.")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    refuse_problems(
+        f"{where}: expected the column {name!r}, which other rows have, got {', '.join(map(repr, row))} only."
+        for where, row in zip(wheres, rows, strict=True)
+        for name in names
+        if name in needed and name not in row
+    )
+    columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in names}
+    if kind in (".csv", ".tsv"):
+        columns = {name: _as_said(values) for name, values in columns.items()}
+    if kind == ".parquet":
+        features = _parquet_features(files[0]) or features
+    if features is not None and set(features) == set(columns):
+        try:
+            return datasets.Dataset.from_dict(columns, features=features)
+        except Exception:  # of Arrow: the card is of other files
+            features = None
+    try:
+        return datasets.Dataset.from_dict(columns)
+    except Exception as error:  # of Arrow, which names no row
+        raise TaskError(_mixture(columns, wheres) or f"{shown_path(files[0])}: {error}") from error
+
+
+def _parquet_features(file: Path) -> Any:
+    """The types that `datasets` has left in a file, which tell labels from numbers."""
+    import datasets
+    import pyarrow.parquet
+
+    try:
+        return datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+    except Exception:  # of types that `datasets` has not: those of the values do
+        return None
+
+
+def _as_said(cells: list[str]) -> list[Any]:
+    """Numbers, truth values, lists and objects of the cells of a column, if all of them say such; else the text.
+
+    An empty cell among such values is None. A number is one as it would be written again: `007` and `+1` are text.
+    """
+    filled = [cell for cell in cells if cell != ""]
+    if not filled:
+        return cells
+    convert: Callable[[str], Any]
+    if all(map(_WHOLE.fullmatch, filled)):
+        convert = int
+    elif all(map(_DECIMAL.fullmatch, filled)):
+        convert = float
+    elif all(cell in _TRUTH for cell in filled):
+        convert = _TRUTH.__getitem__
+    elif all(cell[0] in "[{" and cell[-1] in "]}" for cell in filled):
+        convert = _structure
+    else:
+        return cells
+    try:
+        return [convert(cell) if cell != "" else None for cell in cells]
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return cells
+
+
+def _structure(cell: str) -> Any:
+    """A list or an object, written as JSON or as Python writes it."""
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return ast.literal_eval(cell)
+
+
+def _mixture(columns: dict[str, list[Any]], wheres: Sequence[str]) -> str | None:
+    """What is wrong with the first value that does not go with those before it."""
+    import pyarrow
+
+    for name, values in columns.items():
+        if _arrow_takes(pyarrow, values):
+            continue
+        low, high = 0, len(values)  # the first `low` values go together, the first `high` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if _arrow_takes(pyarrow, values[:middle]) else (low, middle)
+        return (
+            f"{wheres[high - 1]}: {name}: expected a value of the kind that the rows before it have, "
+            f"got {describe(values[high - 1])}."
+        )
+    return None
+
+
+def _arrow_takes(pyarrow: Any, values: list[Any]) -> bool:
+    try:
+        pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError):
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""The names that a person gives: checked, spelt out, and looked up."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from qlora_cli.errors import TaskError
+from qlora_cli.evaluation.tasks.index import Index, Kind, task_names
+from qlora_cli.recipe.words import alike, distance, misspelt, plain
+
+_MAGIC = frozenset("*?[")
+_SUGGESTED = 3  # names, of those that begin with what was given
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A line of `qlora eval --list`: `tasks` is how many the name stands for, `output_type` None for several."""
+
+    name: str
+    kind: Kind
+    tasks: int
+    output_type: str | None
+
+
+def choose(names: Sequence[str], index: Index) -> list[str]:
+    """The names of the index that these mean, each once, in their order; `mmlu_*` stands for all that match.
+
+    A name may hold several, with commas between them.
+
+    Raises:
+        TaskError: with every name that there is not, and what was probably meant.
+    """
+    given = [part.strip() for name in names for part in name.split(",")]
+    given = [name for name in given if name]
+    if not given:
+        raise TaskError("no task is named. qlora eval --list shows those there are.")
+    chosen: dict[str, None] = {}
+    problems = []
+    for name in dict.fromkeys(given):
+        found = [name] if name in index else _matches(name, index)
+        if not found:
+            problems.append(_unknown(name, index))
+        chosen.update(dict.fromkeys(found))
+    if problems:
+        raise TaskError("\n".join(problems))
+    return list(chosen)
+
+
+def listing(pattern: str | None, index: Index) -> list[Listing]:
+    """The names that match a pattern such as `*arc*`, or that hold a word, in alphabetical order; all for None.
+
+    Raises TaskError if there are none.
+    """
+    if pattern is None:
+        found: Iterable[str] = index
+    elif _MAGIC & set(pattern):
+        found = _matches(pattern, index)
+    else:
+        found = [name for name in index if pattern.lower() in name.lower()]
+    lines = [
+        Listing(name, index[name].kind, len(task_names(name, index)), index[name].output_type) for name in sorted(found)
+    ]
+    if not lines:
+        raise TaskError(_unknown(pattern or "", index))
+    return lines
+
+
+def _matches(pattern: str, index: Index) -> list[str]:
+    if not _MAGIC & set(pattern):
+        return []
+    return sorted(name for name in index if fnmatch.fnmatchcase(name, pattern))
+
+
+def _unknown(name: str, index: Index) -> str:
+    if _MAGIC & set(name):
+        return f"no task, group or tag matches {name!r}. qlora eval --list shows those there are."
+    meant = _meant(name, index)
+    hint = f"did you mean {' or '.join(meant)}?" if meant else "qlora eval --list shows those there are."
+    return f"{name!r} is no task, group or tag that lm-eval knows{';' if meant else '.'} {hint}"
+
+
+def _meant(name: str, index: Index) -> list[str]:
+    """The names that were probably meant, the likeliest first."""
+    # As other tools and papers write them: ARC-Easy, SST-2, HellaSwag.
+    bare = _bare(name)
+    same = sorted((other for other in index if _bare(other) == bare), key=lambda other: distance(other, name))
+    if same:
+        return same[:1]
+    # Most of the names are of one language or subject of a group: a name in whole is nearer than any of those.
+    near = [other for other in index if abs(len(other) - len(name)) <= 2 and _shares(name, other)]
+    slip = misspelt(plain(name), near)
+    if slip:
+        return [slip]
+    prefix = plain(name)
+    begun = sorted((other for other in index if prefix and other.startswith(f"{prefix}_")), key=lambda o: (len(o), o))
+    tail = sorted((other for other in index if prefix and other.endswith(f"_{prefix}")), key=lambda o: (len(o), o))
+    if begun or tail:
+        return [*begun, *tail][:_SUGGESTED]
+    close = alike(prefix, [other for other in index if other[:1] == prefix[:1]], cutoff=0.75)
+    return [close] if close else []
+
+
+def _bare(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _shares(name: str, other: str) -> bool:
+    """Whether the two have most of their letters in common: a quick look before a slow one."""
+    return len(set(name.lower()) ^ set(other.lower())) <= 4

@@ -1,0 +1,79 @@
+"""Whether a task that was built can be asked about all of its rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_cli.errors import TaskError
+from qlora_cli.evaluation.tasks.layouts.found import Needed, refuse_problems
+from qlora_cli.evaluation.tasks.loaded import TaskOptions
+from qlora_cli.evaluation.tasks.supply import Supply
+from qlora_cli.recipe.data_files import shown_path
+
+_TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_FIELD = re.compile(r"\{\{(.*?)\}\}|\{%(.*?)%\}", re.DOTALL)
+
+
+def columns_in_templates(config: Mapping[str, Any]) -> Needed:
+    """Every word in the templates of a task that may be the name of a column."""
+    words: set[str] = set()
+    for key in _TEMPLATES:
+        template = config.get(key)
+        if isinstance(template, str):
+            # Without braces it is the name of a column, or plain text.
+            fields = [inner for pair in _FIELD.findall(template) for inner in pair] or [template]
+            words.update(word for inner in fields for word in _WORD.findall(inner))
+    return frozenset(words)
+
+
+def check_rows(task: Any, supply: Supply, options: TaskOptions) -> None:
+    """Raise TaskError if there is nothing to ask about, too little to draw examples from, or a metric is no function.
+
+    With rows from the data root, that every row gives a question and an answer is checked as well.
+    """
+    docs = task.eval_docs
+    if not len(docs):
+        raise TaskError(f"there is no row to ask about{_of(supply.files)}.")
+    for metric, function in getattr(task, "_metric_fn_list", {}).items():
+        if function is None and task.config.process_results is None:
+            raise TaskError(f"metric {metric!r} is neither one of lm-eval nor could it be had from the hub.")
+    shots = task.get_config("num_fewshot") or 0
+    pool = getattr(getattr(task, "sampler", None), "df", None)
+    if shots and pool is not None:
+        # One more is drawn where the question itself may be among them.
+        asked_itself = task.fewshot_cfg.split == task.config.test_split
+        if len(pool) < shots + asked_itself:
+            raise TaskError(
+                f"expected {shots + asked_itself} rows at least to draw {shots} examples from, got {len(pool)}"
+                f"{_of(supply.files)}."
+            )
+    if options.data_root is not None and task.OUTPUT_TYPE == "multiple_choice":
+        refuse_problems(_bad_choices(task, docs, supply.files))
+
+
+def _bad_choices(task: Any, docs: Any, files: list[Path]) -> Iterator[str]:
+    """What is wrong with rows whose right answer is none of their choices."""
+    if task.multiple_input or task.config.process_results is not None or not hasattr(task, "features"):
+        return
+    for number, doc in enumerate(docs, 1):
+        try:
+            choices, target = task.doc_to_choice(doc), task.doc_to_target(doc)
+        except Exception as error:  # of a template over this row
+            yield f"question {number}{_of(files)}: {type(error).__name__}: {' '.join(str(error).split())}."
+            continue
+        right = target if isinstance(target, list) else [target]
+        for answer in right:
+            known = 0 <= answer < len(choices) if isinstance(answer, int) else answer in choices
+            if not known:
+                yield (
+                    f"question {number}{_of(files)}: expected one of the {len(choices)} choices as the answer, "
+                    f"got {answer!r}."
+                )
+
+
+def _of(files: list[Path]) -> str:
+    return f" of {', '.join(dict.fromkeys(map(shown_path, files)))}" if files else ""
