@@ -51,6 +51,14 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self.token)
 
+    def stretch(self, begin: int, nodes: int, sequences: int | None = None) -> int:
+        """Where a stretch from `begin` ends that has at most so many nodes, of at most so many sequences' own."""
+        end = min(begin + nodes, len(self))
+        if sequences is not None:
+            run = int(np.searchsorted(self._starts, begin, side="right")) - 1 + sequences
+            end = min(end, int(self._starts[run])) if run < len(self._starts) else end
+        return end
+
     def path(self, node: int, length: int | None = None) -> Ints:
         """The node and its ancestors, from the root on: all of them, or the last `length`. -1 has none."""
         parts: list[Ints] = []

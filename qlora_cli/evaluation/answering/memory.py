@@ -1,0 +1,109 @@
+"""Going on when memory runs out, with less of it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from qlora_cli.errors import EvaluationError
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+# Fewer tokens than these in a forward pass free nothing worth the time.
+_FEWEST = 16
+
+# Tokens in a forward pass. On a CPU, more of them make attention dearer and products no faster.
+_ON_CPU = 1024
+_MOST = 8192
+_LEAST = 256
+
+# The share of what is free that a forward pass is planned to take: it takes more than is counted here.
+_SHARE = 0.25
+
+
+def within_memory(
+    compute: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+) -> _Result | None:
+    """What `compute` gives; None if there was not memory enough, which is free again then."""
+    try:
+        return compute(*args, **kwargs)
+    except (RuntimeError, MemoryError) as error:
+        if not _ran_out(error):
+            raise
+    # Outside the handler: the traceback kept alive what the computation had made.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _ran_out(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    # CPU allocators raise a plain RuntimeError; cuBLAS and cuDNN have words of their own.
+    return any(
+        part in text for part in ("can't allocate memory", "not enough memory", "CUDA out of memory", "_ALLOC_FAILED")
+    )
+
+
+class Budget:
+    """How many tokens one forward pass may compute; half as many each time that memory runs out.
+
+    Attributes:
+        tokens: now.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self._fewest = min(tokens, _FEWEST)
+
+    def halve(self, tokens: int) -> None:
+        """Go on with half of the tokens that were too many.
+
+        Raises:
+            EvaluationError: if that is too few to go on with.
+        """
+        half = min(self.tokens, tokens) // 2
+        if half < self._fewest:
+            raise exhausted(tokens)
+        self.tokens = half
+
+
+def exhausted(tokens: int) -> EvaluationError:
+    """Memory does not suffice for so many tokens, and they cannot be cut further."""
+    return EvaluationError(
+        f"memory ran out in a forward pass of {counted(tokens, 'token')}, which cannot be cut further. Free memory, "
+        "evaluate with --bits 4, or on a machine with more of it; answers that were given are kept"
+    )
+
+
+def counted(number: int, thing: str) -> str:
+    """1 token, 1,024 tokens."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def planned_tokens(model: PreTrainedModel) -> int:
+    """How many tokens a forward pass is planned with, by the model's device, its shape and the memory that is free."""
+    device = model.get_input_embeddings().weight.device
+    if device.type != "cuda":
+        return _ON_CPU
+    config = model.config.get_text_config()
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    # The residual stream and its copies, a block's inside, keys and values of all layers, and the mask's row.
+    each = 4 * (8 * width + 4 * inner) + 4 * width * config.num_hidden_layers + 4 * _MOST
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(_LEAST, min(_MOST, int(_SHARE * free / each)))
+
+
+def planned_rows(model: PreTrainedModel) -> int:
+    """How many rows of logits a forward pass is planned with: float32, as wide as the vocabulary."""
+    device = model.get_input_embeddings().weight.device
+    most = 1 << 30 if device.type == "cuda" else 1 << 28
+    return max(1, most // (4 * int(model.config.get_text_config().vocab_size)))

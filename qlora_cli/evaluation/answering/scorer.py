@@ -1,0 +1,99 @@
+"""Which way a model's likelihoods are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from qlora_cli.evaluation.answering.memory import counted, planned_rows, planned_tokens
+from qlora_cli.evaluation.answering.questions import Continuation, Likelihood, Progress
+from qlora_cli.evaluation.answering.row_scorer import RowScorer
+from qlora_cli.evaluation.answering.tree_scorer import TreeScorer
+from qlora_cli.evaluation.answering.trial import examine
+
+
+class Scorer(Protocol):
+    """Says how likely continuations are.
+
+    Attributes:
+        name: "prefix tree" or "row by row".
+        why: why it is row by row; None where it is not.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def why(self) -> str | None: ...
+
+    def score(self, continuations: Sequence[Continuation], progress: Progress) -> Iterator[tuple[int, Likelihood]]:
+        """The number of each continuation, once, and its likelihood, as soon as that is known.
+
+        Args:
+            progress: called with the tokens computed and those to be computed, which shared ones count in once.
+
+        Raises:
+            EvaluationError: if memory does not suffice however little is computed at once, or the model gives NaN.
+        """
+        ...
+
+
+def choose_scorer(model: PreTrainedModel, *, batch_size: int | None, remark: Callable[[str], None]) -> Scorer:
+    """The fastest way that gives this model's answers: found by looking at it, and proved by a trial on it.
+
+    Args:
+        model: a causal language model in eval mode, not wrapped for data parallelism.
+        batch_size: of how many sequences a forward pass computes tokens at most; None leaves it to the memory.
+        remark: told in a sentence what a person should know.
+    """
+    tokens, rows = planned_tokens(model), planned_rows(model)
+    verdict = examine(model)
+    by_row = RowScorer(model, tokens=tokens, rows=rows, sequences=batch_size, why=verdict.fault)
+    if verdict.fault is not None:
+        remark(
+            f"{type(model).__name__} is scored row by row, what rows begin with alike computed again for each: "
+            f"{verdict.fault}"
+        )
+        return by_row
+    tree = TreeScorer(model, tokens=tokens, rows=rows, sequences=batch_size)
+    return tree if verdict.reach is None else _Within(tree, by_row, verdict.reach, remark)
+
+
+class _Within:
+    """The tree for what all layers look back on as a whole, rows for what is longer."""
+
+    name = TreeScorer.name
+    why: str | None = None
+
+    def __init__(self, tree: TreeScorer, by_row: RowScorer, reach: int, remark: Callable[[str], None]) -> None:
+        self._tree = tree
+        self._by_row = by_row
+        self._reach = reach
+        self._remark = remark
+
+    def score(self, continuations: Sequence[Continuation], progress: Progress) -> Iterator[tuple[int, Likelihood]]:
+        short = [index for index, c in enumerate(continuations) if len(c.tokens) - 1 <= self._reach]
+        long = [index for index, c in enumerate(continuations) if len(c.tokens) - 1 > self._reach]
+        if long:
+            self._remark(
+                f"{counted(len(long), 'continuation')} of {len(continuations):,} are scored row by row: they are "
+                f"longer than the {self._reach:,} tokens that every layer of the model looks back on"
+            )
+        rest = self._by_row.tokens([continuations[index] for index in long])
+        nodes = 0
+
+        def in_tree(done: int, total: int) -> None:
+            nonlocal nodes
+            nodes = total
+            progress(done, total + rest)
+
+        def by_row(done: int, total: int) -> None:
+            progress(nodes + done, nodes + total)
+
+        # The tree first: how large the other part is can be said before it begins.
+        for index, likelihood in self._tree.score([continuations[index] for index in short], in_tree):
+            yield short[index], likelihood
+        for index, likelihood in self._by_row.score([continuations[index] for index in long], by_row):
+            yield long[index], likelihood
