@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def write_rows(
     *,
     stop_ids: Collection[int],
     seed: int,
-) -> None:
+) -> Literal[True]:
     """Write the whole answers of these rows, which have the same sampling arguments, with transformers' `generate`.
 
     The random state of the process is as before afterwards.
@@ -54,6 +54,7 @@ def write_rows(
         raise _refused(sampling, f"{len(output)} answers came to {len(rows)} prompts")
     for row, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
         row.written = tokens[: row.stops.first_end(tokens, row.prompt.max_new_tokens)]
+    return True
 
 
 def _choices(sampling: Mapping[str, Any]) -> dict[str, Any]:

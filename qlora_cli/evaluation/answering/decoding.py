@@ -113,7 +113,6 @@ class GreedyRows:
         return (columns[None, :] >= self._padding[:, None]).long()
 
 
-
 class _RepetitionPenalty:
     """What a generation configuration's `repetition_penalty` does to tokens that a row holds already.
 

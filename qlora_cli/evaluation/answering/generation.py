@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -10,11 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlora_cli.evaluation.answering.borrowed_generation import write_rows
 from qlora_cli.evaluation.answering.decoding import GreedyRows
 from qlora_cli.evaluation.answering.greedy_rules import is_greedy, repetition_penalty, unusual_settings
-from qlora_cli.evaluation.answering.prefill import read_rows
+from qlora_cli.evaluation.answering.memory import within_memory
+from qlora_cli.evaluation.answering.prefill import PromptReader
 from qlora_cli.evaluation.answering.questions import Progress, Prompt
 from qlora_cli.evaluation.answering.row_limits import RowLimits
 from qlora_cli.evaluation.answering.rows import Row
 from qlora_cli.evaluation.answering.stops import Stops, end_tokens
+from qlora_cli.evaluation.answering.trial import Verdict, examine
 
 
 class Generator:
@@ -47,12 +50,17 @@ class Generator:
         self._stop_ids = end_tokens(model) if stop_ids is None else frozenset(stop_ids)
         self._seed = seed
         self._limits = RowLimits(model, batch_size, remark)
-        self.why = _why_borrowed(model)
 
-    @property
-    def name(self) -> str:
-        """Who writes greedy answers."""
-        return "our own loop" if self.why is None else "transformers' generate"
+    @functools.cached_property
+    def why(self) -> str | None:
+        """Why greedy answers go through transformers' `generate`; None where they need not."""
+        if settings := unusual_settings(self._model):
+            return f"the model's generation configuration sets {', '.join(settings)}"
+        return self._verdict.fault
+
+    @functools.cached_property
+    def _verdict(self) -> Verdict:
+        return examine(self._model)
 
     def generate(self, prompts: Sequence[Prompt], progress: Progress) -> Iterator[tuple[int, str]]:
         """The answers, as soon as they are known: the index into `prompts`, and the text before the first stop text.
@@ -90,39 +98,86 @@ class Generator:
     def _answered(self, rows: list[Row], tally: _Tally) -> Iterator[Row]:
         """Every one of these rows, once it is complete; half as many at once whenever memory does not suffice."""
         yield from (row for row in rows if row.complete)
-        queue = deque(sorted((row for row in rows if not row.complete), key=lambda row: -row.length))
-        while queue:
-            batch = self._limits.take(queue)
-            open_rows = dict.fromkeys(map(id, batch))
-            try:
-                for row in self._written(batch, tally):
-                    del open_rows[id(row)]
+        for writer in self._writers([row for row in rows if not row.complete], tally):
+            queue = deque(writer.rows)
+            while queue:
+                batch = self._limits.take(queue)
+                unanswered = {id(row): row for row in batch}
+                for row in writer.write(batch):
+                    del unanswered[id(row)]
                     yield row
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            if open_rows:
-                self._limits.halve(batch)
-                left = [row for row in batch if id(row) in open_rows]
-                for row in left:
-                    row.written.clear()
-                queue.extendleft(reversed(left))
+                if unanswered:
+                    self._limits.halve(batch)
+                    for row in unanswered.values():
+                        row.written.clear()
+                    queue.extendleft(reversed(unanswered.values()))
 
-    def _written(self, batch: list[Row], tally: _Tally) -> Iterator[Row]:
-        if self.why is None and is_greedy(batch[0].prompt.sampling):
-            cache, logits = read_rows(self._model, batch)
-            rows = GreedyRows(self._model, batch, cache, logits, repetition_penalty(self._model))
-            while unfinished := rows.unfinished:
-                tally.tell(unfinished)
-                yield from rows.advance()
-        else:
-            write_rows(
-                self._model,
-                self._tokenizer,
-                batch,
-                stop_ids=self._stop_ids,
-                seed=self._seed + batch[0].questions[0],
-            )
+    def _writers(self, rows: list[Row], tally: _Tally) -> Iterator[_OwnWriter | _BorrowedWriter]:
+        """Who writes these rows, which have the same sampling arguments."""
+        if rows and is_greedy(rows[0].prompt.sampling) and self.why is None:
+            reach = self._verdict.reach
+            own = [row for row in rows if reach is None or row.most <= reach]
+            if own:
+                yield _OwnWriter(self._model, own, tally)
+            rows = [row for row in rows if reach is not None and row.most > reach]
+        if rows:
+            yield _BorrowedWriter(self._model, self._tokenizer, rows, stop_ids=self._stop_ids, seed=self._seed)
+
+
+class _OwnWriter:
+    """Writes greedy answers with the loop of our own.
+
+    Attributes:
+        rows: in the order in which batches are to be cut from them.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: list[Row], tally: _Tally) -> None:
+        self._model = model
+        self._reader = PromptReader(model, rows)
+        self._tally = tally
+        self.rows = self._reader.rows
+
+    def write(self, batch: list[Row]) -> Iterator[Row]:
+        """The rows of a batch, once they are complete; memory did not suffice for those that do not come."""
+        read = within_memory(self._reader.read, batch)
+        if read is None:
+            return
+        rows = GreedyRows(self._model, batch, *read, repetition_penalty(self._model))
+        del read
+        while unfinished := rows.unfinished:
+            self._tally.write(unfinished)
+            completed = within_memory(rows.advance)
+            if completed is None:
+                return
+            yield from completed
+
+
+class _BorrowedWriter:
+    """Writes answers with transformers' `generate`.
+
+    Attributes:
+        rows: in the order in which batches are to be cut from them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: list[Row],
+        *,
+        stop_ids: Collection[int],
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._seed = seed
+        self.rows = sorted(rows, key=lambda row: -row.length)
+
+    def write(self, batch: list[Row]) -> Iterator[Row]:
+        """The rows of a batch; none of them if memory does not suffice."""
+        seed = self._seed + batch[0].questions[0]
+        if within_memory(write_rows, self._model, self._tokenizer, batch, stop_ids=self._stop_ids, seed=seed):
             yield from batch
 
 
@@ -133,24 +188,22 @@ class _Tally:
         self._progress = progress
         self._all = sum(len(prompt.tokens) + prompt.max_new_tokens for prompt in prompts)
         self._finished = 0
+        self._told = 0
+        self._writing: dict[int, Row] = {}
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """These are the rows in the making."""
+        self._writing = {id(row): row for row in rows}
+        self._tell()
 
     def finish(self, row: Row) -> None:
+        """This row is complete."""
+        self._writing.pop(id(row), None)
         self._finished += row.most * len(row.questions)
-        self.tell(())
+        self._tell()
 
-    def tell(self, unfinished: Sequence[Row]) -> None:
-        """With what the rows in the making have come to."""
-        begun = sum((row.length + len(row.written)) * len(row.questions) for row in unfinished)
-        self._progress(self._finished + begun, self._all)
-
-
-def _why_borrowed(model: PreTrainedModel) -> str | None:
-    """Why greedy answers go through transformers' `generate`, None where they need not."""
-    if settings := unusual_settings(model):
-        return f"the model's generation configuration sets {', '.join(settings)}"
-    return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    import torch
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    def _tell(self) -> None:
+        begun = sum((row.length + len(row.written)) * len(row.questions) for row in self._writing.values())
+        # What is written anew because memory ran out has been told already.
+        self._told = max(self._told, self._finished + begun)
+        self._progress(self._told, self._all)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 # Columns that are added at a time: the cache is copied once for so many tokens, not once for each.
-_BLOCK = 64
+BLOCK = 64
 
 
 class RowLayer(DynamicLayer):  # type: ignore[misc]
@@ -20,14 +20,15 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
     as much as the attention itself.
 
     Args:
-        keys: [rows, heads, columns, width], values: [rows, heads, columns, value width].
+        keys, values: [rows, heads, room, width]; what lies behind the filled columns is overwritten.
+        columns: how many are filled.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, columns: int) -> None:
         super().__init__()
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
-        self._hold(_Buffer.around(keys), _Buffer.around(values))
+        self._hold(_Buffer(keys, columns), _Buffer(values, columns))
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append new columns, [rows, heads, new columns, width] each; returns all keys and values there are."""
@@ -36,10 +37,7 @@ class RowLayer(DynamicLayer):  # type: ignore[misc]
 
     def keep(self, rows: Tensor, first_column: int) -> None:
         """Drop all but these rows (indices, [rows kept], int64), and the columns before `first_column`."""
-        self._hold(
-            _Buffer.around(self.keys[:, :, first_column:].index_select(0, rows)),
-            _Buffer.around(self.values[:, :, first_column:].index_select(0, rows)),
-        )
+        self._hold(self._key_buffer.of(rows, first_column), self._value_buffer.of(rows, first_column))
 
     def _hold(self, keys: _Buffer, values: _Buffer) -> None:
         self._key_buffer, self._value_buffer = keys, values
@@ -50,11 +48,13 @@ class RowCache(Cache):  # type: ignore[misc]
     """What a model has read of several rows, padded on the left to one length.
 
     Args:
-        layers: keys and values of each layer, [rows, heads, columns, width].
+        layers: keys and values of each layer, [rows, heads, room, width]; what lies behind the filled columns is
+            overwritten.
+        columns: how many are filled.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        super().__init__(layers=[RowLayer(keys, values) for keys, values in layers])
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], columns: int) -> None:
+        super().__init__(layers=[RowLayer(keys, values, columns) for keys, values in layers])
 
     def keep(self, rows: Tensor, first_column: int) -> None:
         """Drop all but these rows (indices, [rows kept], int64), and the columns before `first_column`."""
@@ -69,20 +69,19 @@ class _Buffer:
         self._room = room
         self._columns = columns
 
-    @classmethod
-    def around(cls, filled: Tensor) -> _Buffer:
-        return cls(filled, filled.shape[2])
-
     @property
     def filled(self) -> Tensor:
         return self._room[:, :, : self._columns]
+
+    def of(self, rows: Tensor, first_column: int) -> _Buffer:
+        return _Buffer(self._room[:, :, first_column:].index_select(0, rows), self._columns - first_column)
 
     def extended(self, new: Tensor) -> _Buffer:
         end = self._columns + new.shape[2]
         room = self._room
         if end > room.shape[2]:
             rows, heads, _, width = room.shape
-            room = torch.empty((rows, heads, end + _BLOCK - 1, width), dtype=room.dtype, device=room.device)
+            room = torch.empty((rows, heads, end + BLOCK - 1, width), dtype=room.dtype, device=room.device)
             room[:, :, : self._columns] = self.filled
         room[:, :, self._columns : end] = new
         return _Buffer(room, end)

@@ -35,15 +35,18 @@ class RowLimits:
 
     def take(self, queue: deque[Row]) -> list[Row]:
         """The next batch off the front of the queue: one row at least."""
-        budget = self._budget()
         batch = [queue.popleft()]
         widest = batch[0].most
-        while queue and len(batch) < self._rows:
+        while queue:
             widest = max(widest, queue[0].most)
-            if (len(batch) + 1) * widest * self._token_bytes > budget:
+            if len(batch) >= self.room(widest):
                 break
             batch.append(queue.popleft())
         return batch
+
+    def room(self, width: int) -> int:
+        """How many rows of so many tokens are written at once: 1 at least."""
+        return max(1, min(self._rows, self._budget() // (width * self._token_bytes)))
 
     def halve(self, batch: list[Row]) -> None:
         """From now on, at most half as many rows at once as in this batch, for which memory did not suffice.
@@ -54,17 +57,15 @@ class RowLimits:
         if len(batch) == 1:
             row = batch[0]
             raise EvaluationError(
-                f"{self._device}: a prompt of {row.length} tokens and its answer of up to {row.prompt.max_new_tokens} "
-                "do not fit into memory, even alone\n    Free memory there, load the model in fewer bits (`--bits 4`), "
-                "or shorten the prompts (`--num-fewshot`)."
+                f"a prompt of {row.length} tokens and its answer of up to {row.prompt.max_new_tokens} do not fit into "
+                f"the memory of {self._device}, even alone\n    Free memory there, load the model in fewer bits "
+                "(`--bits 4`), or shorten the prompts (`--num-fewshot`); answers that were given are kept."
             )
         self._rows = len(batch) // 2
         self._remark(
             f"Memory did not suffice to write {len(batch)} answers at once on {self._device}; going on with "
-            f"{self._rows} at once."
+            f"at most {self._rows} at once."
         )
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _budget(self) -> int:
         """Bytes for keys and values."""
