@@ -6,10 +6,14 @@ No row says anything worth knowing. They differ in length and share beginnings, 
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from qlora_cli.data.cache import cache_folder
+from qlora_cli.evaluation.tasks.index import load_index
 
 # Two of mmlu_stem, one of mmlu_humanities and one of mmlu_other: 4 of the 57 subjects of `mmlu`.
 SUBJECTS = ("abstract_algebra", "anatomy", "world_religions", "virology")
@@ -46,6 +50,20 @@ def write_data_root(path: Path, subjects: Sequence[str] = SUBJECTS) -> Path:
         write_tsv(glue / "SST-2" / f"{split}.tsv", [["sentence", "label"], *map(sst2_row, numbers)])
         write_tsv(glue / "CoLA" / f"{split}.tsv", map(cola_row, numbers))
     return path
+
+
+def keep_index() -> None:
+    """Have lm-eval's index in this test's own cache folder: to make it takes seconds, and is done once for all."""
+    name, content = _index_file()
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    (cache_folder() / name).write_bytes(content)
+
+
+@functools.cache
+def _index_file() -> tuple[str, bytes]:
+    load_index()
+    (kept,) = cache_folder().glob("tasks-*.json")
+    return kept.name, kept.read_bytes()
 
 
 def write_mmlu_subject(path: Path, subject: str, *, first: int = 0) -> None:

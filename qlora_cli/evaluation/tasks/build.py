@@ -67,7 +67,7 @@ class _Built:
 
     listed: Listed
     item: Any
-    absent_type: type
+    absent_type: type[Any]
     there: dict[str, Any] = field(default_factory=dict)
     absent: dict[str, Any] = field(default_factory=dict)
 
@@ -142,6 +142,8 @@ def _missing_splits(name: str, absent: Any) -> Iterator[str]:
         there = f" (there: {', '.join(error.there)})" if error.there else ""
         yield f"{name}: the split {error.split!r} of {error.dataset} is not below --data-root{there}"
         yield f"    looked for {' and '.join(error.places)}, also as .json, .csv, .tsv or .parquet"
+        if error.instead:
+            yield f"    --allow-partial scores {name} on its split {error.instead!r}"
 
 
 def _loaded(built: list[_Built], factory: Any, options: TaskOptions) -> LoadedTasks:
@@ -203,7 +205,7 @@ def _add(
             owners[task_name] = name
 
 
-def _prune(group: Any, absent_type: type, partial: dict[str, Partial]) -> None:
+def _prune(group: Any, absent_type: type[Any], partial: dict[str, Partial]) -> None:
     """Take what is absent out of a group and its groups, and groups of which nothing is left."""
     leaves = list(_leaves(group))
     missing = tuple(leaf.task_name for leaf in leaves if isinstance(leaf, absent_type))

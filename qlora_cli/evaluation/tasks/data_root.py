@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,13 @@ class DataRoot:
 
     def find(self, dataset: DatasetName, split: str) -> Found | None:
         """The files of a split; None if it is not there."""
-        for layout in (hub_folders, mmlu, glue):
-            found = layout.find(self.folder, dataset, split)
-            if found:
-                return found
-        return None
+        finders: tuple[Callable[[Path, DatasetName, str], Found | None], ...]
+        finders = (hub_folders.find, mmlu.find, glue.find)
+        return next(filter(None, (find(self.folder, dataset, split) for find in finders)), None)
 
     def places(self, dataset: DatasetName, split: str) -> list[str]:
         """Where the split was looked for, for messages."""
-        below = (layout.place(dataset, split) for layout in (hub_folders, mmlu, glue))
+        below = (hub_folders.place(dataset, split), mmlu.place(dataset, split), glue.place(dataset, split))
         return [shown_path(self.folder / place) for place in below if place]
 
     def splits(self, dataset: DatasetName) -> list[str]:

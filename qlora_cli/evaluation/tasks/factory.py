@@ -149,17 +149,15 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         tested, validated = config.get("test_split"), config.get("validation_split")
         examples = [] if supply.zero_shot else _example_split(config)
         missing = supply.missing(dataset, [split for split in [tested or validated, *examples] if split])
-        if (
-            self._options.allow_partial
-            and tested
-            and validated
-            and [error.split for error in missing] == [tested]
-            and not supply.missing(dataset, [validated])
-        ):
-            config["test_split"] = None
-            self.splits[name] = validated
-        elif missing:
+        if not missing:
+            return
+        only_tested = tested and validated and [error.split for error in missing] == [tested]
+        instead = validated if only_tested and not supply.missing(dataset, [validated]) else None
+        if instead is None or not self._options.allow_partial:
+            missing[0].instead = instead
             raise _MissingSplitsError(missing)
+        config["test_split"] = None
+        self.splits[name] = instead
 
     def _of_class(self, name: str, config: Config, supply: Supply) -> Any:
         """A task that is a Python class."""

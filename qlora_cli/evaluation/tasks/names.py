@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.index import Index, Kind, task_names
@@ -93,13 +94,24 @@ def _meant(name: str, index: Index) -> list[str]:
     slip = misspelt(plain(name), near)
     if slip:
         return [slip]
-    prefix = plain(name)
-    begun = sorted((other for other in index if prefix and other.startswith(f"{prefix}_")), key=lambda o: (len(o), o))
-    tail = sorted((other for other in index if prefix and other.endswith(f"_{prefix}")), key=lambda o: (len(o), o))
-    if begun or tail:
-        return [*begun, *tail][:_SUGGESTED]
-    close = alike(prefix, [other for other in index if other[:1] == prefix[:1]], cutoff=0.75)
+    akin = _akin(plain(name), bare, index)
+    if akin:
+        return akin[:_SUGGESTED]
+    close = alike(plain(name), [other for other in index if other[:1].lower() == name[:1].lower()], cutoff=0.75)
     return [close] if close else []
+
+
+def _akin(word: str, bare: str, index: Index) -> list[str]:
+    """Names that have to do with a word: what lies in lm-eval's folder of that name, and what begins with it."""
+    inside = {name for name, listed in index.items() if listed.file and Path(listed.file).parent.name == word}
+    ranked = []
+    for name, listed in index.items():
+        several = listed.kind in ("group", "tag")
+        if name in inside or (several and listed.members and inside.issuperset(listed.members)):
+            ranked.append((0 if several else 1, len(name), name))
+        elif bare and _bare(name).startswith(bare):
+            ranked.append((2 if several else 3, len(name), name))
+    return [name for _, _, name in sorted(ranked)]
 
 
 def _bare(name: str) -> str:

@@ -56,7 +56,7 @@ def check_rows(task: Any, supply: Supply, options: TaskOptions) -> None:
 
 
 def _bad_choices(task: Any, docs: Any, files: list[Path]) -> Iterator[str]:
-    """What is wrong with rows whose right answer is none of their choices."""
+    """What is wrong with rows that give no choices, or whose right answer is none of them."""
     if task.multiple_input or task.config.process_results is not None or not hasattr(task, "features"):
         return
     for number, doc in enumerate(docs, 1):
@@ -65,13 +65,12 @@ def _bad_choices(task: Any, docs: Any, files: list[Path]) -> Iterator[str]:
         except Exception as error:  # of a template over this row
             yield f"question {number}{_of(files)}: {type(error).__name__}: {' '.join(str(error).split())}."
             continue
-        right = target if isinstance(target, list) else [target]
-        for answer in right:
-            known = 0 <= answer < len(choices) if isinstance(answer, int) else answer in choices
-            if not known:
+        for answer in target if isinstance(target, list) else [target]:
+            # An answer in words that is none of the choices is the task's own business: some ask so.
+            if isinstance(answer, int) and not 0 <= answer < len(choices):
                 yield (
-                    f"question {number}{_of(files)}: expected one of the {len(choices)} choices as the answer, "
-                    f"got {answer!r}."
+                    f"question {number}{_of(files)}: expected the number of one of {len(choices)} choices as the "
+                    f"answer, from 0, got {answer}."
                 )
 
 

@@ -20,10 +20,17 @@ _LOADERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml", "webdata
 
 
 class MissingSplitError(TaskError):
-    """A split is not below the data root: `places` are where it was looked for, `there` the splits that it has."""
+    """A split is not below the data root.
+
+    Attributes:
+        places: where it was looked for.
+        there: the splits that the dataset has.
+        instead: the split that the task can be asked about in its place, if that is allowed.
+    """
 
     def __init__(self, dataset: DatasetName, split: str, places: list[str], there: list[str]) -> None:
         self.dataset, self.split, self.places, self.there = dataset, split, places, there
+        self.instead: str | None = None
         super().__init__(f"no {split!r} split of {dataset}")
 
 

@@ -43,7 +43,7 @@ def find(root: Path, dataset: DatasetName, split: str) -> Found | None:
     for folder in _folders(repository, dataset):
         saved = _saved(folder, split)
         if saved:
-            return Found((saved,), lambda _: _from_disk(saved))
+            return _found_on_disk(saved)
         files = _split_files(folder, split)
         if files:
             return _found(files, dataset, root)
@@ -117,6 +117,10 @@ def _saved(folder: Path, split: str) -> Path | None:
     return inner if inner and (inner / _SAVED).is_file() else None
 
 
+def _found_on_disk(folder: Path) -> Found:
+    return Found((folder,), lambda _: _from_disk(folder))
+
+
 def _from_disk(folder: Path) -> Any:
     import datasets
 
@@ -134,8 +138,8 @@ def _given_files(root: Path, dataset: DatasetName, split: str, named: object) ->
     """Files that the task itself names: on the hub, or in the dataset's repository."""
     paths = named.get(split) if isinstance(named, dict) else named if split == "train" else None
     files = []
-    for path in [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []:
-        remote = _REMOTE.fullmatch(str(path))
+    for path in _texts(paths):
+        remote = _REMOTE.fullmatch(path)
         below = f"{remote['dataset']}/{remote['file']}" if remote else f"{dataset.path}/{path}"
         found = None if Path(below).is_absolute() or ".." in Path(below).parts else descendant(root, below)
         if found is None or not found.is_file() or not data_kind(found):
@@ -160,15 +164,16 @@ def _card_files(repository: Path, config: str | None, split: str) -> list[Path]:
     for entry in _entries(_card(repository).get("configs")):
         name = entry.get("config_name")
         if name == config or (config is None and (name == _DEFAULT or entry.get("default") is True)):
-            patterns = [
-                path
-                for item in _entries(entry.get("data_files"))
-                if item.get("split") == split
-                for path in ([item.get("path")] if isinstance(item.get("path"), str) else item.get("path") or [])
-            ]
+            items = (item for item in _entries(entry.get("data_files")) if item.get("split") == split)
+            patterns = [path for item in items for path in _texts(item.get("path"))]
             safe = [p for p in patterns if not Path(p).is_absolute() and ".." not in Path(p).parts]
             return sorted({path for pattern in safe for path in repository.glob(pattern) if data_kind(path)})
     return []
+
+
+def _texts(value: object) -> list[str]:
+    """A text, or the texts of a list."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
 def _entries(value: object) -> list[dict[str, Any]]:
