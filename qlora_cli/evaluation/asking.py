@@ -59,12 +59,6 @@ def contradictions(requests: Sequence[Instance], terms: Sequence[Terms]) -> Iter
         yield f"{task} wants answers drawn at random, at temperature 0: they are greedy"
 
 
-def no_number(request: Instance | None) -> str:
-    """What to say of a log-likelihood that is NaN."""
-    where = f"{_named(request)}: " if request else ""
-    return f"{where}the model's log-likelihood is NaN, no number. Look at its weights; in 16 bits, try another dtype"
-
-
 def cut_remark(cut: Mapping[str, int], questions: int, max_length: int, most: int) -> str:
     """What to say of questions that lost their beginning, by task; `most` is how many tokens one of them lost."""
     tasks = sorted(cut.items(), key=lambda item: (-item[1], item[0]))

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from lm_eval.evaluator_utils import get_sample_size
 from qlora_cli.errors import EvaluationError, QloraError, TaskError
 from qlora_cli.evaluation.asking import cut_remark
 from qlora_cli.evaluation.hush import Hush
-from qlora_cli.evaluation.randomness import few_shot_seed, seeded
+from qlora_cli.evaluation.randomness import other_seed, python_seed, seeded
 from qlora_cli.evaluation.scoring import AnsweringModel
 
 
@@ -55,8 +55,9 @@ class TaskScores:
         questions: how many the model was asked, `kept` of them answered by an earlier start; of all processes.
         cut: by task, questions that lost their beginning because the model's context is shorter.
         way: how log-likelihoods were computed, None if none was.
-        seconds: all of it.
-        settings: what decided the prompts: limit, seed, template, system instruction and the like.
+        seconds: all of it, from `started_at`, seconds since 1970.
+        settings: what decided the prompts: limit, seeds, template, system instruction and the like.
+        model: what lm-eval's file says of the model and its tokenizer.
     """
 
     results: dict[str, Any]
@@ -66,7 +67,9 @@ class TaskScores:
     cut: dict[str, int]
     way: str | None
     seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
+    started_at: float
+    settings: dict[str, Any]
+    model: dict[str, Any]
 
 
 def score_tasks(
@@ -98,10 +101,18 @@ def score_tasks(
         EvaluationError: if a task's own code fails, naming the task; see also `AnsweringModel`.
     """
     refuse_unanswerable(lm, loaded, limit=limit, chat_template=chat_template)
-    started = time.monotonic()
-    before = lm.asked, lm.kept, Counter(lm.cut)
+    started_at, started = time.time(), time.monotonic()
+    before = _Counts.of(lm)
     for task in loaded.tasks.values():
-        task.set_fewshot_seed(few_shot_seed(seed))  # or examples would be others the second time
+        task.set_fewshot_seed(other_seed(seed))  # or examples would be others the second time
+    settings = {
+        "limit": limit,
+        "bootstrap_iters": bootstrap_iters,
+        "seed": {"python": python_seed(seed), "other": other_seed(seed)},
+        "chat_template": lm.chat_template(True) if chat_template else None,
+        "fewshot_as_multiturn": chat_template and fewshot_as_multiturn,
+        "system_instruction": system_instruction,
+    }
     hush = Hush(lm.remark_once)
     with seeded(seed), lm.aloud(hush), hush.fallen(), _naming_the_task():
         results = evaluator.evaluate(
@@ -110,19 +121,24 @@ def score_tasks(
             limit=limit,
             bootstrap_iters=bootstrap_iters,
             apply_chat_template=chat_template,
-            fewshot_as_multiturn=chat_template and fewshot_as_multiturn,
+            fewshot_as_multiturn=settings["fewshot_as_multiturn"],
             system_instruction=system_instruction,
             confirm_run_unsafe_code=True,  # such tasks were refused when they were built, unless that was asked for
         )
-    settings = {
-        "limit": limit,
-        "bootstrap_iters": bootstrap_iters,
-        "seed": seed,
-        "chat_template": lm.chat_template(True) if chat_template else None,
-        "fewshot_as_multiturn": chat_template and fewshot_as_multiturn,
-        "system_instruction": system_instruction,
-    }
-    return _gathered(lm, results, before, time.monotonic() - started, settings)
+    results, counts = _shared(lm, results, _Counts.of(lm).since(before))
+    samples = {task: _in_order(rows) for task, rows in results.pop("samples", {}).items()}
+    return TaskScores(
+        results=results,
+        samples=samples,
+        questions=counts.asked,
+        kept=counts.kept,
+        cut=dict(counts.cut),
+        way=lm.way,
+        seconds=time.monotonic() - started,
+        started_at=started_at,
+        settings=settings,
+        model=lm.facts(),
+    )
 
 
 def refuse_unanswerable(lm: Asked, loaded: Loaded, *, limit: int | float | None, chat_template: bool) -> None:
@@ -165,35 +181,40 @@ def paired_values(samples: Mapping[str, Sequence[dict[str, Any]]], task: str) ->
     }
 
 
-def _gathered(
-    lm: AnsweringModel,
-    results: dict[str, Any] | None,
-    before: tuple[int, int, Counter[str]],
-    seconds: float,
-    settings: dict[str, Any],
-) -> TaskScores:
-    """What all processes have done, told to each of them."""
-    asked, kept, cut = before
-    mine = lm.asked - asked, lm.kept - kept, lm.cut - cut, lm.cut_tokens
+@dataclass(frozen=True)
+class _Counts:
+    """Of questions, on one process or on all."""
+
+    asked: int
+    kept: int
+    cut: Counter[str]
+    cut_tokens: int
+
+    @classmethod
+    def of(cls, lm: AnsweringModel) -> _Counts:
+        return cls(lm.asked, lm.kept, Counter(lm.cut), lm.cut_tokens)
+
+    def since(self, before: _Counts) -> _Counts:
+        return _Counts(self.asked - before.asked, self.kept - before.kept, self.cut - before.cut, self.cut_tokens)
+
+
+def _shared(lm: AnsweringModel, results: dict[str, Any] | None, mine: _Counts) -> tuple[dict[str, Any], _Counts]:
+    """What all processes have found and done, told to each of them; samples to the first alone."""
     every = lm.gather_object(mine)
     told: list[Any] = [None]
-    samples: dict[str, list[dict[str, Any]]] = {}
-    if every is not None and results is not None:
-        samples = {task: _in_order(rows) for task, rows in results.pop("samples").items()}
-        told = [
-            (
-                results,
-                sum(one[0] for one in every),
-                sum(one[1] for one in every),
-                sum((one[2] for one in every), Counter()),
-            )
-        ]
-        if lm.world_size > 1 and told[0][3]:
-            lm.remark_once(cut_remark(told[0][3], told[0][1], lm.max_length, max(one[3] for one in every)))
+    samples: dict[str, Any] = {}
+    if results is not None and every is not None:
+        samples = results.pop("samples")
+        cut = sum((one.cut for one in every), Counter[str]())
+        most = max(one.cut_tokens for one in every)
+        counts = _Counts(sum(one.asked for one in every), sum(one.kept for one in every), cut, most)
+        if cut and lm.world_size > 1:  # else it was told when they were cut
+            lm.remark_once(cut_remark(cut, counts.asked, lm.max_length, most))
+        told = [(results, counts)]
     if lm.world_size > 1:
         broadcast_object_list(told)
-    results, questions, all_kept, all_cut = told[0]
-    return TaskScores(results, samples, questions, all_kept, dict(all_cut), lm.way, seconds, settings)
+    shared, counts = told[0]
+    return {**shared, "samples": samples}, counts
 
 
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ class _Nowhere(io.TextIOBase):
 
     def __init__(self, instead_of: TextIO) -> None:
         self.rich_proxied_file = getattr(instead_of, "rich_proxied_file", instead_of)
-        self.encoding = getattr(instead_of, "encoding", "utf-8")
 
     def write(self, text: str) -> int:
         return len(text)

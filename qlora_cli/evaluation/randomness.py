@@ -22,12 +22,12 @@ def seeded(seed: int | None) -> Iterator[None]:
         seed: of all of them; None: lm-eval's own.
     """
     python, legacy = random.getstate(), np.random.get_state()
-    other = DEFAULT_OTHER_SEED if seed is None else seed
+    other = other_seed(seed)
     initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count() if initialized else 0)
     try:
         with torch.random.fork_rng(devices):
-            random.seed(DEFAULT_RANDOM_SEED if seed is None else seed)
+            random.seed(python_seed(seed))
             np.random.seed(other % 2**32)
             torch.manual_seed(other)
             yield
@@ -36,6 +36,11 @@ def seeded(seed: int | None) -> Iterator[None]:
         np.random.set_state(legacy)
 
 
-def few_shot_seed(seed: int | None) -> int:
-    """The seed of the generator that draws examples for prompts."""
+def other_seed(seed: int | None) -> int:
+    """The seed of all but Python's generator: numpy's, torch's, and that which draws examples for prompts."""
     return DEFAULT_OTHER_SEED if seed is None else seed
+
+
+def python_seed(seed: int | None) -> int:
+    """The seed of Python's own generator."""
+    return DEFAULT_RANDOM_SEED if seed is None else seed

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,12 +14,13 @@ from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import EvaluationError
-from qlora_cli.evaluation.answering.questions import Continuation, Likelihood
+from qlora_cli.evaluation.answering.generation import Generator
+from qlora_cli.evaluation.answering.questions import Continuation
+from qlora_cli.evaluation.answering.scorer import Scorer, choose_scorer
 from qlora_cli.evaluation.asking import (
     check_continuations,
     contradictions,
     cut_remark,
-    no_number,
     prompts_of,
     room_for_prompts,
 )
@@ -28,8 +28,11 @@ from qlora_cli.evaluation.backend import Backend
 from qlora_cli.evaluation.decoding_terms import decoding_terms
 from qlora_cli.evaluation.encoding import Encoded, Encoder
 from qlora_cli.evaluation.events import Kind, Report
-from qlora_cli.evaluation.store import AnswerStore
+from qlora_cli.evaluation.randomness import other_seed
+from qlora_cli.evaluation.store import AnswerStore, likelihood_key, text_key
 from qlora_cli.evaluation.tally import Tally
+
+Q = TypeVar("Q")
 
 
 class AnsweringModel(Backend):
@@ -56,6 +59,7 @@ class AnsweringModel(Backend):
         accelerator: Accelerator | None = None,
         max_length: int | None = None,
         add_bos_token: bool | None = None,
+        seed: int | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -67,10 +71,12 @@ class AnsweringModel(Backend):
             report: is told how far it is, and what should be known beside the answers.
             accelerator: of several processes that share the documents between them.
             max_length, add_bos_token: as the `hf` backend's; None: as model and tokenizer say.
+            seed: of answers that are drawn at random; None: lm-eval's.
         """
         encoder = Encoder(tokenizer, model.config, max_length=max_length, add_bos_token=add_bos_token)
         super().__init__(model, tokenizer, encoder, report, accelerator)
         self.batch_size = batch_size
+        self._seed = seed
         self.cut: Counter[str] = Counter()
         self.cut_tokens = 0
         self.asked = self.kept = 0
@@ -80,6 +86,22 @@ class AnsweringModel(Backend):
     def way(self) -> str | None:
         """How log-likelihoods are computed, in words; None as long as none was asked for."""
         return self._scorer.name if "_scorer" in self.__dict__ else None
+
+    def facts(self) -> dict[str, Any]:
+        """What lm-eval's results say of a model and its tokenizer."""
+        tokens = {kind: getattr(self.tokenizer, f"{kind}_token") for kind in ("pad", "eos", "bos")}
+        ids = {kind: str(getattr(self.tokenizer, f"{kind}_token_id")) for kind in tokens}
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.model.dtype),
+            "model_sha": "",
+            "batch_size": "auto" if self.batch_size is None else self.batch_size,
+            "batch_sizes": [],
+            "device": str(self.device),
+            **{f"tokenizer_{kind}_token": [token, ids[kind]] for kind, token in tokens.items()},
+            "eot_token_id": self.tokenizer.eos_token_id,
+            "max_length": self.max_length,
+        }
 
     # What lm-eval asks.
 
@@ -93,109 +115,101 @@ class AnsweringModel(Backend):
         encoded = list(self._encoder.pairs(request.args for request in requests))
         check_continuations(requests, encoded, self.max_length)
         self._count_cut(requests, encoded)
-        return [
-            (p, greedy) for p, greedy in self._likelihoods("loglikelihood", requests, encoded, range(len(requests)))
-        ]
+        return self._likelihoods("loglikelihood", encoded, range(len(encoded)), requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each text, in pieces no longer than the model's context; 0.0 for an empty text."""
         windows = [self._encoder.windows(request.args[0]) for request in requests]
         pieces = [piece for text in windows for piece in text]
         owners = [number for number, text in enumerate(windows) for _ in text]
-        answers = iter(self._likelihoods("loglikelihood_rolling", requests, pieces, owners))
-        return [float(sum(next(answers).log_probability for _ in text)) for text in windows]
+        answers = iter(self._likelihoods("loglikelihood_rolling", pieces, owners, requests))
+        return [float(sum(next(answers)[0] for _ in text)) for text in windows]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes after each text.
+        """What the model writes after each text, up to the first text that ends it.
 
         Raises:
             EvaluationError: if a task wants longer answers than the model's context has room for.
         """
-        own = self.model.generation_config
-        terms = [decoding_terms(request.args[1], self._end, own) for request in requests]
+        terms = [decoding_terms(request.args[1], self._end) for request in requests]
         for text in contradictions(requests, terms):
             self.remark_once(text)
         encoded = list(self._encoder.prompts(room_for_prompts(requests, terms, self.max_length)))
         self._count_cut(requests, encoded)
         prompts = prompts_of(requests, terms, encoded)
-        drawn = [one.drawn for one in terms]
-        answers: list[str | None] = [None] * len(prompts)
+        # What is drawn is drawn as often as it is asked for, and never kept.
+        keys = [
+            None if one.drawn else text_key(prompt, self._habits) for prompt, one in zip(prompts, terms, strict=True)
+        ]
         tally = Tally("generate_until", range(len(prompts)), len(prompts), self._report)
-        # What is drawn is drawn as often as it is asked for.
-        places: dict[Any, list[int]] = {}
-        for number, prompt in enumerate(prompts):
-            told = prompt.tokens, prompt.until, prompt.max_new_tokens, repr(prompt.sampling)
-            key = number if drawn[number] else told
-            places.setdefault(key, []).append(number)
-        wanted: list[list[int]] = []
-        for same in places.values():
-            found = None if drawn[same[0]] else self._store.text(prompts[same[0]], self._stops)
-            if found is None:
-                wanted.append(same)
-            else:
-                self._give(answers, same, found, tally, kept=True)
-        tally.tell()
-        with self._asking(tally):
-            questions = [prompts[same[0]] for same in wanted]
-            for at, text in self._generator.generate(questions, tally.computed) if questions else ():
-                if not drawn[wanted[at][0]]:
-                    self._store.keep_text(questions[at], self._stops, text)
-                self._give(answers, wanted[at], text, tally)
-        return _complete(answers)
+        found = self._answers(prompts, keys, lambda some: self._generator.generate(some, tally.computed), tally)
+        return [str(text) for text in found]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         encoded = [self._encoder.fitted(context, continuation) for _, context, continuation in requests]
-        answers = self._likelihoods("loglikelihood", (), encoded, range(len(encoded)))
-        return [(answer.log_probability, answer.greedy) for answer in answers]
+        return self._likelihoods("loglikelihood", encoded, range(len(encoded)), ())
 
     # How it is answered.
 
     def _likelihoods(
-        self, kind: Kind, requests: Sequence[Instance], encoded: Sequence[Encoded], owners: Sequence[int]
-    ) -> list[Likelihood]:
+        self, kind: Kind, encoded: Sequence[Encoded], owners: Sequence[int], requests: Sequence[Instance]
+    ) -> list[tuple[float, bool]]:
         """One for each of `encoded`, which belong to the questions `owners`."""
-        places: dict[Continuation, list[int]] = {}
-        for number, (tokens, scored, _) in enumerate(encoded):
-            places.setdefault(Continuation(tokens, scored), []).append(number)
         tally = Tally(kind, owners, len(requests) or len(encoded), self._report)
-        answers: list[Likelihood | None] = [None] * len(encoded)
-        wanted: list[Continuation] = []
-        for question, same in places.items():
-            found = self._store.likelihood(question)
-            if found is None:
-                wanted.append(question)
-            else:
-                self._give(answers, same, found, tally, kept=True)
-        tally.tell()
-        with self._asking(tally):
-            for at, answer in self._scorer.score(wanted, tally.computed) if wanted else ():
-                same = places[wanted[at]]
-                if math.isnan(answer.log_probability):
-                    raise EvaluationError(no_number(requests[owners[same[0]]] if requests else None))
-                self._store.keep_likelihood(wanted[at], answer)
-                self._give(answers, same, answer, tally)
-        return _complete(answers)
+        questions = [Continuation(tokens, scored) for tokens, scored, _ in encoded]
 
-    def _give(
-        self, answers: list[Any], places: Sequence[int], answer: Any, tally: Tally, *, kept: bool = False
-    ) -> None:
-        for place in places:
-            answers[place] = answer
-        self.asked += len(places)
-        self.kept += len(places) * kept
-        tally.answered(places, kept=kept)
+        keys = [likelihood_key(question) for question in questions]
+        found = self._answers(questions, keys, lambda some: self._scorer.score(some, tally.computed), tally)
+        return [(float(log_probability), bool(greedy)) for log_probability, greedy in found]
+
+    def _answers(
+        self,
+        questions: Sequence[Q],
+        keys: Sequence[str | None],
+        ask: Callable[[Sequence[Q]], Iterator[tuple[int, Any]]],
+        tally: Tally,
+    ) -> list[Any]:
+        """An answer to each question; those of equal keys are asked once, those with None by themselves."""
+        answers: list[Any] = [None] * len(questions)
+        places: dict[str, list[int]] = {}
+        for number, key in enumerate(keys):
+            places.setdefault(key or f"question {number}", []).append(number)
+
+        def give(same: list[int], answer: Any, *, kept: bool = False) -> None:
+            for place in same:
+                answers[place] = answer
+            self.asked += len(same)
+            self.kept += len(same) * kept
+            tally.answered(same, kept=kept)
+
+        wanted: list[list[int]] = []
+        for key, same in places.items():
+            found = self._store.get(key)
+            if found is None:
+                wanted.append(same)
+            else:
+                give(same, found, kept=True)
+        tally.tell()
+        with self._asked() if wanted else nullcontext():
+            for at, answer in ask([questions[same[0]] for same in wanted]) if wanted else ():
+                if (key := keys[wanted[at][0]]) is not None:
+                    self._store.put(key, answer)
+                give(wanted[at], answer)
+        tally.tell()
+        if None in answers:
+            raise EvaluationError(f"{answers.count(None):,} of {len(answers):,} questions have no answer")
+        return answers
 
     @contextmanager
-    def _asking(self, tally: Tally) -> Iterator[None]:
-        """While the model is asked: in eval mode, its answers safe whatever happens."""
+    def _asked(self) -> Iterator[None]:
+        """While the model is asked: in eval mode, without gradients, and its answers safe whatever happens."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.no_grad():
                 yield
-            tally.tell()
         finally:
             for module in training:
                 module.training = True
@@ -204,16 +218,19 @@ class AnsweringModel(Backend):
                 self.remark_once(self._store.trouble)
 
     @cached_property
-    def _scorer(self) -> Any:
-        from qlora_cli.evaluation.answering.scorer import choose_scorer
-
+    def _scorer(self) -> Scorer:
         return choose_scorer(self.model, batch_size=self.batch_size, remark=self.remark_once)
 
     @cached_property
-    def _generator(self) -> Any:
-        from qlora_cli.evaluation.answering.generation import Generator
-
-        return Generator(self.model, self.tokenizer, batch_size=self.batch_size, stop_ids=self._stops)
+    def _generator(self) -> Generator:
+        return Generator(
+            self.model,
+            self.tokenizer,
+            batch_size=self.batch_size,
+            stop_ids=self._stops,
+            seed=other_seed(self._seed),
+            remark=self.remark_once,
+        )
 
     @cached_property
     def _end(self) -> str | None:
@@ -228,17 +245,17 @@ class AnsweringModel(Backend):
         ends = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id}
         return tuple(sorted(ends - {None}))
 
+    @cached_property
+    def _habits(self) -> str:
+        """What decides how this model goes on from a prompt, beside its weights."""
+        own = self.model.generation_config
+        return repr((self._stops, sorted(own.to_diff_dict().items(), key=str) if own else ()))
+
     def _count_cut(self, requests: Sequence[Instance], encoded: Sequence[Encoded]) -> None:
         cut = Counter(str(request.task_name) for request, found in zip(requests, encoded, strict=True) if found.cut)
         if cut:
             most = max(found.cut for found in encoded)
             self.cut += cut
             self.cut_tokens = max(self.cut_tokens, most)
-            self.remark_once(cut_remark(cut, len(requests), self.max_length, most))
-
-
-def _complete(answers: list[Any]) -> list[Any]:
-    missing = sum(answer is None for answer in answers)
-    if missing:
-        raise EvaluationError(f"{missing:,} of {len(answers):,} questions have no answer")
-    return answers
+            if self.world_size == 1:  # or there would be a remark of each process
+                self.remark_once(cut_remark(cut, len(requests), self.max_length, most))

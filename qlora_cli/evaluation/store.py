@@ -13,7 +13,7 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,26 +81,18 @@ class AnswerStore:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def likelihood(self, asked: Continuation) -> Likelihood | None:
-        """What was answered to this, if anything."""
-        match self._answers.get(_key("likelihood", asked.tokens, asked.scored)):
-            case [int() | float() as log_probability, bool() as greedy]:
-                return Likelihood(float(log_probability), greedy)
-            case _:
-                return None
+    def get(self, key: str) -> Any:
+        """What was answered to the question of this key; None if nothing was."""
+        return self._answers.get(key)
 
-    def keep_likelihood(self, asked: Continuation, answer: Likelihood) -> None:
+    def put(self, key: str, answer: str | Likelihood) -> None:
         """Keep an answer; on disk within half a second of answers, or with `flush`."""
-        self._keep(_key("likelihood", asked.tokens, asked.scored), [answer.log_probability, answer.greedy])
-
-    def text(self, asked: Prompt, stops: Sequence[int]) -> str | None:
-        """What was written after this prompt by a model that stops at the tokens `stops`, if anything."""
-        found = self._answers.get(_prompt_key(asked, stops))
-        return found if isinstance(found, str) else None
-
-    def keep_text(self, asked: Prompt, stops: Sequence[int], answer: str) -> None:
-        """As `keep_likelihood`. What was drawn at random is not to be kept: asked again, it would be another."""
-        self._keep(_prompt_key(asked, stops), answer)
+        self._answers[key] = answer
+        if self._folder is None or self.trouble:
+            return
+        self._waiting.append(json.dumps({"asked": key, "answer": answer}) + "\n")
+        if time.monotonic() - self._written_at > _EVERY:
+            self.flush()
 
     def flush(self) -> None:
         """Have the file hold what was answered."""
@@ -111,24 +103,19 @@ class AnswerStore:
         with self._surviving(), FileLock(self._folder / _LOCK, timeout=_PATIENCE):
             _append(self._path, "".join(waiting).encode())
 
-    def _keep(self, key: str, answer: Any) -> None:
-        self._answers[key] = answer
-        if self._folder is None or self.trouble:
-            return
-        self._waiting.append(json.dumps({"asked": key, "answer": answer}) + "\n")
-        if time.monotonic() - self._written_at > _EVERY:
-            self.flush()
-
     def _read(self) -> None:
         """Take every whole line; what a kill left of one is passed over."""
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as lines:
             for line in lines:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    record = json.loads(line)
-                    self._answers[record["asked"]] = record["answer"]
+                with contextlib.suppress(ValueError):
+                    match json.loads(line):
+                        case {"asked": str(key), "answer": str(text)}:
+                            self._answers[key] = text
+                        case {"asked": str(key), "answer": [int() | float() as log_probability, bool(greedy)]}:
+                            self._answers[key] = Likelihood(log_probability, greedy)
 
     @contextlib.contextmanager
-    def _surviving(self) -> Any:
+    def _surviving(self) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError) as error:  # filelock's Timeout is an OSError
@@ -142,7 +129,6 @@ class AnswerStore:
 def _append(path: Path, data: bytes) -> None:
     """Add whole lines, on a line of their own whatever is there. The caller holds the lock."""
     with path.open("ab+") as file:
-        os.fchmod(file.fileno(), 0o600) if hasattr(os, "fchmod") else None
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -175,13 +161,18 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _prompt_key(asked: Prompt, stops: Sequence[int]) -> str:
-    told = [asked.until, asked.max_new_tokens, sorted(asked.sampling.items()), sorted(stops)]
+def likelihood_key(asked: Continuation) -> str:
+    """The name of this question, and of every equal one."""
+    return _key("likelihood", asked.tokens, asked.scored)
+
+
+def text_key(asked: Prompt, habits: str) -> str:
+    """The name of this question to a model with these habits, such as the tokens it stops at."""
+    told = [asked.until, asked.max_new_tokens, sorted(asked.sampling.items()), habits]
     return _key("text", asked.tokens, json.dumps(told, default=str))
 
 
 def _key(kind: str, tokens: Sequence[int], told: int | str) -> str:
-    """The SHA-256 of a question."""
     digest = hashlib.sha256(f"{kind} {told} {len(tokens)}\n".encode())
     digest.update(array("q", tokens).tobytes())
     return digest.hexdigest()
