@@ -26,7 +26,8 @@ from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
 from qlora_cli.model.storage import compute_dtype, describe_storage
 from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.training.benchmarks import BenchmarkPlan, Benchmarks, check_answerable, plan_benchmarks
+from qlora_cli.training.benchmark_plan import BenchmarkPlan, check_answerable, plan_benchmarks
+from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.devices import make_accelerator
 from qlora_cli.training.doubts import doubts
@@ -237,11 +238,10 @@ def _train(
 
 
 def _benchmarks(run: _Run, plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBase) -> Benchmarks:
-    device, recipe = run.accelerator.device.type, run.recipe
-    facts = [versions(), device, recipe.base_model, recipe.revision, recipe.quantization.model_dump(), recipe.lora.alpha]
-    return Benchmarks(
-        plan, tokenizer, run.accelerator, run.emit, answers=run.folder.answers, model_facts=json.dumps(facts)
-    )
+    recipe, device = run.recipe, run.accelerator.device.type
+    base = [recipe.base_model, recipe.revision, recipe.quantization.model_dump(), recipe.lora.alpha]
+    facts = json.dumps([versions(), device, *base])
+    return Benchmarks(plan, tokenizer, run.accelerator, run.emit, answers=run.folder.answers, model_facts=facts)
 
 
 def _restore(

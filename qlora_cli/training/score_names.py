@@ -68,7 +68,8 @@ def find_score(wanted: str, loaded: LoadedTasks) -> bool:
         raise TaskError(f"evaluation.keep_best: {task} has {', '.join(known) or 'no score'}, not {metric!r}{hint}")
     better = known[metric]
     if better is None:
-        raise TaskError(f"evaluation.keep_best: lm-eval does not say whether more of {wanted} is better; choose another")
+        told = f"lm-eval does not say whether more of {wanted} is better; choose another"
+        raise TaskError(f"evaluation.keep_best: {told}")
     return better
 
 
