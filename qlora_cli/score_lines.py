@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from qlora_cli.training.events import BenchmarkRecord, Finished
 
+_LARGE = 10_000  # of a perplexity, no decimals are worth reading
+
 
 def score_lines(record: BenchmarkRecord, limit: int) -> Iterator[str]:
     """A line for each task and group asked for, at most `limit`; the first says after which step."""
@@ -48,4 +50,5 @@ def _is_error(name: str) -> bool:
 def _value(value: float | None, error: float | None) -> str:
     if value is None:
         return "no number"
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+    form = ".4f" if abs(value) < _LARGE else ".5g"
+    return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"

@@ -110,6 +110,7 @@ class RunRecord:
                 self.write()
             case Finished():
                 data["timings"]["training_seconds"] = event.seconds
+                self.write()
 
 
 def _read(path: Path) -> dict[str, Any]:
