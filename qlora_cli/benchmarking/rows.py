@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,8 @@ class _Table:
             return compare(ours, theirs, higher_is_better=self._higher(name, metric))
         if aggregate is None:
             return None
-        return compare_aggregated(ours, theirs, aggregate)
+        with warnings.catch_warnings(action="ignore"):  # of a resample in which all documents are alike
+            return compare_aggregated(ours, theirs, aggregate)
 
     def _compare_group(self, name: str, metric: str, filter_name: str) -> Comparison | None:
         """A group's tasks as strata, weighted as lm-eval weights them; None if one of them has no mean to pair."""
