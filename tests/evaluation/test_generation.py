@@ -18,6 +18,7 @@ from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.generation import Generator
 from qlora_cli.evaluation.answering.questions import Prompt
 from qlora_cli.evaluation.answering.row_limits import RowLimits, cache_bytes_per_token
+from qlora_cli.model.packing import prepare_packing
 from tests.support.models import tiny_model
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -113,6 +114,23 @@ def test_whatever_is_asked_together_every_answer_is_that_of_its_prompt_alone(fam
         assert _answers(generator, prompts) == [_one_by_one(model, prompt) for prompt in prompts]
 
     check()
+
+
+@pytest.mark.parametrize("attention", ["eager", "qlora_varlen"])
+def test_a_models_attention_may_be_another(attention: str) -> None:
+    """transformers' plainest, which adds its masks, and that of training on packed rows."""
+    model = _talkative(tiny_model("llama", vocab_size=len(tiny_tokenizer()), seed=1))
+    if attention == "eager":
+        model.set_attn_implementation("eager")
+    else:
+        prepare_packing(model)
+        assert model.config._attn_implementation == attention
+    even = [Prompt((10 + index, 11, 12), ("e",), 9) for index in range(4)]
+    uneven = [Prompt((*range(10, 14 + index), 60 + index), ("o",), 9) for index in range(6)]
+    generator = Generator(model, tiny_tokenizer())
+    assert generator.why is None
+    for prompts in (even, uneven):
+        assert _answers(generator, prompts) == [_one_by_one(_model(), prompt) for prompt in prompts]
 
 
 def test_what_prompts_begin_with_alike_is_read_once_over_all_batches() -> None:
