@@ -254,6 +254,30 @@ def test_when_memory_runs_out_fewer_rows_are_written_and_every_answer_comes(
     assert remarks[0] == ("Memory did not suffice to write 12 answers at once on cpu; going on with at most 6 at once.")
 
 
+@pytest.mark.parametrize("at", range(1, 40, 3))
+def test_memory_may_run_out_at_any_pass(at: int) -> None:
+    """Between batches, too, what they share is read again where it has to be, and nothing comes twice."""
+    model = _model()
+    prompts = [Prompt((*range(10, 40), 60 + index // 3, 100 + index), ("e",), 5) for index in range(12)]
+    expected = _answers(Generator(model, tiny_tokenizer()), prompts)
+    generator = Generator(model, tiny_tokenizer(), batch_size=4)
+    assert generator.why is None
+    passes = 0
+
+    def fail_once(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes in (at, at + 1, at + 2):  # a pass over the prompts is tried again with fewer tokens first
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.register_forward_pre_hook(fail_once)
+    try:
+        answers = _answers(generator, prompts)
+    finally:
+        handle.remove()
+    assert answers == expected
+
+
 def test_when_prompts_do_not_fit_into_one_pass_they_are_read_in_smaller_ones() -> None:
     """Down to sixteen tokens at once, without fewer rows."""
     model = _model()
