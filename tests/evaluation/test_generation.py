@@ -18,6 +18,7 @@ from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.generation import Generator
 from qlora_cli.evaluation.answering.questions import Prompt
 from qlora_cli.evaluation.answering.row_limits import RowLimits, cache_bytes_per_token
+from qlora_cli.model.packing import prepare_packing
 from tests.support.models import tiny_model
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -113,6 +114,23 @@ def test_whatever_is_asked_together_every_answer_is_that_of_its_prompt_alone(fam
         assert _answers(generator, prompts) == [_one_by_one(model, prompt) for prompt in prompts]
 
     check()
+
+
+@pytest.mark.parametrize("attention", ["eager", "qlora_varlen"])
+def test_a_models_attention_may_be_another(attention: str) -> None:
+    """transformers' plainest, which adds its masks, and that of training on packed rows."""
+    model = _talkative(tiny_model("llama", vocab_size=len(tiny_tokenizer()), seed=1))
+    if attention == "eager":
+        model.set_attn_implementation("eager")
+    else:
+        prepare_packing(model)
+        assert model.config._attn_implementation == attention
+    even = [Prompt((10 + index, 11, 12), ("e",), 9) for index in range(4)]
+    uneven = [Prompt((*range(10, 14 + index), 60 + index), ("o",), 9) for index in range(6)]
+    generator = Generator(model, tiny_tokenizer())
+    assert generator.why is None
+    for prompts in (even, uneven):
+        assert _answers(generator, prompts) == [_one_by_one(_model(), prompt) for prompt in prompts]
 
 
 def test_what_prompts_begin_with_alike_is_read_once_over_all_batches() -> None:
@@ -234,6 +252,30 @@ def test_when_memory_runs_out_fewer_rows_are_written_and_every_answer_comes(
         assert remarks.pop(0).startswith("Greedy answers are written by transformers' generate")
     assert hook.failures == len(remarks) >= 2
     assert remarks[0] == ("Memory did not suffice to write 12 answers at once on cpu; going on with at most 6 at once.")
+
+
+@pytest.mark.parametrize("at", range(1, 40, 3))
+def test_memory_may_run_out_at_any_pass(at: int) -> None:
+    """Between batches, too, what they share is read again where it has to be, and nothing comes twice."""
+    model = _model()
+    prompts = [Prompt((*range(10, 40), 60 + index // 3, 100 + index), ("e",), 5) for index in range(12)]
+    expected = _answers(Generator(model, tiny_tokenizer()), prompts)
+    generator = Generator(model, tiny_tokenizer(), batch_size=4)
+    assert generator.why is None
+    passes = 0
+
+    def fail_once(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes in (at, at + 1, at + 2):  # a pass over the prompts is tried again with fewer tokens first
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.register_forward_pre_hook(fail_once)
+    try:
+        answers = _answers(generator, prompts)
+    finally:
+        handle.remove()
+    assert answers == expected
 
 
 def test_when_prompts_do_not_fit_into_one_pass_they_are_read_in_smaller_ones() -> None:
