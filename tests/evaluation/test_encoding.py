@@ -29,7 +29,9 @@ def hf_backend(tokenizer: Any, add_bos_token: bool | None = None) -> HFLM:
 
 
 BACKENDS = {
-    (bos, added): hf_backend(tiny_tokenizer(add_bos=bos), added) for bos in (False, True) for added in (None, False, True)
+    (bos, added): hf_backend(tiny_tokenizer(add_bos=bos), added)
+    for bos in (False, True)
+    for added in (None, False, True)
 }
 
 

@@ -50,7 +50,9 @@ def test_another_model_has_answers_of_its_own(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_kill_at_any_byte_costs_the_line_it_hit(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_kill_at_any_byte_costs_the_line_it_hit(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """What is left is a beginning of the file; what is added to it afterwards is all there."""
     folder = tmp_path_factory.mktemp("answers")
     file = filled(folder)
@@ -138,7 +140,8 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
     with AnswerStore(None, "m") as store:
         store.put("a", "b")
     assert (store.get("a"), store.trouble) == ("b", None)
-    assert not list(tmp_path.rglob("*")) and not list(cache_folder().rglob("*"))
+    assert not list(tmp_path.rglob("*"))
+    assert not list(cache_folder().rglob("*"))
 
 
 def test_stores_not_used_for_longest_make_room(tmp_path: Path) -> None:

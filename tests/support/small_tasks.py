@@ -12,7 +12,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.config.group import AggMetricConfig
 
-_WORDS = "the of and to in is that it for was on are with as they at be this have from or one had by".split()
+_LINE = "the of and to in is that it for was on are with as they at be this have from or one had by"
+_WORDS = _LINE.split(" ")
+
+_MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 
 @dataclass
@@ -44,14 +47,16 @@ def choice_task(name: str = "choices", documents: int = 6, **config: Any) -> Tas
     return _task(
         name,
         {"test": [_choice(n) for n in range(documents)], "train": [_choice(100 + n) for n in range(10)]},
-        output_type="multiple_choice",
-        training_split="train",
-        fewshot_split="train",
-        doc_to_text="{{question}}\nThe answer is",
-        doc_to_choice="{{choices}}",
-        doc_to_target="label",
-        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
-        **config,
+        **{
+            "output_type": "multiple_choice",
+            "training_split": "train",
+            "fewshot_split": "train",
+            "doc_to_text": "{{question}}\nThe answer is",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "label",
+            "metric_list": [_MEAN | {"metric": "acc"}, _MEAN | {"metric": "acc_norm"}],
+            **config,
+        },
     )
 
 
@@ -65,7 +70,7 @@ def writing_task(name: str = "writing", documents: int = 4, **generation: Any) -
         doc_to_text="{{question}}",
         doc_to_target="{{answer}}",
         generation_kwargs={"until": [" the"], "max_gen_toks": 12, "do_sample": False, **generation},
-        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        metric_list=[_MEAN | {"metric": "exact_match"}],
     )
 
 
