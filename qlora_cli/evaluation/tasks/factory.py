@@ -13,7 +13,6 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.data_root import DataRoot
-from qlora_cli.evaluation.tasks.layouts.found import DatasetName
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
 from qlora_cli.evaluation.tasks.readiness import check_rows, columns_in_templates
 from qlora_cli.evaluation.tasks.refusals import refusals, unknown_words
@@ -22,6 +21,7 @@ from qlora_cli.evaluation.tasks.supply import (
     SilentHubError,
     Supply,
     brings_own,
+    dataset_name,
     describe_failure,
     needs_package,
 )
@@ -175,9 +175,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
 
     def _settle_splits(self, name: str, config: Config, supply: Supply) -> None:
         """Raise _MissingSplitsError if a split that will be asked for is not below the data root."""
-        dataset = DatasetName(
-            str(config.get("dataset_path")), config.get("dataset_name"), config.get("dataset_kwargs") or {}
-        )
+        dataset = dataset_name(config.get("dataset_path"), config.get("dataset_name"), config.get("dataset_kwargs"))
         if brings_own(dataset, config.get("custom_dataset")):
             return
         tested, validated = config.get("test_split"), config.get("validation_split")

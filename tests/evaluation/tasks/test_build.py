@@ -183,6 +183,13 @@ def test_number_of_examples_is_lm_evals_rule(tmp_path: Path, own: int | None, as
     assert prompt.count("Answer:") == used + 1
 
 
+def test_a_configuration_may_look_like_a_number(tmp_path: Path) -> None:
+    """YAML reads `2024` as one, and the folder is called so all the same."""
+    index = _own(tmp_path, dataset_name=2024)
+    write_jsonl(tmp_path / "data" / "org" / "set" / "2024" / "test.jsonl", map(arc_row, range(2)))
+    assert len(_build(["mine"], index, tmp_path / "data").tasks["mine"].eval_docs) == 2
+
+
 def test_too_few_rows_to_draw_examples_from(tmp_path: Path) -> None:
     """Told before anything is asked."""
     index = _own(tmp_path, rows=3, fewshot_split="train")
@@ -388,4 +395,7 @@ def test_the_root_may_be_relative(index: Index, tmp_path: Path, monkeypatch: pyt
     write_data_root(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert list(_build(["rte"], index, Path("data")).tasks) == ["rte"]
+    monkeypatch.chdir(tmp_path / "data")
+    assert len(_build(["arc_easy"], index, Path()).tasks["arc_easy"].eval_docs) == 8
+    monkeypatch.chdir(tmp_path)
     assert "looked for data/nyu-mll/glue/mrpc/validation.jsonl" in _refused(["mrpc"], index, Path("data"))[1]

@@ -193,8 +193,9 @@ def test_rows_that_a_function_leaves_none_of(tmp_path: Path) -> None:
     """A split that is empty once the task has chosen among its rows."""
     code = "def none(docs): return docs.filter(lambda doc: False)\n"
     index = _index(tmp_path, code, process_docs=_Function("utils.none"))
-    (line,) = _problems(tmp_path, index)
-    assert "test.jsonl" in line
+    assert _problems(tmp_path, index) == [
+        f"its `process_docs` leaves no row to ask about of {tmp_path}/data/org/set/test.jsonl."
+    ]
 
 
 def test_classes_that_fetch_their_own_rows_need_the_hub(tmp_path: Path) -> None:
