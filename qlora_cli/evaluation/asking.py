@@ -59,14 +59,16 @@ def contradictions(requests: Sequence[Instance], terms: Sequence[Terms]) -> Iter
         yield f"{task} wants answers drawn at random, at temperature 0: they are greedy"
 
 
-def cut_remark(cut: Mapping[str, int], questions: int, max_length: int, most: int) -> str:
+def cut_remark(cut: Mapping[str, int], max_length: int, most: int) -> str:
     """What to say of questions that lost their beginning, by task; `most` is how many tokens one of them lost."""
     tasks = sorted(cut.items(), key=lambda item: (-item[1], item[0]))
     named = ", ".join(f"{task} ({number:,})" for task, number in tasks[:_TOLD])
     more = f" and {len(cut) - _TOLD:,} more tasks" if len(cut) > _TOLD else ""
+    number = sum(cut.values())
+    they_are, their = ("question is", "its") if number == 1 else ("questions are", "their")
     return (
-        f"{sum(cut.values()):,} of {questions:,} questions are longer than the model's context of {max_length:,} "
-        f"tokens and lost their beginning, up to {most:,} tokens of it: {named}{more}"
+        f"{number:,} {they_are} longer than the model's context of {max_length:,} tokens and lost {their} beginning, "
+        f"up to {most:,} tokens of it: {named}{more}"
     )
 
 

@@ -202,7 +202,7 @@ def _shared(lm: AnsweringModel, results: dict[str, Any] | None, mine: _Counts) -
         most = max(one.cut_tokens for one in every)
         counts = _Counts(sum(one.asked for one in every), sum(one.kept for one in every), cut, most)
         if cut and lm.world_size > 1:  # else it was told when they were cut
-            lm.remark_once(cut_remark(cut, counts.asked, lm.max_length, most))
+            lm.remark_once(cut_remark(cut, lm.max_length, most))
         told = [(results, counts)]
     if lm.world_size > 1:
         broadcast_object_list(told)
