@@ -33,6 +33,16 @@ class Loaded(Protocol):
     def groups(self) -> Mapping[str, Any]: ...
 
 
+class Asked(Protocol):
+    """What is to be known of a model to tell whether tasks can be asked of it."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class TaskScores:
     """What came of tasks.
@@ -132,7 +142,7 @@ def score_tasks(
     )
 
 
-def refuse_unanswerable(lm: AnsweringModel, loaded: Loaded, *, limit: int | float | None, chat_template: bool) -> None:
+def refuse_unanswerable(lm: Asked, loaded: Loaded, *, limit: int | float | None, chat_template: bool) -> None:
     """Raise TaskError for tasks that cannot be asked of this model, all of them at once."""
     problems = []
     if chat_template and not getattr(lm.tokenizer, "chat_template", None):
