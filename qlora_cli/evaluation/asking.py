@@ -33,11 +33,7 @@ def room_for_prompts(requests: Sequence[Instance], terms: Sequence[Terms], max_l
     """
     for request, one in zip(requests, terms, strict=True):
         if one.max_new_tokens >= max_length:
-            raise EvaluationError(
-                f"{_named(request)}: it wants answers of up to {one.max_new_tokens:,} tokens, and the model's context, "
-                f"prompt and answer together, is {max_length:,}. Leave this task out, or lower max_gen_toks in its "
-                "generation_kwargs"
-            )
+            raise EvaluationError(too_long_an_answer(_named(request), one.max_new_tokens, max_length))
     return [(request.args[0], max_length - one.max_new_tokens) for request, one in zip(requests, terms, strict=True)]
 
 
@@ -57,6 +53,14 @@ def contradictions(requests: Sequence[Instance], terms: Sequence[Terms]) -> Iter
     """What to say of tasks that ask for answers drawn at random in a way that leaves no choice."""
     for task in dict.fromkeys(r.task_name for r, one in zip(requests, terms, strict=True) if one.contradicted):
         yield f"{task} wants answers drawn at random, at temperature 0: they are greedy"
+
+
+def too_long_an_answer(asked: str, max_new_tokens: int, max_length: int) -> str:
+    """What is wrong with a task that wants longer answers than the model has room for."""
+    return (
+        f"{asked}: it wants answers of up to {max_new_tokens:,} tokens, and the model's context, prompt and answer "
+        f"together, is {max_length:,}. Leave this task out, or lower max_gen_toks in its generation_kwargs"
+    )
 
 
 def cut_remark(cut: Mapping[str, int], max_length: int, most: int) -> str:

@@ -220,9 +220,9 @@ def test_what_fails_in_the_model_is_not_laid_at_a_tasks_door() -> None:
     lm.__dict__["_scorer"] = None  # whatever it is that breaks
     with pytest.raises(AttributeError):
         score_tasks(lm, small_tasks(choice_task()))
-    narrow = AnsweringModel(model, words, report=lambda _: None, max_length=10)
-    with pytest.raises(EvaluationError, match=r"^writing, document 0: it wants answers of up to 12 tokens"):
-        score_tasks(narrow, small_tasks(writing_task()))
+    narrow = AnsweringModel(model, words, report=lambda _: None, max_length=2)
+    with pytest.raises(EvaluationError, match=r"^choices, document 0: expected an answer to score"):
+        score_tasks(narrow, small_tasks(choice_task()))
 
 
 def test_what_cannot_be_asked_is_told_before_anything_is_computed() -> None:
@@ -233,12 +233,16 @@ def test_what_cannot_be_asked_is_told_before_anything_is_computed() -> None:
     asked: list[Any] = []
     with pytest.raises(TaskError) as caught:
         score_tasks(
-            AnsweringModel(model, words, report=asked.append), small_tasks(choice_task(), pictures), chat_template=True
+            AnsweringModel(model, words, report=asked.append),
+            small_tasks(choice_task(), pictures, writing_task(max_gen_toks=2048)),
+            chat_template=True,
         )
     assert str(caught.value) == (
         "prompts are to be rendered with a chat template, and the tokenizer has none: leave that out, or score a model "
         "that has one\n"
-        "pictures: it asks about pictures or sound, and a language model is scored here"
+        "pictures: it asks about pictures or sound, and a language model is scored here\n"
+        "writing: it wants answers of up to 2,048 tokens, and the model's context, prompt and answer together, is "
+        "2,048. Leave this task out, or lower max_gen_toks in its generation_kwargs"
     )
     assert asked == []
 
