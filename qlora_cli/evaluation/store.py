@@ -78,9 +78,6 @@ class AnswerStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.flush()
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def get(self, key: str) -> Any:
         """What was answered to the question of this key; None if nothing was."""
         return self._answers.get(key)
