@@ -12,7 +12,7 @@ from rich.text import Text
 
 from qlora_cli.console import describe_rows, epochs, plural, show_error, show_line, visible
 from qlora_cli.errors import Mistake, RecipeError, RequestError
-from qlora_cli.training.facts import Example, Facts, Overlong, SomeRows, SplitFacts, Steps
+from qlora_cli.training.facts import BenchmarkFacts, Example, Facts, Overlong, SomeRows, SplitFacts, Steps
 
 # Around what is learned, so that it is told apart without colours, too.
 _OPEN, _CLOSE = "«", "»"
@@ -30,6 +30,8 @@ def show_check(console: Console, recipe: Path, facts: Facts) -> None:
         show_line(console, "steps", _steps(facts.steps))
         if facts.train is not None:
             show_line(console, "", _sequences(facts.steps, facts.train.max_length))
+    if facts.benchmarks is not None:
+        show_line(console, "scores", _benchmarks(facts.benchmarks))
     for notice in facts.notices:
         show_line(console, "note", notice)
     for example in facts.examples:
@@ -57,6 +59,7 @@ def facts_json(recipe: Path, facts: Facts) -> str:
         validation=_split_fields(facts.validation),
         steps=None if facts.steps is None else asdict(facts.steps) | {"processes": 1},
         examples=[_example_fields(example) for example in facts.examples],
+        benchmarks=None if facts.benchmarks is None else asdict(facts.benchmarks),
     )
 
 
@@ -91,6 +94,7 @@ def _json(recipe: Path, *, ok: bool, **found: Any) -> str:
         "validation": None,
         "steps": None,
         "examples": [],
+        "benchmarks": None,
     }
     return json.dumps(document | found)
 
@@ -162,6 +166,12 @@ def _sequences(steps: Steps, max_length: int) -> str:
     if steps.fill is None:
         return padding
     return f"{plural(steps.sequences, 'pack')} of up to {max_length:,} tokens, {steps.fill:.1%} full; {padding}"
+
+
+def _benchmarks(facts: BenchmarkFacts) -> str:
+    tasks = "" if facts.tasks == len(facts.names) else f"{plural(facts.tasks, 'task')}, "
+    times = "" if facts.times is None else f", {plural(facts.times, 'time')}"
+    return f"{', '.join(facts.names)}: {tasks}{plural(facts.documents, 'document')}{times}"
 
 
 def _show_example(console: Console, example: Example) -> None:

@@ -12,7 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from qlora_cli.console import describe_rows, epochs, plural, show_line
 from qlora_cli.encoding_view import EncodingView
+from qlora_cli.evaluation.events import Asking
+from qlora_cli.score_lines import change_lines, score_lines
 from qlora_cli.training.events import (
+    BenchmarkRecord,
+    BestKept,
     CheckpointSaved,
     DataReady,
     EncodingProgress,
@@ -32,6 +36,9 @@ from qlora_cli.training.events import (
 _SMOOTHING = 0.2
 # Seconds of steps that the time left is judged by: a step may take a minute, and Rich's own 30 would hold none.
 _SPEED_PERIOD = 600
+# Seconds of scoring between two lines where there is no terminal, and lines of scores that fit a screen.
+_BETWEEN_LINES = 30.0
+_MANY_SCORES = 20
 
 
 class TrainView:
@@ -42,6 +49,8 @@ class TrainView:
         self._progress: Progress | None = None
         self._steps: TaskID | None = None
         self._evaluation: TaskID | None = None
+        self._questions: TaskID | None = None
+        self._next_line = _BETWEEN_LINES
         self._speed = 0.0
         self._encoding = EncodingView(console)
 
@@ -75,6 +84,12 @@ class TrainView:
                 self._evaluating(event)
             case EvalRecord():
                 self._evaluated(event)
+            case Asking():
+                self._asking(event)
+            case BenchmarkRecord():
+                self._scored(event)
+            case BestKept():
+                self._line("best", f"{event.score} {event.value:.4f} after step {event.step}: {event.path} stays")
             case CheckpointSaved():
                 self._line("saved", str(event.path))
             case Finished():
@@ -149,6 +164,26 @@ class TrainView:
         perplexity = "" if event.perplexity is None else f"  perplexity {event.perplexity:.3f}"
         self._line("eval", f"step {event.step}  held-out loss {event.eval_loss:.4f}{perplexity}")
 
+    def _asking(self, event: Asking) -> None:
+        """A bar under that of the steps; elsewhere a line now and then, as benchmarks may take longer than training."""
+        if self._progress is not None:
+            if self._questions is None:
+                self._questions = self._progress.add_task("score", total=event.questions, facts="")
+            self._progress.update(self._questions, total=event.questions, completed=event.answered)
+        elif event.seconds > self._next_line:
+            self._line("", f"scoring: {event.answered:,} of {plural(event.questions, 'question')}", style="dim")
+            self._next_line = event.seconds + _BETWEEN_LINES
+        if event.answered == event.questions:
+            self._next_line = _BETWEEN_LINES
+
+    def _scored(self, event: BenchmarkRecord) -> None:
+        if self._progress is not None and self._questions is not None:
+            self._progress.remove_task(self._questions)
+            self._questions = None
+        self._next_line = _BETWEEN_LINES
+        for label, text in zip(("scores", *[""] * _MANY_SCORES), score_lines(event, _MANY_SCORES), strict=False):
+            self._line(label, text)
+
     def _finish(self, event: Finished) -> None:
         self._stop()
         speed = event.tokens / event.seconds if event.seconds else 0.0
@@ -160,6 +195,11 @@ class TrainView:
         )
         if event.first_eval_loss is not None and event.last_eval_loss is not None:
             self._line("", f"held-out loss {event.first_eval_loss:.4f} before, {event.last_eval_loss:.4f} after")
+        for text in change_lines(event, _MANY_SCORES):
+            self._line("", text)
+        if event.best is not None:
+            best = event.best
+            self._line("best", f"{best.score} {best.value:.4f} after step {best.step}: {best.path}")
         self._line("adapter", f"{event.adapter}{os.sep}  (PEFT format)")
 
     def _stop(self) -> None:

@@ -115,10 +115,10 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     import resource
 
     import torch
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from qlora_cli.evaluation.harness import score_tasks
     from qlora_cli.evaluation.scoring import AnsweringModel
     from qlora_cli.evaluation.tasks.build import build_tasks
     from qlora_cli.evaluation.tasks.index import load_index
@@ -140,12 +140,16 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
         tasks = TaskOptions(data_root=options.data_root, allow_partial=True, num_fewshot=SHOTS.get(name, 0))
         loaded = build_tasks([name], index, tasks)
         began = time.perf_counter()
-        scored = score_tasks(lm, loaded, limit=options.limit, bootstrap_iters=0)
+        for task in loaded.tasks.values():
+            task.set_fewshot_seed(1234)  # lm-eval's own
+        scored = evaluate(
+            lm, {"tasks": loaded.tasks, "groups": loaded.groups}, limit=options.limit, bootstrap_iters=100
+        )
         found["seconds"][name] = time.perf_counter() - began
-        found["scores"][name] = (scored.results.get("groups") or {}).get(name) or scored.results["results"][name]
+        found["scores"][name] = scored["results"][name]
         found["answers"][name] = [
             [list(responses[0]) for responses in sample["resps"]]
-            for samples in scored.samples.values()
+            for samples in scored["samples"].values()
             for sample in samples
         ]
     found["way"] = way or lm.way

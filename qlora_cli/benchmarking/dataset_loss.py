@@ -24,7 +24,8 @@ from qlora_cli.evaluation.answering.memory import within_memory
 from qlora_cli.evaluation.answering.questions import Progress
 from qlora_cli.evaluation.statistics import Comparison, compare_ratios, ratio_standard_error
 from qlora_cli.model.source import embedding_rows
-from qlora_cli.recipe.schema import DatasetSection
+from qlora_cli.recipe.paths import is_local
+from qlora_cli.recipe.schema import DatasetSection, SourceSection
 from qlora_cli.training.loss import perplexity, supervised_logits
 from qlora_cli.training.preparation import choose_template, encode_all, lay_out, make_split, split_refusals
 from qlora_cli.training.record import RunRecord
@@ -112,7 +113,7 @@ def read_dataset(
     split = make_split("validation", whole, section, tokenizer)
     for refusal in split_refusals(split, section, config, tokenizer):
         raise DataError(refusal)
-    remarks = _remarks(split.kept, split.whole.rows, section)
+    remarks = (*_remarks(split.kept, split.whole.rows, section), *_seen(target, split.kept, section))
     return DatasetRows(split.kept, _text_bytes(split.kept, tokenizer), int(tokenizer.pad_token_id or 0), remarks)
 
 
@@ -230,6 +231,19 @@ def _text_bytes(kept: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> int:
     return total
 
 
+def _seen(target: Target, rows: EncodedRows, section: DatasetSection) -> Iterator[str]:
+    """Rows that the target has learned are told of."""
+    recipe = None if target.adapter is None else target.adapter.recipe
+    learned = () if recipe is None else recipe.dataset.train_sources
+
+    def same(one: SourceSection, other: SourceSection) -> bool:
+        split = is_local(one.path) or (one.hub_config, one.split) == (other.hub_config, other.split)
+        return one.path == other.path and split
+
+    if any(same(source, other) for source in section.validation_sources for other in learned):
+        yield f"the run was trained on rows of {rows.source}: a loss on them says little about others"
+
+
 def _remarks(kept: EncodedRows, rows: int, section: DatasetSection) -> tuple[str, ...]:
     remarks = []
     longest = f"longer than dataset.max_length ({section.max_length} tokens)"
@@ -238,5 +252,6 @@ def _remarks(kept: EncodedRows, rows: int, section: DatasetSection) -> tuple[str
     if kept.dropped:
         remarks.append(f"{kept.dropped:,} of {rows:,} rows are {longest} and are left out")
     if kept.skipped:
-        remarks.append(f"{kept.skipped:,} rows could not be read and are left out; the first: {kept.problems[0]}")
+        number = f"{kept.skipped:,} row{'s' * (kept.skipped != 1)}"
+        remarks.append(f"{number} could not be read: left out. The first: {kept.problems[0]}")
     return tuple(remarks)

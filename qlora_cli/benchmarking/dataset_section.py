@@ -29,6 +29,7 @@ _LONGEST = 2048  # tokens of a row, where no run says; fewer if the model has fe
 _HOW = ("chat_template", "supervise", "on_bad_row", "max_length")
 # What `--dataset` says itself, or what is for training.
 _NOT_HERE = ("train", "validation", "validation_fraction", "train_split", "packing")
+_INSTEAD = {"train_split": "set dataset.validation_split", "packing": "rows are scored one by one, which says the same"}
 
 
 def dataset_section(file: str, target: Target, overrides: Sequence[str] = ()) -> DatasetSection:
@@ -72,7 +73,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
                 f"--set {override}: an evaluation takes `dataset.KEY=VALUE` alone, which says how rows are read"
             )
         elif name.partition(".")[0] in _NOT_HERE:
-            instead = "set dataset.validation_split" if name == "train_split" else f"{_OPTION} names the rows"
+            instead = _INSTEAD.get(name.partition(".")[0], f"{_OPTION} names the rows")
             problems.append(f"--set {override}: `{key}` is for training; {instead}")
     if problems:
         raise RequestError("\n".join(problems))

@@ -12,7 +12,8 @@ from qlora_cli.recipe.schema import Recipe
 def names_in(recipe: Recipe) -> list[str]:
     """The models and the data that a recipe names: paths, and names on the hub."""
     sources = (*recipe.dataset.train_sources, *recipe.dataset.validation_sources)
-    return [recipe.base_model, *(source.path for source in sources)]
+    benchmarks = recipe.evaluation.names if recipe.evaluation.data_root is None else ()
+    return [recipe.base_model, *(source.path for source in sources), *benchmarks]
 
 
 def set_up_libraries(names: Iterable[str], *, progress: bool, rows: bool = True) -> None:

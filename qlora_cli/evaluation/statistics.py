@@ -7,7 +7,9 @@ drawn one by one); McNemar 1947, in its exact form: of the documents on which th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,6 +26,8 @@ RESAMPLES = 10_000
 SEED = 1234  # lm-eval's
 _CONFIDENCE = 0.95
 _DRAWN_AT_ONCE = 1 << 21  # indices, 16 MB
+_AGGREGATED = 8_000_000  # items, in all draws of a metric that is no mean
+_DEFINED = 0.9  # of those draws, how many must have a value
 _FEW_VALUES = 64  # distinct differences whose numbers are drawn in place of documents
 
 
@@ -173,16 +177,18 @@ def compare_aggregated(
     base: Sequence[Any],
     aggregate: Aggregate,
     *,
-    resamples: int = 1000,
+    resamples: int | None = None,
     seed: int = SEED,
 ) -> Comparison:
     """A metric that is no mean of the documents' values, such as F1 or Matthews' correlation.
 
-    Wins and losses are not told: a document has no value of its own.
+    Wins and losses are not told: a document has no value of its own. Draws for which the metric is not defined, such as
+    of one class alone, are left out; where they are many, there is no interval.
 
     Args:
         target, base: what the aggregation takes, of the same documents in the same order.
-        resamples: fewer than for means, since each is aggregated by itself: 1000 are lm-eval's number.
+        resamples: by default fewer than for means, since each is aggregated by itself: lm-eval's 1000, down to 200 of
+            many documents.
 
     Raises:
         EvaluationError: if there are none, or not as many of the one as of the other.
@@ -190,12 +196,16 @@ def compare_aggregated(
     number = len(target)
     stratum(np.zeros(number), np.zeros(len(base)))
     generator = np.random.default_rng(seed)
-    drawn = np.empty(resamples if number > 1 else 0)
-    for each in range(len(drawn)):
-        chosen = generator.integers(0, number, number).tolist()
-        drawn[each] = aggregate([target[i] for i in chosen]) - aggregate([base[i] for i in chosen])
-    low, high = _interval(drawn) if len(drawn) else (None, None)
-    return Comparison(aggregate(target) - aggregate(base), low, high, None, 0, 0, 0, number)
+    wanted = resamples or min(1000, max(200, _AGGREGATED // number))
+    drawn = []
+    with warnings.catch_warnings(action="ignore"):  # of draws that the metric is not defined for
+        for _ in range(wanted if number > 1 else 0):
+            chosen = generator.integers(0, number, number).tolist()
+            with suppress(ValueError, ZeroDivisionError):
+                drawn.append(aggregate([target[i] for i in chosen]) - aggregate([base[i] for i in chosen]))
+    defined = np.array([value for value in drawn if math.isfinite(value)])
+    low, high = _interval(defined) if number > 1 and len(defined) >= _DEFINED * wanted else (None, None)
+    return Comparison(float(aggregate(target) - aggregate(base)), low, high, None, 0, 0, 0, number)
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -209,7 +219,7 @@ def mcnemar(wins: int, losses: int) -> float:
     for k in range(1, min(wins, losses) + 1):
         ways = ways * (number - k + 1) // k
         tail += ways
-    return min(1.0, 2 * tail / 2**number)
+    return min(1.0, 2 * tail / (1 << number))
 
 
 def standard_error(values: ArrayLike) -> float | None:

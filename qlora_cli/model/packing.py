@@ -70,6 +70,23 @@ def prepare_packing(model: PreTrainedModel) -> str:
     return BLOCK_DIAGONAL
 
 
+@contextmanager
+def without_packing(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model attends as it did before `prepare_packing`: to whole sequences, with padding or with a cache.
+
+    Args:
+        model: not wrapped for data parallelism; one that was never prepared stays as it is.
+    """
+    varies = model.config._attn_implementation == VARLEN
+    if varies:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if varies:
+            model.set_attn_implementation(VARLEN)
+
+
 def packed_inputs(model: nn.Module, position_ids: Tensor) -> dict[str, Any]:
     """What `model` takes beside the tokens of packed rows, after `prepare_packing`; an attention mask it must not get.
 

@@ -32,6 +32,7 @@ SAME: Mapping[str, Names] = {
     "quantization": {HF: "quantization_config bnb_config bitsandbytes_config bitsandbytes",
                      "axolotl": "bnb_config_kwargs", _ANY: "quant"},
     "dataset": {HF: "data_args data_arguments", "TRL": "script_args dataset_mixture", "mlx-lm": "data hf_dataset"},
+    "evaluation": {"lm-eval": "lm_eval", _ANY: "benchmarks"},
     "training": {HF: "training_args training_arguments trainer", "TRL": "sft sft_config"},
     # The model
     "base_model": {HF: "model_name_or_path pretrained_model_name_or_path model_id", "PEFT": "base_model_name_or_path",
@@ -85,6 +86,13 @@ SAME: Mapping[str, Names] = {
     "training.save_steps": {"litgpt": "save_interval"},
     "training.eval_on_start": {"litgpt": "initial_validation"},
     "training.seed": {"Unsloth": "random_state"},
+    # The benchmarks
+    "evaluation.tasks": {"axolotl": "lm_eval_tasks"},
+    "evaluation.num_fewshot": {LLAMA_FACTORY: "n_shot"},
+    "evaluation.limit": {"QLoRA": "max_mmlu_samples"},
+    "evaluation.per_device_batch_size": {"axolotl": "lm_eval_batch_size"},
+    "evaluation.data_root": {LLAMA_FACTORY: "task_dir"},
+    "evaluation.task_path": {"lm-eval": "include_path"},
 }
 
 _LAYER_NAMES = "a list with the names of the model's own linear layers, such as q_proj, or all-linear"
@@ -187,6 +195,14 @@ OTHERWISE: tuple[Otherwise, ...] = (
     Otherwise("training.logging_steps", "a number of steps", {HF: "logging_strategy"}),
     Otherwise("training.logging_steps", _STEPS, {"mlx-lm": "steps_per_report", "litgpt": "log_interval"}),
     Otherwise("training.seed", "one seed for all that is drawn", {HF: "data_seed"}),
+    # The benchmarks
+    Otherwise("evaluation.tasks", "[mmlu] in place of true", {"QLoRA": "do_mmlu_eval"}),
+    Otherwise("evaluation.tasks", "a list of lm-eval's names, as in [mmlu, arc_easy]",
+              {"axolotl": "do_bench_eval bench_dataset", "QLoRA": "mmlu_dataset mmlu_split"}),
+    Otherwise("evaluation.tasks", "with any tasks, the model is scored at the end",
+              {"axolotl": "lm_eval_post_train"}),
+    Otherwise("evaluation.keep_best", "a task and its metric, as in mmlu/acc, or null; the checkpoint with the best "
+              "score is kept", {HF: "metric_for_best_model"}),
     Otherwise("training.device", "cpu in place of true", {HF: "use_cpu no_cuda"}),
 )
 # fmt: on

@@ -131,16 +131,18 @@ def _in_source(key: str, word: str, section: Path, beside: Mapping[str, Value]) 
 
 
 def _slip(key: str, word: str, section: Path, value: Value) -> _Reading | None:
-    """Another way of writing a key of this section, a slip of one letter, or the one key that has it as a part."""
+    """Another way of writing a key of this section, a slip of one letter, or the one key that has its words."""
     here = section_fields(section)
-    name = word if word in here else next((name for name in here if is_slip(word, name)), None)
+    exact = not section and any(path[-1] == word for path, _ in all_fields())  # `tasks` is not `task` misspelt
+    slips = () if exact else (name for name in here if is_slip(word, name))
+    name = word if word in here else next(iter(slips), None)
     foreign = foreign_name(key)
     at = dotted((*section, name or ""))
     inner = is_anothers(key) and not isinstance(value, dict)  # what a section has would be no section
     if foreign and foreign.here and (foreign.here == at or (inner and foreign.here.startswith(f"{at}."))):
         return None  # a list called `datasets` is not `dataset` misspelt
     if name is None and section and not (foreign and foreign.here and foreign.here.startswith(f"{section[0]}.")):
-        parts = [name for name in here if word in name.split("_")]
+        parts = [name for name in here if f"_{word}_" in f"_{name}_"]
         name = parts[0] if len(parts) == 1 else None
     return _did_you_mean((*section, name), f"`{name}`") if name else None
 

@@ -20,6 +20,7 @@ _MODEL: yaml_source.Path = ("base_model",)
 # Fields whose text may name a file or a folder: itself, in the items of a list, or in one of its sections' fields.
 _ROWS: tuple[yaml_source.Path, ...] = (("dataset", "train"), ("dataset", "validation"))
 _TEMPLATE: yaml_source.Path = ("dataset", "chat_template")
+_BENCHMARKS: tuple[yaml_source.Path, ...] = (("evaluation", "data_root"), ("evaluation", "task_path"))
 _OUTPUT: yaml_source.Path = ("output_dir",)
 
 PLAIN_TEMPLATE = "plain"
@@ -44,6 +45,8 @@ def resolve_paths(data: dict[str, Value], base: Path) -> dict[str, Value]:
         if keys == _OUTPUT:
             return expand_home(text)
         if keys == _TEMPLATE and is_path(keys, text) and text not in ("", PLAIN_TEMPLATE):
+            return _resolve(text, base, local=True)
+        if keys in _BENCHMARKS and text:
             return _resolve(text, base, local=True)
         return _resolve(text, base) if _may_be_of_the_hub(keys) else text
 
@@ -79,6 +82,8 @@ def _absent(keys: yaml_source.Path, value: str) -> str | None:
     if keys == _OUTPUT or (template and value == PLAIN_TEMPLATE):
         return None
     expected = _TEMPLATES if template else "expected a path, or a hub name such as org/name."
+    if keys in _BENCHMARKS:
+        expected = "expected a folder."
     if "://" in value:
         return f"{shorten(value)} is a URL; {expected}"
     if not os.path.isabs(value):  # noqa: PTH117
@@ -90,6 +95,8 @@ def _absent(keys: yaml_source.Path, value: str) -> str | None:
             return _template_problem(Path(value), shown_path(Path(value)))
         if keys == _MODEL:
             return model_problem(Path(value), shown_path(Path(value)))
+        if keys in _BENCHMARKS:
+            return _folder_problem(Path(value), shown_path(Path(value)))
         find_data_files(value)
     except DataError as error:
         return str(error)
@@ -134,6 +141,15 @@ def model_problem(path: Path, shown: str) -> str | None:
     if not (path / "config.json").is_file():
         return f"{shown} holds no config.json, so it is not a model folder."
     return None
+
+
+def _folder_problem(path: Path, shown: str) -> str | None:
+    """Why this is no folder that can be looked into; None if it is one."""
+    if path.is_dir():
+        return None
+    if path.exists():
+        return f"{shown} is a file; expected a folder."
+    return f"{shown}: there is no such folder{near_name(path)}"
 
 
 def _template_problem(path: Path, shown: str) -> str | None:

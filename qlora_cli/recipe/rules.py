@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_cli.errors import Mistake
+from qlora_cli.recipe.benchmark_rules import NEED_TASKS, TASKS, benchmark_contradictions
 from qlora_cli.recipe.facts import TRAIN, VALIDATION, Facts
 from qlora_cli.recipe.foreign import foreign_value
 from qlora_cli.recipe.schema import ALL_LINEAR, FORMAT_COLUMNS
@@ -44,6 +45,7 @@ def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override
     facts = Facts(data, {}, set())
     over = [pair for a, b in _PAIRS for pair in ((a, b), (b, a))]
     over += [(path, _BITS) for path in _OF_FOUR_BITS if value_at(data, _BITS) == 16]
+    over += [(path, TASKS) for path in NEED_TASKS if value_at(data, TASKS) == []]
     gone = [path for path, owner in over if {path, owner} <= given and set_by[path] < set_by[owner]]
     # What is said about another field. Of arguments, the order is no matter: a revision or a split given with a model
     # or rows is of those, before them or after.
@@ -66,7 +68,9 @@ def contradictions(
     """
     facts = Facts(data, places, hinted)
     needs = _without_validation(facts) if whole else []
-    return [*_excluding(facts), *_meaningless(facts), *source_contradictions(facts), *needs, *_names(facts)]
+    benchmarks = benchmark_contradictions(facts, whole=whole)
+    pairs = [*_excluding(facts), *_meaningless(facts)]
+    return [*pairs, *source_contradictions(facts), *needs, *benchmarks, *_names(facts)]
 
 
 def _excluding(facts: Facts) -> list[Mistake]:

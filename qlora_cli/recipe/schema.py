@@ -236,6 +236,54 @@ class TrainingSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
 
 
+Name = Annotated[str, Field(min_length=1)]
+
+
+class EvaluationSection(Section):
+    """Benchmarks of lm-evaluation-harness that the model is scored on while it trains, as QLoRA did with MMLU."""
+
+    tasks: Name | list[Name] = Field(
+        default_factory=list, description="a task or a group of lm-eval, or a list of them: [mmlu, arc_easy]"
+    )
+    every_steps: PositiveInt | None = Field(
+        None, description="steps between two scorings; there is always one at the end"
+    )
+    at_start: bool = Field(False, description="score before the first step, too")
+    limit: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="score on the first so many documents of each task, or on a share of them"
+    )
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="examples in a prompt; by default as many as the task says"
+    )
+    apply_chat_template: bool = Field(False, description="render the prompts as conversations")
+    per_device_batch_size: PositiveInt | None = Field(
+        None, description="sequences in one forward pass on one device; by default as many as it takes"
+    )
+    data_root: str | None = Field(
+        None,
+        min_length=1,
+        description="folder with the tasks' data, in place of the hub; relative to the recipe",
+        json_schema_extra=ENVIRONMENT,
+    )
+    task_path: str | None = Field(
+        None,
+        min_length=1,
+        description="folder with task definitions beside lm-eval's own; relative to the recipe",
+        json_schema_extra=ENVIRONMENT,
+    )
+    allow_partial: bool = Field(False, description="score a group on those of its tasks whose data is there")
+    keep_best: str | None = Field(
+        None,
+        min_length=1,
+        description="TASK/METRIC, as in mmlu/acc: the checkpoint with the best score is kept, whatever is rotated",
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks and groups asked for, alone or in a list; empty: nothing is scored."""
+        return (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
+
+
 class Recipe(Section):
     """A whole recipe, as written in YAML."""
 
@@ -258,6 +306,7 @@ class Recipe(Section):
     lora: LoraSection = Field(default_factory=lambda: LoraSection())
     dataset: DatasetSection
     training: TrainingSection = Field(default_factory=lambda: TrainingSection())
+    evaluation: EvaluationSection = Field(default_factory=lambda: EvaluationSection())
     output_dir: str = Field(
         min_length=1,
         description="the run folder, relative to where the command is run",

@@ -14,10 +14,17 @@ from qlora_cli.data.units import make_units
 from qlora_cli.model.source import ModelSource, context_length, load_config, load_tokenizer
 from qlora_cli.model.storage import check_stored_quantization
 from qlora_cli.recipe.schema import ALL_LINEAR, Recipe
+from qlora_cli.training.benchmark_plan import (
+    BenchmarkPlan,
+    check_answerable,
+    count_documents,
+    plan_benchmarks,
+    times_scored,
+)
 from qlora_cli.training.checked_rows import Base, check_rows, split_facts
 from qlora_cli.training.doubts import doubts
 from qlora_cli.training.examples import first_examples
-from qlora_cli.training.facts import Facts, Steps
+from qlora_cli.training.facts import BenchmarkFacts, Facts, Steps
 from qlora_cli.training.findings import Findings
 from qlora_cli.training.run_folder import RunFolder
 from qlora_cli.training.schedule import endless_warmup, sequences_per_step, step_plan, total_steps
@@ -45,6 +52,11 @@ def check_data(recipe: Recipe, *, examples: int = 0, report: Report = lambda _: 
         found.notices += doubts(train, validation, section, base.tokenizer)
     if steps is not None and (doubt := endless_warmup(recipe.training, steps.total)):
         found.notices.append(doubt)
+    scored_on = found.attempt_or_miss("the benchmarks were not looked at", plan_benchmarks, recipe.evaluation)
+    if scored_on is not None:
+        found.notices += scored_on.loaded.remarks
+    if scored_on is not None and base is not None:
+        found.attempt(check_answerable, scored_on, base.tokenizer, num_processes=1)
     held_out = section.validation is not None or section.validation_fraction is not None
     known = train is not None and (validation is not None or not held_out)
     return Facts(
@@ -56,7 +68,13 @@ def check_data(recipe: Recipe, *, examples: int = 0, report: Report = lambda _: 
         notices=tuple(dict.fromkeys(found.notices)),
         problems=tuple(dict.fromkeys(found.problems)),
         examples=() if train is None or base is None else first_examples(train.kept, base.tokenizer, examples),
+        benchmarks=None if scored_on is None else _benchmark_facts(scored_on, steps),
     )
+
+
+def _benchmark_facts(plan: BenchmarkPlan, steps: Steps | None) -> BenchmarkFacts:
+    times = None if steps is None else times_scored(plan.section, steps.total)
+    return BenchmarkFacts(plan.names, len(plan.loaded.tasks), count_documents(plan), times)
 
 
 def _look_at_the_folder(output_dir: str, found: Findings) -> None:

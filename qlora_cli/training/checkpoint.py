@@ -71,12 +71,13 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def rotate(folder: Path, limit: int | None) -> None:
-    """Delete all but the newest `limit` checkpoints."""
+def rotate(folder: Path, limit: int | None, *, keep: int | None = None) -> None:
+    """Delete all but the newest `limit` checkpoints, and that of the step `keep`."""
     if limit is None:
         return
     for old in list_checkpoints(folder)[limit:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if checkpoint_step(old) != keep:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -13,7 +13,10 @@ import torch
 
 from qlora_cli import __version__
 
-_PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors", "pydantic")
+_PACKAGES = (
+    *("torch", "transformers", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors", "pydantic"),
+    "lm_eval",
+)
 
 
 def versions() -> dict[str, str]:

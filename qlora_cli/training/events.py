@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+
+from qlora_cli.evaluation.events import Asking
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,35 @@ class EvalRecord:
 
 
 @dataclass(frozen=True)
+class BenchmarkRecord:
+    """What the model scores on benchmarks after `step` steps.
+
+    Attributes:
+        scores: of the tasks and groups asked for, by `TASK/METRIC`, with `TASK/METRIC_stderr` beside it where there is
+            a standard error. A filter other than the usual follows the metric after a comma. None is no number.
+        members: the same of the tasks and groups within those.
+        weights: SHA-256 of the trained tensors that were scored.
+        seconds: what it took.
+    """
+
+    step: int
+    scores: Mapping[str, float | None]
+    members: Mapping[str, float | None]
+    weights: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BestKept:
+    """The checkpoint after `step` steps has the best score so far, and stays: `score` is TASK/METRIC."""
+
+    step: int
+    score: str
+    value: float
+    path: Path
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """A whole checkpoint is on disk."""
 
@@ -155,6 +186,9 @@ class Finished:
     peak_memory_bytes: int
     first_eval_loss: float | None
     last_eval_loss: float | None
+    first_scores: Mapping[str, float | None] | None = None
+    last_scores: Mapping[str, float | None] | None = None
+    best: BestKept | None = None
 
 
 Event: TypeAlias = (
@@ -168,6 +202,9 @@ Event: TypeAlias = (
     | TrainRecord
     | EvaluationProgress
     | EvalRecord
+    | Asking
+    | BenchmarkRecord
+    | BestKept
     | CheckpointSaved
     | Finished
 )

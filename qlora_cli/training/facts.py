@@ -101,6 +101,17 @@ class Example:
 
 
 @dataclass(frozen=True)
+class BenchmarkFacts:
+    """What the model is scored on: the tasks and groups asked for, how many tasks those are, and how many documents
+    they ask about each time, of `times`; the number of times is None where that of the steps is not known."""
+
+    names: tuple[str, ...]
+    tasks: int
+    documents: int
+    times: int | None
+
+
+@dataclass(frozen=True)
 class Facts:
     """What was found. `checked` is "recipe" if tokens or rows of either split are not known.
 
@@ -116,3 +127,4 @@ class Facts:
     notices: tuple[str, ...]
     problems: tuple[str, ...]
     examples: tuple[Example, ...]
+    benchmarks: BenchmarkFacts | None = None

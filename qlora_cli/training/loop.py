@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 
 from qlora_cli.data.batches import Batch, collate
 from qlora_cli.data.units import Units
-from qlora_cli.errors import Interrupted, ModelError, NonFiniteError
+from qlora_cli.errors import EvaluationError, Interrupted, ModelError, NonFiniteError
 from qlora_cli.model.lora import bypassed_layers
 from qlora_cli.recipe.schema import TrainingSection
+from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.checkpoint import Progress, checkpoint_path, find_fault, rotate, save_checkpoint
 from qlora_cli.training.evaluation import evaluate
 from qlora_cli.training.events import CheckpointSaved, Emitter, StepDone, TrainRecord
@@ -77,6 +78,7 @@ class Loop:
         data: LoopData,
         output: LoopOutput,
         progress: Progress,
+        benchmarks: Benchmarks | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -85,6 +87,7 @@ class Loop:
         self.data = data
         self.output = output
         self.progress = progress
+        self.benchmarks = benchmarks
         self.plan = step_plan(section, data.train, accelerator.num_processes)
         self.total_steps = total_steps(section, self.plan)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -95,19 +98,22 @@ class Loop:
         Raises:
             NonFiniteError: at the first non-finite loss or gradient; the state before that step is saved.
             Interrupted: after SIGINT or SIGTERM; the state after the step at hand is saved.
+            EvaluationError: if the model cannot be scored; the state after the step at hand is saved.
             ModelError: if a LoRA layer took no part in the first step.
         """
         self.model.train()
         self._evaluate_if_due()  # before the first step, or what a resumed run still owes
+        self._score_if_due(lambda: False)
         with StopRequest() as stop:
             while self.progress.step < self.total_steps:
                 self._train_step()
                 self._evaluate_if_due()
+                left_off = self._score_if_due(lambda: stop.signal_name is not None)
                 last = self.progress.step == self.total_steps
                 stopping = self._any_process(stop.signal_name is not None)
                 if last or stopping or self._due(self.section.save_steps):
                     self._save(rotating=True)
-                if stopping and not last:
+                if left_off or (stopping and not last):
                     signal_name = stop.signal_name or "a signal to another process"
                     raise Interrupted(f"{signal_name}: stopped after step {self.progress.step}, state saved")
 
@@ -252,6 +258,26 @@ class Loop:
         self.progress = replace(self.progress, evaluated_step=step)
         self.output.emit(record)
 
+    def _score_if_due(self, stopping: Callable[[], bool]) -> bool:
+        """Score the model on benchmarks, and keep its checkpoint if it is the best; whether that was left off."""
+        benchmarks, step = self.benchmarks, self.progress.step
+        if benchmarks is None or not benchmarks.is_due(step, self.total_steps):
+            return False
+        try:
+            record = benchmarks.score(self.accelerator.unwrap_model(self.model), step, stopping)
+        except Interrupted:
+            return True
+        except EvaluationError as error:
+            # Of several processes, the others may be waiting for this one's answers: nothing can be done together.
+            kept = self._keep() if self.accelerator.num_processes == 1 else "what was saved before is whole"
+            raise EvaluationError(f"scoring after step {step}: {error}; {kept}") from None
+        self.output.emit(record)
+        if benchmarks.best is not None and benchmarks.best.is_better(record):
+            self._save(rotating=False)
+            benchmarks.best.keep(record, checkpoint_path(self.output.checkpoints, step), self.output.emit)
+            self._rotate()
+        return False
+
     def _save(self, *, rotating: bool) -> None:
         """Save the state, unless this step's checkpoint is there and whole; then, if `rotating`, delete old ones.
 
@@ -268,5 +294,11 @@ class Loop:
                 path = save_checkpoint(folder, self.progress, self.optimizer, self.output.write_adapter)
                 self.output.emit(CheckpointSaved(self.progress.step, path))
             if rotating:
-                rotate(folder, self.section.save_total_limit)
+                self._rotate()
         self.accelerator.wait_for_everyone()
+
+    def _rotate(self) -> None:
+        """Delete old checkpoints, but for the best."""
+        if self.accelerator.is_main_process:
+            best = self.benchmarks.best if self.benchmarks is not None else None
+            rotate(self.output.checkpoints, self.section.save_total_limit, keep=best.step if best else None)

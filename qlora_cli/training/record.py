@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.disk import write_json
-from qlora_cli.training.events import CheckpointSaved, DataReady, EvalRecord, Event, Finished, ModelReady, TrainRecord
+from qlora_cli.training.events import (
+    BenchmarkRecord,
+    BestKept,
+    CheckpointSaved,
+    DataReady,
+    EvalRecord,
+    Event,
+    Finished,
+    ModelReady,
+    TrainRecord,
+)
+
+# What a resumed run goes on with, of what its first part had found.
+_FOUND = ("last_train", "first_eval", "last_eval", "first_benchmark", "last_benchmark", "best", "last_checkpoint")
 
 
 class RunRecord:
@@ -32,11 +45,7 @@ class RunRecord:
             **facts,
             "data": {},
             "model": None,
-            # A resumed run goes on with what its first part had found.
-            "last_train": previous.get("last_train"),
-            "first_eval": previous.get("first_eval"),
-            "last_eval": previous.get("last_eval"),
-            "last_checkpoint": previous.get("last_checkpoint"),
+            **{name: previous.get(name) for name in _FOUND},
             "timings": {},
             "peak_memory_bytes": None,
         }
@@ -51,12 +60,17 @@ class RunRecord:
 
         Its day stays: the rows were rendered with that date, and would be others for the next part.
         """
-        self._data |= dict.fromkeys(("last_train", "first_eval", "last_eval", "last_checkpoint"))
+        self._data |= dict.fromkeys(_FOUND)
 
     def eval_loss(self, which: str) -> float | None:
         """The held-out loss of the `first_eval` or the `last_eval`, if there was one."""
         record = self._data[which]
         return None if record is None else float(record["eval_loss"])
+
+    def scores(self, which: str) -> dict[str, float | None] | None:
+        """What was scored by the `first_benchmark` or the `last_benchmark`, if there was one."""
+        record = self._data[which]
+        return None if record is None else dict(record["scores"])
 
     def write(self) -> None:
         """Put what is known on disk."""
@@ -82,11 +96,21 @@ class RunRecord:
                 data["first_eval"] = data["first_eval"] or asdict(event)
                 data["last_eval"] = asdict(event)
                 self.write()
+            case BenchmarkRecord():
+                shown = {"step": event.step, "scores": dict(event.scores), "seconds": event.seconds}
+                data["first_benchmark"] = data["first_benchmark"] or shown
+                data["last_benchmark"] = shown
+                self.write()
+            case BestKept():
+                best = {"step": event.step, "score": event.score, "value": event.value}
+                data["best"] = best | {"checkpoint": event.path.name}
+                self.write()
             case CheckpointSaved():
                 data["last_checkpoint"] = event.path.name
                 self.write()
             case Finished():
                 data["timings"]["training_seconds"] = event.seconds
+                self.write()
 
 
 def _read(path: Path) -> dict[str, Any]:

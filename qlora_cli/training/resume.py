@@ -29,7 +29,7 @@ from qlora_cli.training.optim import page_again
 from qlora_cli.training.run_folder import RunFolder
 from qlora_cli.training.schedule import total_steps
 
-# A resumed run may report, evaluate and save at other steps, keep another number of checkpoints, and go on for longer.
+# A resumed run may report, evaluate, score and save at other steps, keep other checkpoints, and go on for longer.
 _FREE = {
     "output_dir",
     "training.num_train_epochs",
@@ -41,6 +41,12 @@ _FREE = {
     "training.save_steps",
     "training.save_total_limit",
     "training.device",
+    "evaluation.every_steps",
+    "evaluation.at_start",
+    "evaluation.per_device_batch_size",
+    "evaluation.data_root",
+    "evaluation.task_path",
+    "evaluation.keep_best",
 }
 
 
@@ -54,7 +60,10 @@ def check_same_run(folder: RunFolder, recipe: Recipe) -> None:
         return
     stored = load_recipe(folder.recipe, must_exist=False)
     before, now = _leaves(stored.model_dump()), _leaves(recipe.model_dump())
-    changed = [name for name in now if name not in _FREE and before.get(name) != now[name]]
+    free = _FREE
+    if not (stored.evaluation.names and recipe.evaluation.names):  # what is not scored cannot be scored otherwise
+        free = free | {name for name in now if name.startswith("evaluation.")}
+    changed = [name for name in now if name not in free and before.get(name) != now[name]]
     if changed:
         lines = [f"  {name}: was {before.get(name)!r}, is {now[name]!r}" for name in changed]
         raise OutputError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.data.units import make_units
@@ -24,6 +26,8 @@ from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
 from qlora_cli.model.storage import compute_dtype, describe_storage
 from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training.benchmark_plan import BenchmarkPlan, check_answerable, plan_benchmarks
+from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.devices import make_accelerator
 from qlora_cli.training.doubts import doubts
@@ -66,21 +70,19 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     run = _set_up(recipe, resume, listeners)
     run.emit(Stage(f"reading the tokenizer of {recipe.base_model}"))
     tokenizer = load_tokenizer(run.source)
+    scored_on = _plan_benchmarks(run)
     data = _load_data(run, tokenizer)
+    if scored_on is not None:
+        check_answerable(scored_on, tokenizer, run.accelerator.num_processes)
     if resume:
-        processes, section = run.accelerator.num_processes, recipe.training
-        check_same_data(run.folder, data.fingerprints(), processes)
-        plan = step_plan(section, data.train, processes)
-        check_steps_left(run.folder, total_steps(section, plan))
-        if changed := changed_schedule(run.folder, section, plan):
-            run.emit(Notice(changed))
+        _check_resumption(run, data)
     model = _load_model(run)
     if run.accelerator.is_main_process:
         run.folder.create()
         write_text(run.folder.recipe, dump_recipe(recipe))
         run.record.write()
     try:
-        finished = _train(run, model, tokenizer, data, resume)
+        finished = _train(run, model, tokenizer, data, scored_on, resume=resume)
     except BaseException as error:
         _record_failure(run, error)
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # the CPU's wording
@@ -91,6 +93,16 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         run.record.end("completed", peak_memory_bytes=finished.peak_memory_bytes)
         run.emit(finished)
     return finished
+
+
+def _check_resumption(run: _Run, data: LoopData) -> None:
+    """Refuse to go on with other rows, or for fewer steps; say what another number of steps does."""
+    processes, section = run.accelerator.num_processes, run.recipe.training
+    check_same_data(run.folder, data.fingerprints(), processes)
+    plan = step_plan(section, data.train, processes)
+    check_steps_left(run.folder, total_steps(section, plan))
+    if changed := changed_schedule(run.folder, section, plan):
+        run.emit(Notice(changed))
 
 
 def _record_failure(run: _Run, error: BaseException) -> None:
@@ -119,6 +131,16 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run
     emit = Emitter([record, MetricsFile(folder.metrics), *listeners] if main else [])
     source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
     return _Run(recipe, source, folder, accelerator, emit, record)
+
+
+def _plan_benchmarks(run: _Run) -> BenchmarkPlan | None:
+    """What the recipe scores the model on, before anything that takes long."""
+    if run.recipe.evaluation.names:
+        run.emit(Stage(f"reading the benchmarks {', '.join(run.recipe.evaluation.names)}"))
+    plan = plan_benchmarks(run.recipe.evaluation)
+    for remark in plan.loaded.remarks if plan is not None else ():
+        run.emit(Notice(remark))
+    return plan
 
 
 def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
@@ -174,18 +196,25 @@ def _load_model(run: _Run) -> PreTrainedModel:
 
 
 def _train(
-    run: _Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: LoopData, resume: bool
+    run: _Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: LoopData,
+    scored_on: BenchmarkPlan | None,
+    *,
+    resume: bool,
 ) -> Finished:
     section, accelerator, folder = run.recipe.training, run.accelerator, run.folder
     if runs_unpaged(section, accelerator.device):
         run.emit(Notice(f"{section.optimizer} runs unpaged: on a CPU there is no GPU memory to page out of"))
     optimizer = build_optimizer(section, lora_parameters(model), accelerator.device)
-    progress = _restore(run, model, optimizer) if resume else Progress()
+    benchmarks = None if scored_on is None else _benchmarks(run, scored_on, tokenizer)
+    progress = _restore(run, model, optimizer, benchmarks) if resume else Progress()
     # The optimizer is not prepared: Accelerate's wrapper reloads its state, and so takes paged state out of its pages.
     # What it adds is for loss scaling and for its own way of accumulating, of which there is neither.
     prepared = accelerator.prepare_model(model)
     output = LoopOutput(folder.checkpoints, lambda path: save_adapter(model, path, run.source), run.emit)
-    loop = Loop(accelerator, prepared, optimizer, section, data, output, progress)
+    loop = Loop(accelerator, prepared, optimizer, section, data, output, progress, benchmarks)
     if doubt := endless_warmup(section, loop.total_steps):
         run.emit(Notice(doubt))
     run.emit(_started(run, loop))
@@ -202,11 +231,24 @@ def _train(
         peak_memory_bytes=peak_memory_bytes(accelerator.device),
         first_eval_loss=run.record.eval_loss("first_eval"),
         last_eval_loss=run.record.eval_loss("last_eval"),
+        first_scores=run.record.scores("first_benchmark"),
+        last_scores=run.record.scores("last_benchmark"),
+        best=benchmarks.best.kept if benchmarks is not None and benchmarks.best is not None else None,
     )
 
 
-def _restore(run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Progress:
+def _benchmarks(run: _Run, plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBase) -> Benchmarks:
+    recipe, device = run.recipe, run.accelerator.device.type
+    base = [recipe.base_model, recipe.revision, recipe.quantization.model_dump(), recipe.lora.alpha]
+    facts = json.dumps([versions(), device, *base])
+    return Benchmarks(plan, tokenizer, run.accelerator, run.emit, answers=run.folder.answers, model_facts=facts)
+
+
+def _restore(
+    run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, benchmarks: Benchmarks | None
+) -> Progress:
     progress, damaged = restore(run.folder, model, optimizer, run.emit)
+    found = [MetricsFile(run.folder.metrics).benchmarks() if run.accelerator.is_main_process else []]
     # No process may rename or write before all have read.
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
@@ -218,6 +260,9 @@ def _restore(run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer
             metrics.clear()
         else:
             metrics.keep_until(progress.step, progress.evaluated_step)
+    if benchmarks is not None:
+        broadcast_object_list(found)
+        benchmarks.go_on(found[0], -1 if progress is None else progress.step, run.folder.checkpoints)
     return progress or Progress()
 
 

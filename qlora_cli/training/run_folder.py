@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from qlora_cli.disk import telling_disk_errors, write_text
 from qlora_cli.errors import OutputError
-from qlora_cli.training.events import EvalRecord, Event, TrainRecord
+from qlora_cli.training.events import BenchmarkRecord, EvalRecord, Event, TrainRecord
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def answers(self) -> Path:
+        """Where a scoring keeps what the model has answered, until it is done."""
+        return self.path / "answers"
 
     def holds_a_run(self) -> bool:
         """Whether anything that a run writes is already there."""
@@ -93,16 +100,25 @@ class MetricsFile:
         run writes them again."""
         if not self.path.exists():
             return
-        last = {"train": step, "eval": -1 if evaluated_step is None else evaluated_step}
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        last = {"train": step, "eval": -1 if evaluated_step is None else evaluated_step, "benchmark": step}
+        kept = [line + "\n" for line, record in self._records() if record["step"] <= last[record["event"]]]
+        write_text(self.path, "".join(kept))
+
+    def benchmarks(self) -> list[BenchmarkRecord]:
+        """What was scored, in the order of the lines, that of which a resumed run will be before among it."""
+        return [
+            BenchmarkRecord(**{name: value for name, value in record.items() if name != "event"})
+            for _, record in self._records()
+            if record["event"] == "benchmark"
+        ]
+
+    def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every whole line, and what it says."""
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
             try:
-                record = json.loads(line)
+                yield line, json.loads(line)
             except ValueError:
                 continue
-            if record["step"] <= last[record["event"]]:
-                kept.append(line + "\n")
-        write_text(self.path, "".join(kept))
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -110,8 +126,10 @@ class MetricsFile:
                 self._append("train", event)
             case EvalRecord():
                 self._append("eval", event)
+            case BenchmarkRecord():
+                self._append("benchmark", event)
 
-    def _append(self, name: str, record: TrainRecord | EvalRecord) -> None:
+    def _append(self, name: str, record: TrainRecord | EvalRecord | BenchmarkRecord) -> None:
         line = json.dumps({"event": name, **asdict(record)})
         with telling_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

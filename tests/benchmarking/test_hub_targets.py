@@ -1,4 +1,4 @@
-"""Targets on the hub: a model by its configuration, an adapter fetched whole, and what is said where there is neither."""
+"""Targets on the hub: a model by its configuration, an adapter fetched whole, and what is said of anything else."""
 
 from __future__ import annotations
 

@@ -253,6 +253,16 @@ def test_a_quantised_model_is_scored_as_it_is_stored(
     )
 
 
+def test_another_way_of_quantising_is_left_to_transformers(here: Path, base: Path) -> None:
+    """What is needed for it is not here: told when the model is loaded."""
+    set_config(base, quantization_config={"quant_method": "gptq", "bits": 4})
+    target = find_target("llama")
+    assert target.storage == "gptq, as stored"
+    with pytest.raises(ModelError, match=rf"^TARGET: the model in {base} cannot be read: "):
+        target.load(CPU)
+    assert refusal("llama", bits=4).startswith(f"--bits 4: the weights of {base} are stored quantised (gptq)")
+
+
 def test_an_adapter_over_a_model_stored_in_four_bits(here: Path, base: Path) -> None:
     """Is scored over that; not over anything else."""
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -281,11 +291,20 @@ def test_an_adapter_over_eight_bits_answers_as_pefts(here: Path, family: str) ->
 
 
 def test_dora_over_eight_bits(here: Path, base: Path) -> None:
-    """Near PEFT's: the magnitude is of the weight in 8 bits, out of them; PEFT rounds the inputs of a part of it."""
-    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", use_dora=True)
+    """Near PEFT's: the magnitude is of the 8-bit weight made plain; PEFT rounds the inputs, too, of a part of it."""
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", use_dora=True)
     save_peft_adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), here / "lora", config)
-    theirs = logits(with_peft(base, here / "lora", WeightForm(8, compute_dtype="float32")))
-    torch.testing.assert_close(logits(find_target("lora", bits=8).load(CPU)), theirs, rtol=0, atol=0.02)
+    form = WeightForm(8, compute_dtype="float32")
+    theirs, plain = logits(with_peft(base, here / "lora", form)), _base_logits(base, form)
+    target = find_target("lora", bits=8)
+    ours = target.load(CPU)
+    first = logits(ours)
+    torch.testing.assert_close(first, theirs, rtol=0, atol=0.02)
+    assert (theirs - plain).abs().max() > 0.1
+    with target.without_adapter(ours):
+        torch.testing.assert_close(logits(ours), plain, rtol=1e-4, atol=1e-4)
+    # The base's layers have put their weights elsewhere by now.
+    torch.testing.assert_close(logits(ours), first, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

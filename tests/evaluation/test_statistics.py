@@ -223,6 +223,29 @@ def test_a_metric_that_is_no_mean() -> None:
     assert (found.n, found.p, found.wins) == (200, None, 0)
 
 
+@pytest.mark.parametrize("undefined", [ZeroDivisionError, ValueError, None])
+def test_draws_that_a_metric_is_not_defined_for(undefined: type[Exception] | None) -> None:
+    """Of one class alone there is no such thing as a correlation: such draws are left out, or, where they are most of
+    them, there is no interval."""
+
+    def aggregate(items: object) -> float:
+        pairs = list(items)  # type: ignore[call-overload]
+        if len({gold for gold, _ in pairs}) == 1:
+            if undefined is not None:
+                raise undefined
+            return math.nan
+        return _accuracy(pairs)
+
+    rare = [(int(number < 5), 1) for number in range(20)]
+    found = compare_aggregated(rare, [(gold, 0) for gold, _ in rare], aggregate)
+    assert found.difference == pytest.approx(0.25 - 0.75)
+    assert found.low is not None
+    assert found.high is not None
+    assert -1 < found.low < -0.5 < found.high < 0
+    rarer = [(int(number < 1), 1) for number in range(20)]
+    assert compare_aggregated(rarer, rarer, aggregate).low is None
+
+
 def test_values_are_paired_by_document() -> None:
     """Whatever the order; a document that only one answered is named."""
     assert align([(3, "a"), (1, "b")], [(1, "c"), (3, "d")], "task") == (["a", "b"], ["d", "c"])

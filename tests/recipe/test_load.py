@@ -109,7 +109,7 @@ def test_a_malformed_override(override: str) -> None:
 
 TOP_LEVEL = (
     "the top level takes extends, base_model, revision, trust_remote_code, task, quantization, lora, dataset, "
-    "training, output_dir"
+    "training, evaluation, output_dir"
 )
 
 

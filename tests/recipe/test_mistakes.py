@@ -9,7 +9,7 @@ from tests.support.recipes import MINIMAL, load, refusal
 
 TOP_LEVEL = (
     "    the top level takes extends, base_model, revision, trust_remote_code, task, quantization, lora, dataset, "
-    "training, output_dir"
+    "training, evaluation, output_dir"
 )
 LORA = "    `lora` takes rank, alpha, dropout, target_modules"
 QUANTIZATION = "    `quantization` takes bits, quant_type, double_quant, compute_dtype"

@@ -142,7 +142,8 @@ def test_defaults_that_one_source_takes_up() -> None:
         ("  train: ['${NO_SUCH}/b']", "4:11: dataset.train.0: the environment variable NO_SUCH is not set"),
         ("  train: [{path: a/b, split: '${X}'}]",
          "4:30: dataset.train.0.split: environment variables are not read in this field, only in extends, base_model, "
-         "output_dir, dataset.train, dataset.validation, dataset.chat_template; got '${X}'"),
+         "output_dir, dataset.train, dataset.validation, dataset.chat_template, evaluation.data_root, "
+         "evaluation.task_path; got '${X}'"),
         # What contradicts itself
         ("  train: [a.jsonl, ./a.jsonl]",
          "4:20: dataset.train.1: is the same source as `dataset.train.0` (line 4): give it once, with a `weight` above "

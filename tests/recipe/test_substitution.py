@@ -12,7 +12,10 @@ from qlora_cli.recipe.substitution import escape, substitute
 from qlora_cli.recipe.yaml_source import Source
 from tests.support.recipes import MINIMAL, load, refusal
 
-FIELDS = "extends, base_model, output_dir, dataset.train, dataset.validation, dataset.chat_template"
+FIELDS = (
+    "extends, base_model, output_dir, dataset.train, dataset.validation, dataset.chat_template, "
+    "evaluation.data_root, evaluation.task_path"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ def check_rows(task: Any, supply: Supply, options: TaskOptions) -> None:
 
     With rows from the data root, that every row gives a question and an answer is checked as well.
     """
-    docs = task.eval_docs
+    docs = getattr(task, "task_docs", None) or task.eval_docs
     if not len(docs):
         raise TaskError(f"there is no row to ask about{_of(supply.files)}.")
     for metric, function in getattr(task, "_metric_fn_list", {}).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +107,6 @@ def _missing(root: DataRoot, name: DatasetName, split: str) -> MissingSplitError
 
 def _telling(error: Exception, name: DatasetName) -> TaskError:
     """What is to be told of a dataset that did not come."""
-    chain = _root_cause(error)
     if isinstance(error, TaskError):
         return error
     if isinstance(error, ImportError):
@@ -124,20 +123,27 @@ def _telling(error: Exception, name: DatasetName) -> TaskError:
             f"its dataset {name} is gated: accept its terms on the hub and log in with `hf auth login`, "
             f"or file its rows under --data-root DIR."
         )
-    return TaskError(f"its dataset {name} could not be had: {chain}.")
+    return TaskError(f"its dataset {name} could not be had: {_root_cause(error)}.")
 
 
 def needs_package(error: ImportError) -> str:
     """What to do about a package that a task imports."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
-        return f"it needs the package {package}, which is not installed: pip install {package}"
-    return f"it needs what is not installed here: {_root_cause(error)}."
+        if importlib.util.find_spec(package) is None:
+            return f"it needs the package {package}, which is not installed: pip install {package}"
+        return f"it needs {error.name}, which the installed {package} has not: it was written for another version."
+    return f"it needs what is not installed here: {_summary(error)}."
 
 
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
+    return _summary(error)
+
+
+def _summary(error: BaseException) -> str:
+    """The kind of an error and its message, on one line."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
@@ -147,7 +153,4 @@ def describe_failure(error: Exception, files: list[Path]) -> str:
     if isinstance(error, ImportError):
         return needs_package(error)
     read = f" Its rows are those of {', '.join(dict.fromkeys(map(shown_path, files)))}." if files else ""
-    cause: BaseException = error
-    with contextlib.suppress(AttributeError):
-        cause = error.__cause__ or error
-    return f"it cannot be set up: {_root_cause(cause)}.{read}"
+    return f"it cannot be set up: {_summary(error)}.{read}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -340,6 +341,39 @@ def test_lm_evals_log_is_left_as_it_was(index: Index, root: Path, caplog: pytest
     _build(["rte"], index, root)
     assert caplog.text == ""
     assert logging.getLogger("lm_eval").level == level
+
+
+_SHUFFLING = """
+import random
+def shuffled(docs):
+    def one(doc):
+        order = list(range(len(doc["choices"]["text"])))
+        random.shuffle(order)
+        choices = {key: [values[i] for i in order] for key, values in doc["choices"].items()}
+        return {**doc, "choices": choices}
+    return docs.map(one)
+"""
+
+
+def test_tasks_that_shuffle_do_so_once(tmp_path: Path) -> None:
+    """The choices of a row are in the same order in its prompt, when answers are compared, and in every run; the
+    program's own random numbers go on as if nothing had been drawn."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "utils.py").write_text(_SHUFFLING)
+    _own(tmp_path, rows=12)
+    config = tmp_path / "tasks" / "mine.yaml"
+    config.write_text(config.read_text() + "process_docs: !function utils.shuffled\n")
+    index = load_index([tmp_path / "tasks"])
+    state = random.getstate()
+    task = _build(["mine"], index, tmp_path / "data").tasks["mine"]
+    assert random.getstate() == state
+    choices = [doc["choices"]["label"] for doc in task.eval_docs]
+    assert choices != [arc_row(number)["choices"]["label"] for number in range(12)]
+    assert [doc["choices"]["label"] for doc in task.eval_docs] == choices
+    random.random()
+    again = _build(["mine"], index, tmp_path / "data").tasks["mine"]
+    assert [doc["choices"]["label"] for doc in again.eval_docs] == choices
+    assert "random.shuffle(order)" in task.dump_config()["process_docs"]
 
 
 def test_nothing_is_written(index: Index, root: Path) -> None:

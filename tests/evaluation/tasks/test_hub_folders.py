@@ -74,6 +74,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, file: str) -> No
         ("org/Set", None),
         ("org/Set/data", None),
         ("org/Set/data/easy", "easy"),
+        ("hub/org/Set/easy", "easy"),
     ],
 )
 def test_where_a_configuration_may_lie(tmp_path: Path, folder: str, config: str | None) -> None:

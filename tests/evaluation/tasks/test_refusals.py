@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,28 +93,23 @@ def test_metrics_that_are_code_of_the_hub_are_refused(tmp_path: Path, code: str)
 
 def test_a_function_beside_one_that_fetches_is_innocent(tmp_path: Path) -> None:
     """Only what the task uses counts."""
-    code = "import evaluate\ndef other(): return evaluate.load('rouge')\ndef score(doc, results): return {'a': 1}\n"
+    code = (
+        "def other():\n    import evaluate\n    return evaluate.load('rouge')\n"
+        "def score(doc, results): return {'a': 1}\n"
+    )
     index = _index(tmp_path, code, process_results=_Function("utils.score"))
     assert build_tasks(["mine"], index, TaskOptions(data_root=tmp_path / "data")).tasks
 
 
-def test_datasets_with_code_are_refused(tmp_path: Path) -> None:
+def test_datasets_with_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the hub; rows of the data root need no code."""
     index = _index(tmp_path, dataset_kwargs={"trust_remote_code": True})
     assert build_tasks(["mine"], index, TaskOptions(data_root=tmp_path / "data")).tasks
-    code = (
-        "import os, sys; from pathlib import Path; os.environ['HF_HUB_OFFLINE'] = '1';"
-        "from qlora_cli.evaluation.tasks.build import build_tasks;"
-        "from qlora_cli.evaluation.tasks.index import load_index;"
-        "from qlora_cli.evaluation.tasks.loaded import TaskOptions;"
-        "build_tasks(['mine'], load_index([Path(sys.argv[1])]), TaskOptions())"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "tasks")], capture_output=True, text=True, timeout=100, check=False
-    )
-    assert (
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(TaskError) as caught:
+        build_tasks(["mine"], index, TaskOptions())
+    assert str(caught.value).endswith(
         "its dataset org/set needs code from the hub. --trust-remote-code allows that; --data-root DIR does without."
-        in run.stderr
     )
 
 
@@ -135,6 +129,21 @@ def test_unknown_metric_aggregation_and_filter_are_told_together(tmp_path: Path)
         "aggregation 'maen' is none of lm-eval; did you mean mean?",
         "filter 'take_frist' is none of lm-eval; did you mean take_first?",
     ]
+
+
+def test_a_filter_that_the_task_brings_is_known(tmp_path: Path) -> None:
+    """Its module registers it when its functions are resolved."""
+    code = (
+        "from lm_eval.api.filter import Filter\n"
+        "from lm_eval.api.registry import register_filter\n"
+        "@register_filter('of_this_test')\n"
+        "class Own(Filter):\n"
+        "    def apply(self, resps, docs): return resps\n"
+        "def text(doc): return doc['question']\n"
+    )
+    filters = [{"name": "own", "filter": [{"function": "of_this_test"}]}]
+    index = _index(tmp_path, code, doc_to_text=_Function("utils.text"), filter_list=filters)
+    assert build_tasks(["mine"], index, TaskOptions(data_root=tmp_path / "data")).tasks
 
 
 def test_a_metric_of_the_hub_is_named(tmp_path: Path) -> None:
@@ -188,10 +197,19 @@ def test_rows_that_a_function_leaves_none_of(tmp_path: Path) -> None:
     assert "test.jsonl" in line
 
 
-def test_classes_that_fetch_their_own_rows_need_the_hub(index: dict[str, Listed], root: Path) -> None:
+def test_classes_that_fetch_their_own_rows_need_the_hub(tmp_path: Path) -> None:
     """The data root can put nothing in the place of their code."""
-    with pytest.raises(TaskError, match=r"its class \w+ fetches its rows by code of its own"):
-        build_tasks(["scrolls_qasper"], index, TaskOptions(data_root=root, trust_remote_code=True))
+    code = (
+        "from lm_eval.api.task import ConfigurableTask\n"
+        "class Mine(ConfigurableTask):\n"
+        "    def download(self, *args, **named): raise RuntimeError('never called')\n"
+    )
+    _index(tmp_path, code)
+    (tmp_path / "tasks" / "mine.yaml").write_text("task: mine\nclass: !function utils.Mine\n")
+    assert _problems(tmp_path, load_index([tmp_path / "tasks"])) == [
+        "its class Mine fetches its rows by code of its own, in the place of which --data-root can put nothing. "
+        "Leave the task out, or --data-root."
+    ]
 
 
 def test_a_task_that_is_a_class_gets_its_rows(tmp_path: Path) -> None:
