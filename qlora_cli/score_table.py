@@ -15,6 +15,7 @@ _GAP = 2  # blanks between columns
 _INDENT = 2  # and before the members of a group, for each group
 # So many intervals at 95 %, and one or more of them leaves out 0 by luck alone.
 _MANY = 20
+_LEVEL = 0.05
 _MOST_NAMES = 5  # that the verdict tells one by one
 
 
@@ -115,9 +116,9 @@ _OF_ROWS = (_LOSS, _PERPLEXITY)
 
 
 def _outcome(row: ScoreRow, comparison: Comparison) -> str:
-    """Whether the interval leaves out 0, and on which side."""
-    low, high = comparison.low, comparison.high
-    if low is None or high is None or not (low > 0 or high < 0):
+    """Whether the interval leaves out 0, and on which side; of few documents it is too narrow, which the test tells."""
+    low, high, p = comparison.low, comparison.high, comparison.p
+    if low is None or high is None or not (low > 0 or high < 0) or (p is not None and p >= _LEVEL):
         return "same"
     if row.higher_is_better is None:
         return "other"

@@ -289,6 +289,14 @@ def test_the_verdict() -> None:
     assert verdict([neither]) == "another score than the base's on arc_easy (acc)"
 
 
+def test_what_the_exact_test_does_not_bear_out_is_no_difference() -> None:
+    """4 documents won of 50 and none lost: no resample is without a win, and luck does that one time in eight."""
+    row = beside(score("arc_easy", value=0.38), 0.30, 0.02, 0.16, 0.125)
+    assert verdict([row]) == "no certain difference from the base on arc_easy (acc)"
+    assert verdict([beside(row, 0.30, 0.02, 0.16, 0.0499)]) == "better than the base on arc_easy (acc)"
+    assert verdict([beside(row, 0.30, 0.02, 0.16)]) == "better than the base on arc_easy (acc)"
+
+
 def test_the_verdict_is_of_what_stands_on_top() -> None:
     """57 subjects are one score of their group; of many tasks the first are named."""
     assert verdict([BESIDE[0], replace(BESIDE[1], depth=1)]) == "better than the base on arc_easy (acc)"
