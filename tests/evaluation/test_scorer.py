@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from qlora_cli.evaluation.answering.questions import Continuation
 from qlora_cli.evaluation.answering.scorer import choose_scorer
+from qlora_cli.model.packing import VARIABLE_LENGTH, prepare_packing
 from tests.support.continuations import answered, assert_as_alone, passes
 from tests.support.models import FAMILIES, tiny_config, tiny_model
 
@@ -97,13 +98,11 @@ def test_the_right_way_and_the_right_answers(kind: str) -> None:
     name = type(model).__name__
     started = f"{name} is scored row by row, what rows begin with alike computed again for each: {scorer.why}"
     assert remarks == ([started] if kind in _BY_ROW else [])
-    with passes(model) as seen:
+    with passes(model, of_trees=True) as trees:
         answered(scorer, _asked())
-    # Rows come several at once or are longer than the model looks back; the tree is one sequence of whatever length.
-    trees = [ids for ids in seen if ids.shape[0] == 1]
     assert len(trees) == (kind not in _BY_ROW)
     if reach := _REACH.get(kind):
-        assert trees[0].numel() == reach
+        assert trees[0].numel() == reach  # all begin alike
         assert remarks == [
             f"{39 - reach} continuations of 35 are scored row by row: they are longer than the {reach} tokens that "
             "every layer of the model looks back on"
@@ -139,6 +138,15 @@ def test_half_precision_and_dropout_are_no_obstacle() -> None:
     before = torch.random.get_rng_state()
     assert choose_scorer(model, batch_size=None, remark=lambda _: None).name == "prefix tree"
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_model_prepared_for_packing_is_scored_in_its_tree() -> None:
+    """The attention that training gives a model for packed rows takes the tree's mask, too."""
+    model = tiny_model("llama")
+    assert prepare_packing(model) == VARIABLE_LENGTH
+    scorer = choose_scorer(model, batch_size=None, remark=lambda _: None)
+    assert scorer.name == "prefix tree"
+    assert_as_alone(model, scorer, _asked())
 
 
 class _NoPositions(LlamaForCausalLM):

@@ -61,6 +61,21 @@ def test_each_node_is_computed_once(llama: PreTrainedModel, asked: list[Continua
     assert {ids.shape[0] for ids in seen} == {1}
 
 
+def test_only_ancestors_are_kept(llama: PreTrainedModel) -> None:
+    """Attention looks at the nodes of a stretch and at the path to it, however much was computed before."""
+    widths: list[int] = []
+    hook = llama.register_forward_pre_hook(
+        lambda _module, _args, given: widths.append(given["attention_mask"].shape[-1]), with_kwargs=True
+    )
+    asked = _asked(number=40)
+    try:
+        answered(TreeScorer(llama, tokens=8, rows=_MANY), asked)
+    finally:
+        hook.remove()
+    assert len(widths) > 20
+    assert max(widths) <= 8 + max(len(c.tokens) for c in asked)
+
+
 def test_choices_of_one_token_are_one_pass(llama: PreTrainedModel) -> None:
     """Four answers of one token to one question are read from one row of logits, and the model reads it once."""
     asked = [Continuation((5, 6, 7, 8, choice), 1) for choice in (9, 10, 11, 12)]

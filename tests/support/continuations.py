@@ -73,12 +73,13 @@ def assert_alike(found: Sequence[Likelihood], wanted: Sequence[Likelihood], tole
 
 
 @contextmanager
-def passes(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """The `input_ids` of every forward pass inside, each [batch, seq]."""
+def passes(model: nn.Module, *, of_trees: bool = False) -> Iterator[list[torch.Tensor]]:
+    """The `input_ids` of every forward pass inside, [batch, seq]; or only of those with a tree's mask."""
     seen: list[torch.Tensor] = []
 
     def note(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(kwargs["input_ids"])
+        if not of_trees or kwargs["attention_mask"].ndim == 4:
+            seen.append(kwargs["input_ids"])
 
     hook = model.register_forward_pre_hook(note, with_kwargs=True)
     try:

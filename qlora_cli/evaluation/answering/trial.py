@@ -27,7 +27,7 @@ _MOST = 0.1
 
 # Names of settings that say how far back a layer looks, and those that sound like it.
 _WINDOWS = ("window", "chunk_size")
-_NO_WINDOWS = ("layers", "pattern", "audio", "vision", "mamba", "ssm")
+_NO_WINDOWS = ("layers", "pattern", "feed_forward", "audio", "vision", "mamba", "ssm")
 
 
 class Verdict(NamedTuple):
