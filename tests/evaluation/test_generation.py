@@ -18,6 +18,7 @@ from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.generation import Generator
 from qlora_cli.evaluation.answering.questions import Prompt
 from qlora_cli.evaluation.answering.row_limits import RowLimits, cache_bytes_per_token
+from qlora_cli.model.packing import prepare_packing
 from tests.support.models import tiny_model
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -105,7 +106,7 @@ def test_whatever_is_asked_together_every_answer_is_that_of_its_prompt_alone(fam
     """Rotary, learned and shifted positions; any batch size, so that batches are cut everywhere."""
     model = _model(family)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(_prompt_sets(), st.one_of(st.none(), st.integers(1, 4)))
     def check(prompts: list[Prompt], batch_size: int | None) -> None:
         generator = Generator(model, tiny_tokenizer(), batch_size=batch_size)
@@ -113,6 +114,23 @@ def test_whatever_is_asked_together_every_answer_is_that_of_its_prompt_alone(fam
         assert _answers(generator, prompts) == [_one_by_one(model, prompt) for prompt in prompts]
 
     check()
+
+
+@pytest.mark.parametrize("attention", ["eager", "qlora_varlen"])
+def test_a_models_attention_may_be_another(attention: str) -> None:
+    """transformers' plainest, which adds its masks, and that of training on packed rows."""
+    model = _talkative(tiny_model("llama", vocab_size=len(tiny_tokenizer()), seed=1))
+    if attention == "eager":
+        model.set_attn_implementation("eager")
+    else:
+        prepare_packing(model)
+        assert model.config._attn_implementation == attention
+    even = [Prompt((10 + index, 11, 12), ("e",), 9) for index in range(4)]
+    uneven = [Prompt((*range(10, 14 + index), 60 + index), ("o",), 9) for index in range(6)]
+    generator = Generator(model, tiny_tokenizer())
+    assert generator.why is None
+    for prompts in (even, uneven):
+        assert _answers(generator, prompts) == [_one_by_one(_model(), prompt) for prompt in prompts]
 
 
 def test_what_prompts_begin_with_alike_is_read_once_over_all_batches() -> None:
@@ -230,8 +248,34 @@ def test_when_memory_runs_out_fewer_rows_are_written_and_every_answer_comes(
     finally:
         handle.remove()
     assert answers == [_one_by_one(model, prompt) for prompt in prompts]
+    if borrowed:
+        assert remarks.pop(0).startswith("Greedy answers are written by transformers' generate")
     assert hook.failures == len(remarks) >= 2
     assert remarks[0] == ("Memory did not suffice to write 12 answers at once on cpu; going on with at most 6 at once.")
+
+
+@pytest.mark.parametrize("at", range(1, 40, 3))
+def test_memory_may_run_out_at_any_pass(at: int) -> None:
+    """Between batches, too, what they share is read again where it has to be, and nothing comes twice."""
+    model = _model()
+    prompts = [Prompt((*range(10, 40), 60 + index // 3, 100 + index), ("e",), 5) for index in range(12)]
+    expected = _answers(Generator(model, tiny_tokenizer()), prompts)
+    generator = Generator(model, tiny_tokenizer(), batch_size=4)
+    assert generator.why is None
+    passes = 0
+
+    def fail_once(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes in (at, at + 1, at + 2):  # a pass over the prompts is tried again with fewer tokens first
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.register_forward_pre_hook(fail_once)
+    try:
+        answers = _answers(generator, prompts)
+    finally:
+        handle.remove()
+    assert answers == expected
 
 
 def test_when_prompts_do_not_fit_into_one_pass_they_are_read_in_smaller_ones() -> None:
@@ -312,9 +356,34 @@ def test_models_whose_cache_is_their_own_are_left_to_generate(made: Any) -> None
     model = made()
     short = [Prompt((*range(10, 16), 60 + index), ("e",), 8) for index in range(4)]
     long = [Prompt((*range(10, 40 + index), 60 + index), ("o",), 8 - index % 3) for index in range(4)]
-    generator = Generator(model, tiny_tokenizer(), batch_size=3)
-    assert (generator.why is None) is (made is _windowed)
+    remarks: list[str] = []
+    generator = Generator(model, tiny_tokenizer(), batch_size=3, remark=remarks.append)
     assert _answers(generator, short + long) == [_one_by_one(model, prompt) for prompt in short + long]
+    if made is _windowed:
+        assert generator.why is None
+        assert remarks == [
+            "4 answers may become longer than the 24 tokens that every layer of the model looks back on; written by "
+            "transformers' generate, which takes longer"
+        ]
+    else:
+        told = f"Greedy answers are written by transformers' generate, which takes longer: {generator.why}"
+        assert remarks == [told]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"num_beams": 2}, {"do_sample": True}])
+def test_a_model_that_says_nothing_is_told(sampling: dict[str, Any]) -> None:
+    """NaN is greedy decoding's likeliest token, whichever that is; here the evaluation ends."""
+    model = tiny_model("llama", vocab_size=len(tiny_tokenizer()))
+    generator = Generator(model, tiny_tokenizer())
+    assert generator.why is None
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(EvaluationError) as refused:
+        _answers(generator, [Prompt((5, 6, 7), (), 4, sampling)])
+    assert str(refused.value) == (
+        "the model's logits are NaN, so that nothing can be written. Look at its weights, or try another --bits; "
+        "answers that were given are kept"
+    )
 
 
 def test_sampled_answers_are_the_same_each_time_and_leave_the_random_state_alone() -> None:
@@ -376,15 +445,17 @@ def test_arguments_that_transformers_cannot_use_are_told(sampling: dict[str, Any
     assert "`generation_kwargs`" in str(refused.value)
 
 
-def test_progress_counts_tokens_up_to_all_that_may_be_written() -> None:
-    """It never falls, ends at the whole, and an answer that ends early counts in full."""
-    prompts = [Prompt((10 + index, 11), ("e",), 9) for index in range(5)] + [Prompt((10, 11), ("e",), 9)]
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True}])
+def test_progress_counts_tokens_up_to_all_that_may_be_written(sampling: dict[str, Any]) -> None:
+    """It rises while answers are written, never falls, ends at the whole; one that ends early counts in full."""
+    prompts = [Prompt((10 + index % 5, 11), ("e",), 9, sampling) for index in range(6)]
     told: list[tuple[int, int]] = []
     list(Generator(_model(), tiny_tokenizer()).generate(prompts, lambda done, whole: told.append((done, whole))))
     assert {whole for _, whole in told} == {6 * 11}
     done = [count for count, _ in told]
     assert done == sorted(done)
     assert done[-1] == 6 * 11
+    assert len(set(done)) > 7
 
 
 def test_nothing_asked_is_nothing_answered() -> None:

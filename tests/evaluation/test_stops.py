@@ -75,7 +75,7 @@ def test_an_answer_ends_where_a_look_at_all_of_it_would_end_it(kind: str) -> Non
     tokenizer = _KINDS[kind]()
     ids = st.integers(0, len(tokenizer) - 1)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.lists(ids, max_size=24), st.data())
     def check(written: list[int], data: st.DataObject) -> None:
         text = tokenizer.decode(written)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from qlora_cli.errors import EvaluationError
-from qlora_cli.evaluation.answering.greedy_rules import sampled
+from qlora_cli.evaluation.answering.greedy_rules import not_a_number, sampled
 from qlora_cli.evaluation.answering.rows import Row
 
 # What belongs to drawing tokens alone; many models' generation configurations have it.
@@ -24,13 +31,15 @@ def write_rows(
     *,
     stop_ids: Collection[int],
     seed: int,
+    each_token: Callable[[int], None],
 ) -> Literal[True]:
     """Write the whole answers of these rows, which have the same sampling arguments, with transformers' `generate`.
 
-    The random state of the process is as before afterwards.
+    The random state of the process is as before afterwards. `each_token` is called after every token, with how many
+    there are.
 
     Raises:
-        EvaluationError: `generate` refuses an argument.
+        EvaluationError: `generate` refuses an argument, or the model's logits are NaN.
     """
     sampling = rows[0].prompt.sampling
     ids, mask = _padded_left(rows, device=model.device)
@@ -41,7 +50,8 @@ def write_rows(
         "eos_token_id": sorted(stop_ids) or None,
         "pad_token_id": _padding_id(tokenizer, stop_ids),
         "use_cache": True,
-        "stopping_criteria": StoppingCriteriaList([_RowsEnd(rows, ids.shape[1])]),
+        "logits_processor": LogitsProcessorList([_NumbersOnly()]),
+        "stopping_criteria": StoppingCriteriaList([_RowsEnd(rows, ids.shape[1], each_token)]),
     }
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):
@@ -92,15 +102,26 @@ def _refused(sampling: Mapping[str, Any], fault: object) -> EvaluationError:
     )
 
 
+class _NumbersOnly(LogitsProcessor):  # type: ignore[misc]
+    """Lets no NaN pass: the likeliest token would be any, and nothing could be drawn."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if bool(scores.isnan().any()):
+            raise not_a_number()
+        return scores
+
+
 class _RowsEnd(StoppingCriteria):  # type: ignore[misc]
     """Tells `generate` which rows are complete: each by its own stop texts and its own longest answer."""
 
-    def __init__(self, rows: Sequence[Row], read: int) -> None:
+    def __init__(self, rows: Sequence[Row], read: int, each_token: Callable[[int], None]) -> None:
         self._rows = rows
         self._read = read
+        self._each_token = each_token
 
     def __call__(self, input_ids: Tensor, scores: Any, **_kwargs: Any) -> Tensor:
         """Which rows of [rows × beams, tokens] are complete, [rows × beams], bool."""
+        self._each_token(input_ids.shape[1] - self._read)
         beams = len(input_ids) // len(self._rows)
         complete = [
             self._ends(self._rows[place // beams], written)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qlora_cli.evaluation.answering.greedy_rules import not_a_number
 from qlora_cli.evaluation.answering.row_cache import RowCache
 from qlora_cli.evaluation.answering.rows import Row
 
@@ -50,7 +51,11 @@ class GreedyRows:
 
     @torch.no_grad()
     def advance(self) -> list[Row]:
-        """Write one more token in every unfinished row; returns those that this completed."""
+        """Write one more token in every unfinished row; returns those that this completed.
+
+        Raises:
+            EvaluationError: the model's logits are NaN.
+        """
         chosen = self._chosen()  # [rows]
         completed = []
         for place, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
@@ -69,7 +74,10 @@ class GreedyRows:
         scores = self._logits.float()
         if self._penalty is not None:
             scores = self._penalty.penalised(scores)
-        return scores.argmax(dim=-1)
+        highest, tokens = scores.max(dim=-1)
+        if bool(highest.isnan().any()):
+            raise not_a_number()
+        return tokens
 
     def _without_complete(self, chosen: Tensor) -> Tensor:
         """Take complete rows out, if they are enough; returns the chosen tokens of the rows that are still there."""

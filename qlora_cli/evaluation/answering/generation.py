@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.evaluation.answering.borrowed_generation import write_rows
 from qlora_cli.evaluation.answering.decoding import GreedyRows
 from qlora_cli.evaluation.answering.greedy_rules import is_greedy, repetition_penalty, unusual_settings
-from qlora_cli.evaluation.answering.memory import within_memory
+from qlora_cli.evaluation.answering.memory import counted, within_memory
 from qlora_cli.evaluation.answering.prefill import PromptReader
 from qlora_cli.evaluation.answering.questions import Progress, Prompt
 from qlora_cli.evaluation.answering.row_limits import RowLimits
@@ -49,6 +49,8 @@ class Generator:
         self._tokenizer = tokenizer
         self._stop_ids = end_tokens(model) if stop_ids is None else frozenset(stop_ids)
         self._seed = seed
+        self._remark = remark
+        self._told = False
         self._limits = RowLimits(model, batch_size, remark)
 
     @functools.cached_property
@@ -102,26 +104,44 @@ class Generator:
             queue = deque(writer.rows)
             while queue:
                 batch = self._limits.take(queue)
-                unanswered = {id(row): row for row in batch}
+                unanswered = dict.fromkeys(batch)
                 for row in writer.write(batch):
-                    del unanswered[id(row)]
+                    del unanswered[row]
                     yield row
                 if unanswered:
                     self._limits.halve(batch)
-                    for row in unanswered.values():
+                    for row in unanswered:
                         row.written.clear()
-                    queue.extendleft(reversed(unanswered.values()))
+                    queue.extendleft(reversed(unanswered))
 
     def _writers(self, rows: list[Row], tally: _Tally) -> Iterator[_OwnWriter | _BorrowedWriter]:
         """Who writes these rows, which have the same sampling arguments."""
-        if rows and is_greedy(rows[0].prompt.sampling) and self.why is None:
-            reach = self._verdict.reach
-            own = [row for row in rows if reach is None or row.most <= reach]
+        if rows and is_greedy(rows[0].prompt.sampling):
+            own = [row for row in rows if self._fits_own(row)]
             if own:
                 yield _OwnWriter(self._model, own, tally)
-            rows = [row for row in rows if reach is not None and row.most > reach]
+            rows = [row for row in rows if not self._fits_own(row)]
+            self._tell_borrowed(rows)
         if rows:
-            yield _BorrowedWriter(self._model, self._tokenizer, rows, stop_ids=self._stop_ids, seed=self._seed)
+            yield _BorrowedWriter(self._model, self._tokenizer, rows, tally, stop_ids=self._stop_ids, seed=self._seed)
+
+    def _fits_own(self, row: Row) -> bool:
+        """Whether this greedy answer can be written by our own loop, to its longest."""
+        return self.why is None and (self._verdict.reach is None or row.most <= self._verdict.reach)
+
+    def _tell_borrowed(self, rows: Sequence[Row]) -> None:
+        """Say once why greedy answers take longer than they might."""
+        if not rows or self._told:
+            return
+        self._told = True
+        if self.why is not None:
+            told = f"Greedy answers are written by transformers' generate, which takes longer: {self.why}"
+        else:
+            told = (
+                f"{counted(len(rows), 'answer')} may become longer than the {self._verdict.reach:,} tokens that every "
+                "layer of the model looks back on; written by transformers' generate, which takes longer"
+            )
+        self._remark(told)
 
 
 class _OwnWriter:
@@ -139,17 +159,16 @@ class _OwnWriter:
 
     def write(self, batch: list[Row]) -> Iterator[Row]:
         """The rows of a batch, once they are complete; memory did not suffice for those that do not come."""
-        read = within_memory(self._reader.read, batch)
-        if read is None:
-            return
-        rows = GreedyRows(self._model, batch, *read, repetition_penalty(self._model))
-        del read
-        while unfinished := rows.unfinished:
-            self._tally.write(unfinished)
+        rows = within_memory(self._begun, batch)
+        while rows is not None and (unfinished := rows.unfinished):
+            self._tally.write({row: len(row.written) for row in unfinished})
             completed = within_memory(rows.advance)
             if completed is None:
                 return
             yield from completed
+
+    def _begun(self, batch: list[Row]) -> GreedyRows:
+        return GreedyRows(self._model, batch, *self._reader.read(batch), repetition_penalty(self._model))
 
 
 class _BorrowedWriter:
@@ -164,20 +183,31 @@ class _BorrowedWriter:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         rows: list[Row],
+        tally: _Tally,
         *,
         stop_ids: Collection[int],
         seed: int,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._tally = tally
         self._stop_ids = stop_ids
         self._seed = seed
         self.rows = sorted(rows, key=lambda row: -row.length)
 
     def write(self, batch: list[Row]) -> Iterator[Row]:
         """The rows of a batch; none of them if memory does not suffice."""
-        seed = self._seed + batch[0].questions[0]
-        if within_memory(write_rows, self._model, self._tokenizer, batch, stop_ids=self._stop_ids, seed=seed):
+        written = within_memory(
+            write_rows,
+            self._model,
+            self._tokenizer,
+            batch,
+            stop_ids=self._stop_ids,
+            # Another for each batch: they would all be drawn with the same luck.
+            seed=self._seed + batch[0].questions[0],
+            each_token=lambda count: self._tally.write(dict.fromkeys(batch, count)),
+        )
+        if written:
             yield from batch
 
 
@@ -189,21 +219,21 @@ class _Tally:
         self._all = sum(len(prompt.tokens) + prompt.max_new_tokens for prompt in prompts)
         self._finished = 0
         self._told = 0
-        self._writing: dict[int, Row] = {}
+        self._writing: dict[Row, int] = {}
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """These are the rows in the making."""
-        self._writing = {id(row): row for row in rows}
+    def write(self, rows: Mapping[Row, int]) -> None:
+        """These are the rows in the making, and how many tokens of each are written."""
+        self._writing = dict(rows)
         self._tell()
 
     def finish(self, row: Row) -> None:
         """This row is complete."""
-        self._writing.pop(id(row), None)
+        self._writing.pop(row, None)
         self._finished += row.most * len(row.questions)
         self._tell()
 
     def _tell(self) -> None:
-        begun = sum((row.length + len(row.written)) * len(row.questions) for row in self._writing.values())
+        begun = sum(min(row.length + count, row.most) * len(row.questions) for row, count in self._writing.items())
         # What is written anew because memory ran out has been told already.
         self._told = max(self._told, self._finished + begun)
         self._progress(self._told, self._all)

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from qlora_cli.errors import EvaluationError
+
 # Settings of a generation configuration that change what greedy decoding writes, with the values that do nothing.
 _INERT: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
@@ -50,6 +52,14 @@ def sampled(sampling: Mapping[str, Any]) -> bool:
 def repetition_penalty(model: PreTrainedModel) -> float:
     """The penalty on tokens that are there already, 1 for none: many chat models bring one, for greedy answers too."""
     return float(getattr(model.generation_config, "repetition_penalty", None) or 1)
+
+
+def not_a_number() -> EvaluationError:
+    """The model's logits say nothing about what comes next."""
+    return EvaluationError(
+        "the model's logits are NaN, so that nothing can be written. Look at its weights, or try another --bits; "
+        "answers that were given are kept"
+    )
 
 
 def unusual_settings(model: PreTrainedModel) -> list[str]:
