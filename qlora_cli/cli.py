@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from qlora_cli import __version__
+from qlora_cli.commands import options
 
 app = typer.Typer(
     name="qlora",
@@ -17,87 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML recipe.", show_default=False)]
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override one value of the recipe, as in --set training.max_steps=20. May be given again.",
-    ),
-]
-
-_Output = Annotated[
-    Path, typer.Option("--output", metavar="DIR", help="The folder to make; it must not hold anything yet.")
-]
-_MergeBase = Annotated[
-    Literal["auto", "original", "dequantized"],
-    typer.Option(
-        "--base",
-        help="What is added to: the original weights; what the 4-bit base that the adapter was trained over holds, "
-        "dequantised; or, with auto, whichever gives the lower held-out loss.",
-    ),
-]
-_MergeDtype = Annotated[
-    Literal["bfloat16", "float16", "float32"] | None,
-    typer.Option("--dtype", help="Of the merged weights; by default each is as the base has it.", show_default=False),
-]
-_Quantize = Annotated[
-    Literal["nf4", "fp4"] | None,
-    typer.Option(
-        "--quantize",
-        help="Write the merged model in 4 bits, as a bitsandbytes checkpoint, and measure what that costs.",
-        show_default=False,
-    ),
-]
-_ShardSize = Annotated[
-    str, typer.Option("--max-shard-size", metavar="SIZE", help="The largest file of weights to write.")
-]
-_Device = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where sums are made and models compared.")
-]
-_Verify = Annotated[
-    bool,
-    typer.Option(
-        "--verify/--no-verify", help="Load what was written and compare it with the trained model on held-out rows."
-    ),
-]
-_VerifyRows = Annotated[int, typer.Option("--verify-rows", metavar="N", min=1, help="How many rows to compare on.")]
-_BaseModel = Annotated[
-    str | None,
-    typer.Option(
-        "--base-model",
-        metavar="MODEL",
-        help="Hub name or local folder of the base, where what the adapter says does not lead there.",
-    ),
-]
-_Revision = Annotated[
-    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a base on the hub.")
-]
-_TrainedBase = Annotated[
-    Literal["16bit", "nf4", "nf4-double", "fp4", "fp4-double"] | None,
-    typer.Option(
-        "--trained-base",
-        help="How the base was stored in training, where nothing in the adapter's folder tells.",
-        show_default=False,
-    ),
-]
-_AllowUnchanged = Annotated[
-    bool, typer.Option("--allow-unchanged", help="Go on though a weight, or what the model says, is not changed.")
-]
-_IntoAdapter = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--into-adapter",
-        metavar="ADAPTER",
-        help="In place of ADAPTER: combine adapters of one base, exactly, into one. Given once for each of them.",
-    ),
-]
-_Weights = Annotated[
-    str | None,
-    typer.Option("--weights", metavar="W,...", help="How much of each --into-adapter, as in 0.6,0.4; by default 1."),
-]
 
 
 def _given(context: typer.Context) -> dict[str, object]:
@@ -123,8 +43,8 @@ def main(
 
 @app.command()
 def train(
-    recipe: _RecipePath,
-    overrides: _Overrides = None,
+    recipe: options.RecipePath,
+    overrides: options.Overrides = None,
     output_dir: Annotated[
         str | None, typer.Option("--output-dir", metavar="DIR", help="The run folder, in place of the recipe's.")
     ] = None,
@@ -143,8 +63,8 @@ def train(
 
 @app.command()
 def check(
-    recipe: _RecipePath,
-    overrides: _Overrides = None,
+    recipe: options.RecipePath,
+    overrides: options.Overrides = None,
     show: Annotated[
         int | None,
         typer.Option(
@@ -174,26 +94,26 @@ def check(
 @app.command()
 def merge(
     context: typer.Context,
-    output: _Output,
+    output: options.MergeOutput,
     adapter: Annotated[
         Path | None,
         typer.Argument(
             metavar="ADAPTER", help="A run folder, a checkpoint of one, or any PEFT LoRA folder.", show_default=False
         ),
     ] = None,
-    base: _MergeBase = "auto",
-    dtype: _MergeDtype = None,
-    quantize: _Quantize = None,
-    max_shard_size: _ShardSize = "5GB",
-    device: _Device = "auto",
-    verify: _Verify = True,
-    verify_rows: _VerifyRows = 32,
-    base_model: _BaseModel = None,
-    revision: _Revision = None,
-    trained_base: _TrainedBase = None,
-    allow_unchanged: _AllowUnchanged = False,
-    into_adapter: _IntoAdapter = None,
-    weights: _Weights = None,
+    base: options.MergeBase = "auto",
+    dtype: options.MergeDtype = None,
+    quantize: options.Quantize = None,
+    max_shard_size: options.ShardSize = "5GB",
+    device: options.Device = "auto",
+    verify: options.Verify = True,
+    verify_rows: options.VerifyRows = 32,
+    base_model: options.BaseModel = None,
+    revision: options.Revision = None,
+    trained_base: options.TrainedBase = None,
+    allow_unchanged: options.AllowUnchanged = False,
+    into_adapter: options.IntoAdapter = None,
+    weights: options.Weights = None,
 ) -> None:
     """Fold an adapter into its base's weights, and show that the result is the model that was trained.
 
@@ -231,6 +151,60 @@ def merge(
         quantize=quantize,
     )
     raise typer.Exit(command.merge(request))
+
+
+@app.command("eval")
+def evaluate(
+    context: typer.Context,
+    target: options.Target = None,
+    tasks: options.Tasks = None,
+    listing: options.ListTasks = False,
+    num_fewshot: options.NumFewshot = None,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = None,
+    data_root: options.DataRoot = None,
+    task_paths: options.TaskPaths = None,
+    allow_partial: options.AllowPartial = False,
+    bits: options.Bits = None,
+    chat_template: options.ChatTemplate = False,
+    system_instruction: options.SystemInstruction = None,
+    baseline: options.Baseline = False,
+    output: options.ResultsFile = None,
+    log_samples: options.LogSamples = False,
+    dataset: options.Dataset = None,
+    overrides: options.DatasetOverrides = None,
+    base_model: options.BaseModel = None,
+    revision: options.TargetRevision = None,
+    trained_base: options.TrainedBase = None,
+    device: options.EvalDevice = "auto",
+    seed: options.Seed = None,
+    no_keep: options.NoKeep = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    run_unsafe_code: options.RunUnsafeCode = False,
+) -> None:
+    """Score a model on lm-eval's tasks, or its loss on rows; with --baseline against the base, beyond luck or not.
+
+    What was answered is kept: a command that was stopped goes on where it was when it is given again.
+
+    Exit codes: 0 done; 1 the evaluation failed; 2 the request was wrong; 130 interrupted, answers kept.
+    """
+    from qlora_cli.benchmarking.request import EvalRequest
+    from qlora_cli.commands import eval as command
+
+    given = _given(context)
+    if listing:
+        raise typer.Exit(command.list_tasks(target, task_paths or [], given=given))
+    if target is None:
+        raise typer.BadParameter("expected a TARGET to score, or --list to see what it can be scored on")
+    request = EvalRequest(
+        target, tasks=options.names(tasks or ()), dataset=dataset, overrides=tuple(overrides or ()),
+        num_fewshot=num_fewshot, limit=limit, batch_size=batch_size, data_root=data_root,
+        task_paths=tuple(task_paths or ()), allow_partial=allow_partial, bits=bits, base_model=base_model,
+        revision=revision, trained_base=trained_base, trust_remote_code=trust_remote_code,
+        run_unsafe_code=run_unsafe_code, chat_template=chat_template, system_instruction=system_instruction,
+        baseline=baseline, output=output, log_samples=log_samples, keep_answers=not no_keep, device=device, seed=seed,
+    )  # fmt: skip
+    raise typer.Exit(command.evaluate(request, given=given))
 
 
 @app.command()

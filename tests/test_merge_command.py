@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from qlora_cli.cli import app
-from qlora_cli.commands import merge as merge_command
+from qlora_cli.commands.stopping import stopping
 from qlora_cli.merge_view import MergeView
 from qlora_cli.merging import merge as merging
 from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Planned, Writing, Written
@@ -441,7 +441,7 @@ def test_in_a_thread_no_signal_is_touched() -> None:
     ran = []
 
     def run() -> None:
-        with merge_command._stopping([]):
+        with stopping([]):
             ran.append(True)
 
     thread = threading.Thread(target=run)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
-from qlora_cli.errors import Interrupted, QloraError, RequestError
+from qlora_cli.commands.invocation import as_written
+from qlora_cli.commands.stopping import exit_code
+from qlora_cli.errors import RequestError
 from qlora_cli.merging.output_folder import check_output
 from qlora_cli.merging.request import MergeRequest
 from qlora_cli.merging.tensors.sizes import parse_size
 
-# What ends a command from outside: Ctrl-C, the end of its job, that of its terminal.
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 # What adapters are added up with, of the parameters of the command.
 _TO_COMBINE = ("into_adapter", "weights", "output", "base_model", "revision")
 
@@ -38,7 +34,7 @@ def merge(request: MergeRequest) -> int:
         with MergeView(console) as view:
             run(request, listeners=[view])
 
-    return _exit_code(work, request.output)
+    return exit_code(work, lambda: _left(request.output))
 
 
 def combine(
@@ -59,7 +55,7 @@ def combine(
     """
 
     def work() -> None:
-        if unused := [_as_written(name, value) for name, value in given.items() if name not in _TO_COMBINE]:
+        if unused := [as_written(name, value) for name, value in given.items() if name not in _TO_COMBINE]:
             raise RequestError(f"{', '.join(unused)}: --into-adapter adds adapters up, and has no use for this")
         if revision is not None and base_model is None:
             raise RequestError("--revision: with --into-adapter, it is that of a --base-model, which was not given")
@@ -74,35 +70,14 @@ def combine(
 
         show_combined(console, run(adapters, numbers, output, base_model=base_model, revision=revision))
 
-    return _exit_code(work, output)
+    return exit_code(work, lambda: _left(output))
 
 
-def _exit_code(work: Callable[[], None], output: Path) -> int:
-    """Do it; what goes wrong is told as every command tells it."""
-    from qlora_cli.console import show_error
-
-    signals: list[int] = []
-    try:
-        with _stopping(signals):
-            work()
-    except (Exception, KeyboardInterrupt) as error:
-        # An import that is broken off may fail in a way of its own.
-        if signals or isinstance(error, KeyboardInterrupt):
-            # It takes its name whole, so that one file in it says that all are there.
-            whole = output.is_dir() and any(output.iterdir())
-            error = Interrupted(f"stopped; {output} is whole" if whole else "stopped; nothing was written")
-        if not isinstance(error, QloraError):
-            raise
-        show_error(error)
-        return error.exit_code
-    return 0
-
-
-def _as_written(name: str, value: object) -> str:
-    """What a parameter is called on the command line."""
-    if name == "adapter":
-        return "ADAPTER"
-    return f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+def _left(output: Path) -> str:
+    """What a merge that was ended has left."""
+    # It takes its name whole, so that one file in it says that all are there.
+    whole = output.is_dir() and any(output.iterdir())
+    return f"stopped; {output} is whole" if whole else "stopped; nothing was written"
 
 
 def _numbers(weights: str | None, count: int) -> list[float]:
@@ -127,27 +102,3 @@ def _set_up(adapters: Sequence[Path], base_model: str | None, *, progress: bool,
 
     names = [name for adapter in adapters for name in named_sources(adapter)]
     set_up_libraries([*names, *([base_model] if base_model else [])], progress=progress, rows=rows)
-
-
-@contextmanager
-def _stopping(signals: list[int]) -> Iterator[None]:
-    """Inside, being ended is what Ctrl-C is, so that what was half written is taken away; `signals` gets what came."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [number for name in _SIGNALS if (number := getattr(signal, name, None)) is not None]
-    # One that is ignored stays so: nohup asks for that.
-    previous = {number: signal.getsignal(number) for number in numbers}
-    replaced = [number for number in numbers if previous[number] != signal.SIG_IGN]
-    for number in replaced:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in replaced:
-            signal.signal(number, previous[number] or signal.SIG_DFL)

@@ -62,10 +62,10 @@ class Encoder:
         rest = iter(pairs)
         while some := list(islice(rest, _AT_ONCE)):
             split = [_split(context, continuation) for context, continuation in some]
-            wanted = dict.fromkeys(text for pair in split for text in _texts(*pair))
+            wanted = dict.fromkeys(text for begun, continuation in split for text in _texts(begun, continuation))
             ids = self._encode_all(list(wanted))
-            for context, continuation in split:
-                yield self.fitted(*self._divided(context, continuation, ids))
+            for begun, continuation in split:
+                yield self.fitted(*self._divided(begun, continuation, ids))
 
     def windows(self, text: str) -> list[Encoded]:
         """A text in pieces that the model can read, each of its tokens scored once.
@@ -99,12 +99,17 @@ class Encoder:
         return Encoded(self._shared(tokens[-most:]), len(continuation), max(0, len(tokens) - most))
 
     def _divided(
-        self, context: str, continuation: str, ids: dict[tuple[str, bool | None], list[int]]
+        self, context: str | None, continuation: str, ids: dict[tuple[str, bool | None], list[int]]
     ) -> tuple[list[int], list[int]]:
-        if context:
+        if context is None:
+            before, after = [], ids[continuation, False]
+        else:
             before = ids[context, None]
-            return before, ids[context + continuation, None][len(before) :]
-        prefix, after = self._prefix(), ids[continuation, False]
+            after = ids[context + continuation, None][len(before) :]
+        if before:
+            return before, after
+        # The hf backend gives up on a context of spaces for which the tokenizer has no token; it is an empty one.
+        prefix = self._prefix()
         return (after[:1], after[1:]) if after[:1] == [prefix] else ([prefix], after)
 
     def _prefix(self) -> int:
@@ -141,15 +146,15 @@ class Encoder:
         return tuple(map(self._ids.__getitem__, tokens))
 
 
-def _split(context: str, continuation: str) -> tuple[str, str]:
-    """Spaces at the end of the context go to the continuation, so that a word begins with its space."""
+def _split(context: str, continuation: str) -> tuple[str | None, str]:
+    """Spaces at the end of the context go to the continuation, so that a word begins with its space; None is none."""
     bare = context.rstrip()
-    return (bare, context[len(bare) :] + continuation) if context else ("", continuation)
+    return (bare, context[len(bare) :] + continuation) if context else (None, continuation)
 
 
-def _texts(context: str, continuation: str) -> Iterator[tuple[str, bool | None]]:
-    if context:
+def _texts(context: str | None, continuation: str) -> Iterator[tuple[str, bool | None]]:
+    if context is None:
+        yield continuation, False
+    else:
         yield context, None
         yield context + continuation, None
-    else:
-        yield continuation, False

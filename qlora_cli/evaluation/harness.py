@@ -125,7 +125,8 @@ def score_tasks(
             system_instruction=system_instruction,
             confirm_run_unsafe_code=True,  # such tasks were refused when they were built, unless that was asked for
         )
-    results, counts = _shared(lm, results, _Counts.of(lm).since(before))
+    asked = sum(instance.repeats for task in loaded.tasks.values() for instance in task.instances)
+    results, counts = _shared(lm, results, _Counts.of(lm).since(before, asked))
     samples = {task: _in_order(rows) for task, rows in results.pop("samples", {}).items()}
     return TaskScores(
         results=results,
@@ -194,8 +195,10 @@ class _Counts:
     def of(cls, lm: AnsweringModel) -> _Counts:
         return cls(lm.asked, lm.kept, Counter(lm.cut), lm.cut_tokens)
 
-    def since(self, before: _Counts) -> _Counts:
-        return _Counts(self.asked - before.asked, self.kept - before.kept, self.cut - before.cut, self.cut_tokens)
+    def since(self, before: _Counts, asked: int) -> _Counts:
+        """What has come since then; of several processes, lm-eval has some ask more than their share of `asked`."""
+        kept = min(self.kept - before.kept, asked)
+        return _Counts(asked, kept, self.cut - before.cut, self.cut_tokens)
 
 
 def _shared(lm: AnsweringModel, results: dict[str, Any] | None, mine: _Counts) -> tuple[dict[str, Any], _Counts]:
@@ -234,10 +237,10 @@ def _naming_the_task() -> Iterator[None]:
         task, document = _where(error.__traceback__)
         if task is None:
             raise
-        place = task if document is None else f"{task}, document {document}"
+        place, look = (task, "") if document is None else (f"{task}, document {document}", " and at this document")
         raise EvaluationError(
-            f"{place}: the task's own code failed: {type(error).__name__}: {error}. Look at its definition and at this "
-            "document, or leave the task out"
+            f"{place}: the task's own code failed: {type(error).__name__}: {error}. Look at its definition{look}, or "
+            "leave the task out"
         ) from error
 
 
@@ -251,6 +254,8 @@ def _where(traceback: TracebackType | None) -> tuple[str | None, int | None]:
         task = found.task_name if found is not None else task
         if isinstance(here.get("doc_id"), int):
             document = here["doc_id"]
+        if "raw_metrics" in here:  # all documents together
+            document = None
         if isinstance(here.get("self"), AnsweringModel) and "requests" in here:
             return None, None
         traceback = traceback.tb_next

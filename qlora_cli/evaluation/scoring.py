@@ -180,8 +180,6 @@ class AnsweringModel(Backend):
         def give(same: list[int], answer: Any, *, kept: bool = False) -> None:
             for place in same:
                 answers[place] = answer
-            self.asked += len(same)
-            self.kept += len(same) * kept
             tally.answered(same, kept=kept)
 
         wanted: list[list[int]] = []
@@ -198,6 +196,8 @@ class AnsweringModel(Backend):
                     self._store.put(key, answer)
                 give(wanted[at], answer)
         tally.tell()
+        self.asked += tally.questions
+        self.kept += tally.kept
         if None in answers:
             raise EvaluationError(f"{answers.count(None):,} of {len(answers):,} questions have no answer")
         return answers
@@ -252,10 +252,12 @@ class AnsweringModel(Backend):
         return repr((self._stops, sorted(own.to_diff_dict().items(), key=str) if own else ()))
 
     def _count_cut(self, requests: Sequence[Instance], encoded: Sequence[Encoded]) -> None:
-        cut = Counter(str(request.task_name) for request, found in zip(requests, encoded, strict=True) if found.cut)
+        # A request comes several times where it is repeated, or where another process has more of them.
+        lengths = {id(request): (request, found.cut) for request, found in zip(requests, encoded, strict=True)}
+        cut = Counter(str(request.task_name) for request, tokens in lengths.values() if tokens)
         if cut:
-            most = max(found.cut for found in encoded)
+            most = max(tokens for _, tokens in lengths.values())
             self.cut += cut
             self.cut_tokens = max(self.cut_tokens, most)
             if self.world_size == 1:  # or there would be a remark of each process
-                self.remark_once(cut_remark(cut, len(requests), self.max_length, most))
+                self.remark_once(cut_remark(cut, len(lengths), self.max_length, most))

@@ -15,6 +15,9 @@ class Tally:
     """Counts the answers to one kind of questions.
 
     A question may have several parts, as a long text is scored in pieces; it is answered when all of them are.
+
+    Attributes:
+        questions: how many there are, `kept` of them answered by an earlier start.
     """
 
     def __init__(self, kind: Kind, owners: Sequence[int], questions: int, report: Report) -> None:
@@ -26,11 +29,11 @@ class Tally:
         """
         self._kind = kind
         self._owners = owners
-        self._questions = questions
+        self.questions = questions
         self._report = report
         self._open = Counter(owners)
         self._answered = questions - len(self._open)
-        self._kept = 0
+        self.kept = 0
         self._tokens = self._all_tokens = 0
         self._started = time.monotonic()
         self._told_at = 0.0
@@ -42,7 +45,7 @@ class Tally:
             self._open[owner] -= 1
             if not self._open[owner]:
                 self._answered += 1
-                self._kept += kept
+                self.kept += kept
         if not kept:
             self._tell()
 
@@ -55,7 +58,7 @@ class Tally:
         """Tell how far it is, whenever that was told last."""
         self._told_at = time.monotonic()
         seconds = self._told_at - self._started
-        counts = self._answered, self._questions, self._kept, self._tokens, self._all_tokens
+        counts = self._answered, self.questions, self.kept, self._tokens, self._all_tokens
         self._report(Asking(self._kind, *counts, seconds))
 
     def _tell(self) -> None:

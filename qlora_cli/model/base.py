@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from qlora_cli.errors import DeviceError, ModelError
 from qlora_cli.model.quantization import bitsandbytes_config, keep_layout, misread_layers
 from qlora_cli.model.source import ModelSource, load_config, reading
-from qlora_cli.model.storage import check_stored_quantization, compute_dtype
-from qlora_cli.recipe.schema import QuantizationSection
+from qlora_cli.model.storage import StorageForm, check_stored_quantization, compute_dtype
 
 
 def choose_device(wanted: str, asked_with: str = "training.device") -> torch.device:
@@ -37,13 +36,13 @@ def choose_device(wanted: str, asked_with: str = "training.device") -> torch.dev
 
 def load_base(
     base: ModelSource,
-    quantization: QuantizationSection,
+    quantization: StorageForm,
     device: torch.device,
     *,
     model_class: Any = AutoModelForCausalLM,
     supplied: Collection[str] = (),
 ) -> PreTrainedModel:
-    """The base model on `device`: linear layers in 4 bits, the rest in the compute dtype, all of it frozen.
+    """The base model on `device`: linear layers in 4 or 8 bits, the rest in the compute dtype, all of it frozen.
 
     The output head, embeddings and norm layers stay unquantised (transformers skips the head; the others are not
     linear). `bits: 16` quantises nothing. One whole copy per process: a device map of one entry.
@@ -74,7 +73,7 @@ def load_base(
     # transformers would go on with random weights in place of those that are missing.
     if lacking := sorted(set(found["missing_keys"]) - set(supplied)):
         raise ModelError(
-            f"base_model: {base.name} lacks {len(lacking)} of the model's weights: {', '.join(lacking[:5])}"
+            f"{base.asked_with}: {base.name} lacks {len(lacking)} of the model's weights: {', '.join(lacking[:5])}"
         )
     if misread := misread_layers(model):
         raise ModelError(

@@ -110,7 +110,7 @@ def _fetch_weights(base: ModelSource, folder: Path) -> None:
     except EntryNotFoundError:
         if not (folder / INDEX_FILE).is_file():
             raise ModelError(
-                f"base_model: {base.name} (revision {base.revision or 'main'}) has no weights in safetensors "
+                f"{base.asked_with}: {base.name} (revision {base.revision or 'main'}) has no weights in safetensors "
                 f"({WEIGHTS_FILE} or {INDEX_FILE}). Pickle (.bin) can run code when read, and is refused: convert it "
                 "to safetensors first, or name another revision or repository that has them"
             ) from None
@@ -120,12 +120,13 @@ def _fetch_weights(base: ModelSource, folder: Path) -> None:
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing and is_offline_mode():
         raise HubUnreachableError(
-            f"base_model: of the weights of {base.name}, {len(missing)} of {len(shards)} files are not in the hub's "
-            f"cache ({missing[0]} is the first), and the hub cannot be reached. Try again with the network, or give a "
-            "local folder"
+            f"{base.asked_with}: of the weights of {base.name}, {len(missing)} of {len(shards)} files are not in the "
+            f"hub's cache ({missing[0]} is the first), and the hub cannot be reached. Try again with the network, or "
+            "give a local folder"
         )
     if missing:
-        raise ModelError(f"base_model: {base.name} lacks files that its {INDEX_FILE} names: {', '.join(missing[:5])}")
+        named = ", ".join(missing[:5])
+        raise ModelError(f"{base.asked_with}: {base.name} lacks files that its {INDEX_FILE} names: {named}")
 
 
 def _shards(index: Path) -> list[str]:

@@ -15,16 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from qlora_cli.model.quantization import frozen_weight, linear_shape
+from qlora_cli.model.quantization import frozen_product, frozen_weight, linear_shape
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer with a trained low-rank update beside it.
 
-    Wraps `nn.Linear`, bitsandbytes' `Linear4bit` or GPT-2's `Conv1D`. `lora_A` [rank, in] and `lora_B` [out, rank]
-    are float32 master weights, cast to `compute_dtype` for the products.
+    Wraps `nn.Linear`, bitsandbytes' `Linear4bit` or `Linear8bitLt`, or GPT-2's `Conv1D`. `lora_A` [rank, in] and
+    `lora_B` [out, rank] are float32 master weights, cast to `compute_dtype` for the products.
 
     Raises:
         TypeError: if `base` is none of these.
@@ -34,7 +33,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         shape = linear_shape(base)
         if shape is None:
-            raise TypeError(f"expected Linear, Linear4bit or Conv1D, got {type(base).__name__}")
+            raise TypeError(f"expected Linear, Linear4bit, Linear8bitLt or Conv1D, got {type(base).__name__}")
         device = next(base.parameters()).device
         self.base = base.requires_grad_(False)
         self.in_features, self.out_features = shape
@@ -63,8 +62,7 @@ class LoRALinear(nn.Module):
         """[..., in] to [..., out], in x's dtype."""
         if not self.enabled:
             # The same product that the update is added to, so that on and off differ by the update alone.
-            weight = frozen_weight(self.base, self.compute_dtype)
-            return F.linear(x.to(self.compute_dtype), weight, self._bias()).to(x.dtype)
+            return frozen_product(self.base, x.to(self.compute_dtype), self._bias()).to(x.dtype)
         keep = None
         if self.training and self.dropout > 0:
             keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - self.dropout)
@@ -110,7 +108,7 @@ class _LoRAProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lora_A: Tensor, lora_B: Tensor, keep: Tensor | None, layer: LoRALinear) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        output = F.linear(flat, frozen_weight(layer.base, x.dtype), layer._bias())
+        output = frozen_product(layer.base, flat, layer._bias())
         reduced = _drop(flat, keep, layer.dropout) @ lora_A.to(x.dtype).t()
         output.addmm_(reduced, lora_B.to(x.dtype).t(), alpha=layer.scale)
         ctx.save_for_backward(x, reduced, lora_A, lora_B, keep)

@@ -1,4 +1,4 @@
-"""What the 4-bit base is: the bitsandbytes configuration, and its weights made plain when a product needs them.
+"""What the quantised base is: the bitsandbytes configuration, and its weights made plain when a product needs them.
 
 Source: QLoRA (Dettmers et al. 2023, arXiv 2305.14314), section 3: NF4 in blocks of 64, block constants quantised
 again to 8 bits in blocks of 256. bitsandbytes does the quantising; nothing of it is written again here.
@@ -11,22 +11,26 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from qlora_cli.model.storage import compute_dtype
-from qlora_cli.recipe.schema import QuantizationSection
+from qlora_cli.model.storage import StorageForm, compute_dtype
 
 # bitsandbytes tells everyone with AVX-512 that an optional inference kernel is not installed; training never uses it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# And at every product with 8-bit weights, that LLM.int8() rounds its inputs by way of float16.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 import bitsandbytes as bnb  # noqa: E402 (after its logger is set)
 
 
-def bitsandbytes_config(section: QuantizationSection) -> BitsAndBytesConfig | None:
-    """The section as transformers takes it; None where nothing is quantised."""
-    if section.bits == 16:
+def bitsandbytes_config(section: StorageForm) -> BitsAndBytesConfig | None:
+    """The section as transformers takes it; None where nothing is quantised, or the files say how."""
+    if section.bits is None or section.bits == 16:
         return None
+    if section.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=section.quant_type,
@@ -84,9 +88,9 @@ def _read_twice(weight: bnb.nn.Params4bit) -> tuple[Tensor, Tensor]:
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(in_features, out_features) of a linear layer that LoRA can wrap; None for anything else."""
-    # By exact type: what else derives from nn.Linear stores its weight another way (int8, fp8), or is read past
+    # By exact type: what else derives from nn.Linear stores its weight another way (fp8), or is read past
     # its forward (the projection of nn.MultiheadAttention).
-    if type(module) in (nn.Linear, bnb.nn.Linear4bit):
+    if type(module) in (nn.Linear, bnb.nn.Linear4bit, bnb.nn.Linear8bitLt):
         return module.in_features, module.out_features  # type: ignore[return-value]
     if type(module) is Conv1D:
         in_features, out_features = module.weight.shape  # type: ignore[misc]
@@ -97,16 +101,40 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 def frozen_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """The weight of a frozen linear layer as [out, in] in `dtype`.
 
-    For `Linear4bit` this is a new tensor of out × in values: use it and drop it. For `Linear` and `Conv1D` it is the
-    stored weight or a view of it where the dtype already fits.
+    For `Linear4bit` and `Linear8bitLt` this is a new tensor of out × in values: use it and drop it. For `Linear` and
+    `Conv1D` it is the stored weight or a view of it where the dtype already fits.
     """
     weight: Tensor = module.weight  # type: ignore[assignment]
     if isinstance(weight, bnb.nn.Params4bit):
         plain: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
         return plain.to(dtype)
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        values, scales = _int8_parts(module)
+        whole: Tensor = bnb.functional.int8_vectorwise_dequant(values, scales)
+        return whole.to(dtype)
     if isinstance(module, Conv1D):
         weight = weight.t()  # stored [in, out]
     return weight.detach().to(dtype)
+
+
+def frozen_product(module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b with the weight of a frozen linear layer, [..., in] to [..., out], in x's dtype.
+
+    For `Linear8bitLt` it is bitsandbytes' own product, which rounds x to 8 bits as well, but for outliers, and has the
+    layer's own bias in it.
+    """
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        product: Tensor = module(x)
+        return product
+    return F.linear(x, frozen_weight(module, x.dtype), bias)
+
+
+def _int8_parts(module: bnb.nn.Linear8bitLt) -> tuple[Tensor, Tensor]:
+    """int8 [out, in] and the scale of each row, float32 [out]: the weight has them until the layer's first product."""
+    weight, state = module.weight, module.state
+    if state.CB is not None:
+        return state.CB, state.SCB
+    return weight.data, weight.SCB
 
 
 @dataclass(frozen=True)

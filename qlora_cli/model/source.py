@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ _LOAD_ERRORS = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Which model: a hub name or a local folder, a revision, and whether its own code may run."""
+    """Which model: a hub name or a local folder, a revision, and whether its own code may run.
+
+    `asked_with` is the setting or the argument that it was named with, for messages.
+    """
 
     name: str
     revision: str | None = None
     trust_remote_code: bool = False
+    asked_with: str = field(default="base_model", compare=False)
 
     def arguments(self) -> dict[str, Any]:
         """As every `from_pretrained` takes them."""
@@ -53,6 +57,24 @@ def load_tokenizer(base: ModelSource) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase
     with reading("tokenizer", base):
         tokenizer = AutoTokenizer.from_pretrained(**base.arguments())
+    return _with_padding(tokenizer)
+
+
+def load_adapter_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with an adapter, with a padding token.
+
+    Raises:
+        ModelError: if it cannot be read.
+    """
+    tokenizer: PreTrainedTokenizerBase
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder.absolute()), trust_remote_code=trust_remote_code)
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:400]}") from None
+    return _with_padding(tokenizer)
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # Padding is masked by position, never by token, so any token serves; eos is in every vocabulary.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -115,9 +137,9 @@ def _check_folder(base: ModelSource) -> None:
     if not path.is_absolute():
         return
     if problem := model_problem(path, str(path)):
-        raise ModelError(f"base_model: {problem}")
+        raise ModelError(f"{base.asked_with}: {problem}")
     if list(path.glob("*.bin")) and not list(path.glob("model*.safetensors")):
-        raise ModelError(f"base_model: {path} {_ONLY_PICKLE}")
+        raise ModelError(f"{base.asked_with}: {path} {_ONLY_PICKLE}")
 
 
 _ONLY_PICKLE = "has its weights only as pickle (.bin), which can run code when read. Convert it to safetensors first"
@@ -128,11 +150,11 @@ def _cannot_load(part: str, base: ModelSource, error: Exception) -> str:
     local = Path(base.name).is_absolute()
     # transformers' advice is to allow pickle then; offline it says so, too, of weights that are not in the cache.
     if "use_safetensors=True" in reason and (local or not is_offline_mode()):
-        return f"base_model: {base.name} {_ONLY_PICKLE}"
+        return f"{base.asked_with}: {base.name} {_ONLY_PICKLE}"
     if local:
-        return f"base_model: the {part} in {base.name} cannot be read: {reason}"
+        return f"{base.asked_with}: the {part} in {base.name} cannot be read: {reason}"
     return (
-        f"base_model: the {part} of {base.name} (revision {base.revision or 'main'}) cannot be had from the hub, and "
-        f"there is no such folder here. Check the name and the network (a private or gated model needs `hf auth "
-        f"login`), or give a local folder. The hub client said: {reason[:400]}"
+        f"{base.asked_with}: the {part} of {base.name} (revision {base.revision or 'main'}) cannot be had from the "
+        f"hub, and there is no such folder here. Check the name and the network (a private or gated model needs `hf "
+        f"auth login`), or give a local folder. The hub client said: {reason[:400]}"
     )

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from qlora_cli.errors import ModelError
 from qlora_cli.recipe.schema import QuantizationSection
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def compute_dtype(section: QuantizationSection) -> torch.dtype:
+@dataclass(frozen=True)
+class WeightForm:
+    """How weights that are only read are held: also in ways that no recipe trains over.
+
+    Attributes:
+        bits: 4 as `quant_type` and `double_quant` say; 8 is LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339); 16 is
+            unquantised, whatever the dtype; None, where the files hold them in a way of their own, which is kept.
+        compute_dtype: dtype of every product, and of all weights that stay unquantised.
+        stored: what the files hold quantised, in words, if they do: it speaks for itself.
+    """
+
+    bits: Literal[4, 8, 16] | None
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    stored: str | None = None
+
+
+# What a recipe asks for is a form, too.
+StorageForm: TypeAlias = QuantizationSection | WeightForm
+
+
+def compute_dtype(section: StorageForm) -> torch.dtype:
     """The dtype of every product, and of all weights that stay unquantised."""
     return _DTYPES[section.compute_dtype]
 
 
-def check_stored_quantization(stored: dict[str, Any] | None, section: QuantizationSection) -> None:
-    """Refuse a base whose weights are stored quantised otherwise than the recipe says.
+def check_stored_quantization(stored: dict[str, Any] | None, section: StorageForm) -> None:
+    """Refuse a base whose weights are stored quantised otherwise than the recipe says, but for a form that takes them
+    as they are.
 
     transformers would take the stored form whatever is asked for, or read quantised integers as weights.
 
@@ -28,7 +52,7 @@ def check_stored_quantization(stored: dict[str, Any] | None, section: Quantizati
     Raises:
         ModelError: naming what is stored and what the recipe asks for.
     """
-    if stored is None:
+    if stored is None or (isinstance(section, WeightForm) and section.stored is not None):
         return
     wanted = {
         "quant_method": "bitsandbytes",
@@ -47,9 +71,13 @@ def check_stored_quantization(stored: dict[str, Any] | None, section: Quantizati
         )
 
 
-def describe_storage(section: QuantizationSection) -> str:
+def describe_storage(section: StorageForm) -> str:
     """The section in words, such as `NF4, double quantisation, bfloat16 compute`."""
+    if isinstance(section, WeightForm) and section.stored is not None:
+        return f"{section.stored}, as stored"
     if section.bits == 16:
         return f"unquantised, {section.compute_dtype}"
+    if section.bits == 8:
+        return f"LLM.int8(), {section.compute_dtype} compute"
     double = ", double quantisation" if section.double_quant else ""
     return f"{section.quant_type.upper()}{double}, {section.compute_dtype} compute"

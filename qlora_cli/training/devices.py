@@ -11,17 +11,20 @@ from qlora_cli.model.base import choose_device
 _KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-def make_accelerator(wanted: str) -> Accelerator:
+def make_accelerator(wanted: str, asked_with: str = "training.device") -> Accelerator:
     """An Accelerator on the device that `training.device` asks for.
 
     Precision and accumulation are the recipe's alone: what `accelerate config` or the environment say of them is
     overruled, as the loop does both itself.
 
+    Args:
+        asked_with: the setting or option that the device was asked for with, for messages.
+
     Raises:
         DeviceError: if the device is not there, if this process is already set up for another one, or if the
             environment asks for a way of sharding the model that this version does not know.
     """
-    device = choose_device(wanted)
+    device = choose_device(wanted, asked_with)
     try:
         accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -29,10 +32,10 @@ def make_accelerator(wanted: str) -> Accelerator:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     except ValueError as error:  # another device was set up in this process
-        raise DeviceError(f"training.device: {wanted} cannot be used in this process any more: {error}") from None
+        raise DeviceError(f"{asked_with}: {wanted} cannot be used in this process any more: {error}") from None
     if accelerator.device.type != device.type:
         raise DeviceError(
-            f"training.device: {wanted} means {device.type} here, but Accelerate is set up for "
+            f"{asked_with}: {wanted} means {device.type} here, but Accelerate is set up for "
             f"{accelerator.device.type}. Look at ACCELERATE_USE_CPU and `accelerate config`"
         )
     if accelerator.distributed_type not in _KNOWN:

@@ -38,7 +38,7 @@ def _problems(folder: Path, family: str = "llama") -> list[str]:
     with pytest.raises(ModelError) as caught:
         read(tiny_model(family), folder)
     first, *lines = str(caught.value).split("\n")
-    assert first == f"{folder}: the adapter cannot be merged:"
+    assert first == f"{folder}: the adapter cannot be applied:"
     return [line.removeprefix("  ") for line in lines]
 
 

@@ -230,7 +230,7 @@ def test_an_adapter_that_lacks_a_tensor(here: Path, missing: list[str], told: st
     """The layer is named, and nothing is merged in silence without it."""
     edit_tensors(Path("run/adapter"), **dict.fromkeys(missing))
     message = fails(ModelError)
-    assert message.startswith(f"{here}/run/adapter: the adapter cannot be merged:\n")
+    assert message.startswith(f"{here}/run/adapter: the adapter cannot be applied:\n")
     assert told in message
     assert message.count("\n") == 1
 

@@ -103,7 +103,7 @@ def test_an_adapter_of_another_base(bases: Bases, tmp_path: Path) -> None:
         for layer in (0, 1)
         for name in ("k_proj", "v_proj")
     )
-    assert str(caught.value) == f"{adapter}: the adapter cannot be merged:\n{lines}"
+    assert str(caught.value) == f"{adapter}: the adapter cannot be applied:\n{lines}"
 
 
 def test_a_tensor_that_is_stored_under_two_names(bases: Bases, tmp_path: Path) -> None:
@@ -155,7 +155,8 @@ def test_an_adapter_with_a_tensor_missing(missing: str, bases: Bases, tmp_path: 
         ]
     with pytest.raises(ModelError) as caught:
         merge_adapter(adapter, tmp_path / "merged")
-    assert str(caught.value) == f"{adapter}: the adapter cannot be merged:\n" + "\n".join(f"  {line}" for line in lines)
+    expected = "\n".join(f"  {line}" for line in lines)
+    assert str(caught.value) == f"{adapter}: the adapter cannot be applied:\n{expected}"
 
 
 def test_weights_that_cannot_be_rounded_as_they_were(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_update_is_the_difference_to_the_frozen_weight() -> None:
 
 def test_only_linear_layers_can_be_wrapped() -> None:
     """Anything else is refused by name."""
-    with pytest.raises(TypeError, match=r"^expected Linear, Linear4bit or Conv1D, got Embedding$"):
+    with pytest.raises(TypeError, match=r"^expected Linear, Linear4bit, Linear8bitLt or Conv1D, got Embedding$"):
         LoRALinear(nn.Embedding(4, 4), rank=1, alpha=1, dropout=0.0, compute_dtype=torch.float32)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.index import Index, Listed, entries
-from qlora_cli.evaluation.tasks.loaded import LoadedTasks, Partial, TaskOptions
+from qlora_cli.evaluation.tasks.loaded import FEWSHOT_SEED, LoadedTasks, Partial, TaskOptions
 from qlora_cli.hub import go_offline_if_unreachable
 
 
@@ -27,19 +27,21 @@ def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> Loa
     if options.data_root is None:
         go_offline_if_unreachable(["org/dataset"])  # whatever the tasks need, it is on the hub
     with quiet():
+        from qlora_cli.evaluation.randomness import seeded
         from qlora_cli.evaluation.tasks.factory import Absent, Factory
 
         factory = Factory(options)
         registry = entries(_needed(names, index))
         built = []
-        for name in dict.fromkeys(names):
-            try:
-                built.append(_Built(index[name], factory.build(registry[name], registry=registry), Absent))
-            except TaskError:
-                raise
-            except Exception as error:  # of a group's file, or of code that it names
-                reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-                factory.problems.append(f"{name} ({index[name].file}): it cannot be set up: {reason}.")
+        with seeded(None if options.seed == FEWSHOT_SEED else options.seed):  # some tasks draw when they are built
+            for name in dict.fromkeys(names):
+                try:
+                    built.append(_Built(index[name], factory.build(registry[name], registry=registry), Absent))
+                except TaskError:
+                    raise
+                except Exception as error:  # of a group's file, or of code that it names
+                    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+                    factory.problems.append(f"{name} ({index[name].file}): it cannot be set up: {reason}.")
     _refuse(built, factory, options)
     return _loaded(built, factory, options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -12,15 +13,15 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.data_root import DataRoot
-from qlora_cli.evaluation.tasks.layouts.found import DatasetName
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
 from qlora_cli.evaluation.tasks.readiness import check_rows, columns_in_templates
-from qlora_cli.evaluation.tasks.refusals import refusals
+from qlora_cli.evaluation.tasks.refusals import refusals, unknown_words
 from qlora_cli.evaluation.tasks.supply import (
     MissingSplitError,
     SilentHubError,
     Supply,
     brings_own,
+    dataset_name,
     describe_failure,
     needs_package,
 )
@@ -52,6 +53,37 @@ class Supplied:
         return None if self.supply.zero_shot else as_usual.fewshot_docs()
 
 
+class Processed:
+    """What the tasks' `process_docs` have made of their splits.
+
+    lm-eval calls them again and again: for prompts, and once more to compare the answers. Some of them shuffle (the
+    choices of GPQA), and are only ever right because `datasets` finds the first result in its cache on disk. Rows
+    that came from a folder are in no such cache.
+    """
+
+    def __init__(self) -> None:
+        # The rows are kept with what was made of them, or another split might come to have their id.
+        self._made: dict[tuple[Any, int], tuple[Any, Any]] = {}
+
+    def remember(self, config: Config) -> None:
+        """Have the functions of a configuration, which are replaced, process the rows of a split once."""
+        if callable(config.get("process_docs")):
+            config["process_docs"] = self._once(config["process_docs"])
+        examples = config.get("fewshot_config")
+        if isinstance(examples, dict) and callable(examples.get("process_docs")):
+            config["fewshot_config"] = {**examples, "process_docs": self._once(examples["process_docs"])}
+
+    def _once(self, process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        @functools.wraps(process)  # whose source is what the results tell
+        def once(docs: Any) -> Any:
+            key = (process, id(docs))
+            if key not in self._made:
+                self._made[key] = (docs, process(docs))
+            return self._made[key][1]
+
+        return once
+
+
 class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
     """Builds tasks and groups; what cannot be built is an `Absent` in its place.
 
@@ -68,6 +100,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         self.problems: list[str] = []
         self.splits: dict[str, str] = {}
         self.silent: list[str] = []
+        self._processed = Processed()
 
     def _build_task(self, entry: Any, overrides: Config | None) -> Any:
         name = str((overrides or {}).get("task", entry.name))
@@ -102,10 +135,10 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         if self.silent:  # nothing further comes from there
             return Absent(name)
         try:
-            against = refusals(load(False), self._options)
-            if against:
-                raise TaskError("\n".join(against))
-            return self._built(name, load(True))
+            _refuse(refusals(load(False), self._options))
+            config = load(True)
+            _refuse(unknown_words(config, self._options))
+            return self._built(name, config)
         except MissingSplitError as error:
             return Absent(name, (error,))
         except _MissingSplitsError as error:
@@ -130,6 +163,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         if "class" in config:
             return self._of_class(name, config, supply)
         config["num_fewshot"] = shots
+        self._processed.remember(config)
         self._settle_splits(name, config, supply)
         task = _construct(_with_supply(ConfigurableTask, supply), {"config": config}, supply)
         return self._ready(task, supply)
@@ -141,9 +175,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
 
     def _settle_splits(self, name: str, config: Config, supply: Supply) -> None:
         """Raise _MissingSplitsError if a split that will be asked for is not below the data root."""
-        dataset = DatasetName(
-            str(config.get("dataset_path")), config.get("dataset_name"), config.get("dataset_kwargs") or {}
-        )
+        dataset = dataset_name(config.get("dataset_path"), config.get("dataset_name"), config.get("dataset_kwargs"))
         if brings_own(dataset, config.get("custom_dataset")):
             return
         tested, validated = config.get("test_split"), config.get("validation_split")
@@ -152,7 +184,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         if not missing:
             return
         only_tested = tested and validated and [error.split for error in missing] == [tested]
-        instead = validated if only_tested and not supply.missing(dataset, [validated]) else None
+        instead = str(validated) if only_tested and not supply.missing(dataset, [str(validated)]) else None
         if instead is None or not self._options.allow_partial:
             missing[0].instead = instead
             raise _MissingSplitsError(missing)
@@ -191,6 +223,11 @@ class _MissingSplitsError(TaskError):
     def __init__(self, missing: list[MissingSplitError]) -> None:
         self.missing = tuple(missing)
         super().__init__("\n".join(map(str, missing)))
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise TaskError("\n".join(problems))
 
 
 def _construct(cls: Any, arguments: Mapping[str, Any], supply: Supply) -> Any:

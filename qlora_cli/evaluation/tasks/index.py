@@ -115,10 +115,12 @@ def _lm_eval_index() -> dict[str, Listed]:
 
 
 def _kept_file(folder: Path) -> Path | None:
-    """Where the index of this folder is kept: another version, or one that was edited, has another file."""
-    with contextlib.suppress(OSError, RuntimeError):
+    """Where the index of this folder is kept; another version has another file."""
+    with contextlib.suppress(OSError, RuntimeError):  # no home
         version = importlib.metadata.version("lm_eval")
-        facts = json.dumps([_FORMAT, version, str(folder), folder.stat().st_mtime_ns])
+        # One that is edited, as in a clone of lm-eval, changes at least where a file comes or goes.
+        changed = max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
+        facts = json.dumps([_FORMAT, version, str(folder), changed])
         return cache_folder() / f"tasks-{hashlib.sha256(facts.encode()).hexdigest()[:32]}.json"
     return None
 

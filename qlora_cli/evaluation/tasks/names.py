@@ -50,9 +50,9 @@ def choose(names: Sequence[str], index: Index) -> list[str]:
 
 
 def listing(pattern: str | None, index: Index) -> list[Listing]:
-    """The names that match a pattern such as `*arc*`, or that hold a word, in alphabetical order; all for None.
+    """The names that match a pattern such as `*arc*`, or that hold a word; all for None.
 
-    Raises TaskError if there are none.
+    The word itself comes first, then what begins with it, and so on alphabetically. Raises TaskError if there are none.
     """
     if pattern is None:
         found: Iterable[str] = index
@@ -60,9 +60,9 @@ def listing(pattern: str | None, index: Index) -> list[Listing]:
         found = _matches(pattern, index)
     else:
         found = [name for name in index if pattern.lower() in name.lower()]
-    lines = [
-        Listing(name, index[name].kind, len(task_names(name, index)), index[name].output_type) for name in sorted(found)
-    ]
+    word = (pattern or "").lower()
+    ordered = sorted(found, key=lambda name: (name.lower() != word, not name.lower().startswith(word), name))
+    lines = [Listing(name, index[name].kind, len(task_names(name, index)), index[name].output_type) for name in ordered]
     if not lines:
         raise TaskError(_unknown(pattern or "", index))
     return lines
@@ -103,13 +103,18 @@ def _meant(name: str, index: Index) -> list[str]:
 
 def _akin(word: str, bare: str, index: Index) -> list[str]:
     """Names that have to do with a word: what lies in lm-eval's folder of that name, and what begins with it."""
-    inside = {name for name, listed in index.items() if listed.file and Path(listed.file).parent.name == word}
+    inside = {
+        name for name, listed in index.items() if listed.file and Path(listed.file).parts[-3:-1] == ("tasks", word)
+    }
     ranked = []
     for name, listed in index.items():
         several = listed.kind in ("group", "tag")
-        if name in inside or (several and listed.members and inside.issuperset(listed.members)):
-            ranked.append((0 if several else 1, len(name), name))
-        elif bare and _bare(name).startswith(bare):
+        spelt = _bare(name)
+        if several and listed.members and bare in spelt and inside.issuperset(listed.members):
+            ranked.append((0, len(name), name))
+        elif name in inside:
+            ranked.append((1, len(name), name))
+        elif bare and spelt.startswith(bare):
             ranked.append((2 if several else 3, len(name), name))
     return [name for _, _, name in sorted(ranked)]
 

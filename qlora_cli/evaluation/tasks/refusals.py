@@ -1,4 +1,4 @@
-"""What is said against a task before any of its code is run."""
+"""What is said against a task: before any of its code is run, and before its rows are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from qlora_cli.recipe.words import nearest
 
 
 def refusals(config: Mapping[str, Any], options: TaskOptions) -> list[str]:
-    """Everything against a task's configuration, with its functions still unresolved (`/folder/utils.function`).
+    """Code that a task would run, and that may not be, by its configuration with the functions still unresolved
+    (`/folder/utils.function`).
 
     Each is the end of a message that begins with the task's name.
     """
@@ -22,7 +23,15 @@ def refusals(config: Mapping[str, Any], options: TaskOptions) -> list[str]:
         found.append("it runs code that the model writes. --run-unsafe-code allows that: use a machine made for it.")
     if not options.trust_remote_code:
         found += _code_of_the_hub(config, options)
-    return [*found, *_unknown_metrics(config, options), *_unknown_filters(config)]
+    return found
+
+
+def unknown_words(config: Mapping[str, Any], options: TaskOptions) -> list[str]:
+    """Metrics, aggregations and filters that there are none of, or only as code of the hub.
+
+    To be asked with the functions of `config` resolved: their modules may have brought some of these.
+    """
+    return [*_unknown_metrics(config, options), *_unknown_filters(config)]
 
 
 def _code_of_the_hub(config: Mapping[str, Any], options: TaskOptions) -> Iterator[str]:
@@ -51,7 +60,7 @@ def _unknown_metrics(config: Mapping[str, Any], options: TaskOptions) -> Iterato
             continue
         metric, aggregation = entry.get("metric"), entry.get("aggregation")
         # With a `process_results` of its own, a task names its metrics as it likes.
-        if isinstance(metric, str) and not _is_function(metric) and not config.get("process_results"):
+        if isinstance(metric, str) and not config.get("process_results"):
             fetched = entry.get("hf_evaluate") is True
             if (fetched or metric not in METRIC_REGISTRY) and not options.trust_remote_code:
                 close = None if fetched else nearest(metric, list(METRIC_REGISTRY))
@@ -59,7 +68,7 @@ def _unknown_metrics(config: Mapping[str, Any], options: TaskOptions) -> Iterato
                     f"metric {metric!r} is {'to be code' if fetched else 'none of lm-eval, which would look for code'} "
                     f"from the hub{f'; did you mean {close}?' if close else '.'} --trust-remote-code allows that."
                 )
-        if isinstance(aggregation, str) and not _is_function(aggregation) and aggregation not in AGGREGATION_REGISTRY:
+        if isinstance(aggregation, str) and aggregation not in AGGREGATION_REGISTRY:
             close = nearest(aggregation, list(AGGREGATION_REGISTRY))
             yield f"aggregation {aggregation!r} is none of lm-eval{f'; did you mean {close}?' if close else '.'}"
 
@@ -73,7 +82,7 @@ def _unknown_filters(config: Mapping[str, Any]) -> Iterator[str]:
         steps = entry.get("filter") if isinstance(entry, dict) else None
         for step in steps if isinstance(steps, list) else []:
             name = step.get("function") if isinstance(step, dict) else None
-            if isinstance(name, str) and not _is_function(name) and name not in FILTER_REGISTRY:
+            if isinstance(name, str) and name not in FILTER_REGISTRY:
                 close = nearest(name, list(FILTER_REGISTRY))
                 yield f"filter {name!r} is none of lm-eval{f'; did you mean {close}?' if close else '.'}"
 

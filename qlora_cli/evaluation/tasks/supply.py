@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from qlora_cli.evaluation.tasks.data_root import DataRoot
 from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Needed
 from qlora_cli.hub import is_unreachable
 from qlora_cli.recipe.data_files import shown_path
-from qlora_cli.recipe.paths import is_local
+from qlora_cli.recipe.paths import looks_local
 
 # What `datasets` reads files by, in the place of a dataset's name: the files are the task's own business.
 _LOADERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml", "webdataset")
@@ -56,7 +56,7 @@ class Supply:
 
     def dataset(self, task: Any, as_usual: Callable[[], None]) -> Any:
         """What `task.dataset` is to be: splits by name. `as_usual` is how lm-eval fetches it."""
-        name = DatasetName(str(task.DATASET_PATH), task.DATASET_NAME, _arguments(task))
+        name = dataset_name(task.DATASET_PATH, task.DATASET_NAME, getattr(task.config, "dataset_kwargs", None))
         if self.root is not None and not brings_own(name, getattr(task.config, "custom_dataset", None)):
             return Splits(self, self.root, name)
         try:
@@ -93,12 +93,14 @@ class Splits(dict[str, Any]):
 def brings_own(name: DatasetName, custom: object) -> bool:
     """Whether the rows of a task come from a function, or from files of its own, not from a dataset of the hub."""
     files = name.arguments.get("data_files")
-    return callable(custom) or (name.path in _LOADERS and "hf://" not in str(files)) or is_local(name.path)
+    return callable(custom) or (name.path in _LOADERS and "hf://" not in str(files)) or looks_local(name.path)
 
 
-def _arguments(task: Any) -> Mapping[str, Any]:
-    arguments = getattr(task.config, "dataset_kwargs", None)
-    return arguments if isinstance(arguments, dict) else {}
+def dataset_name(path: object, config: object, arguments: object) -> DatasetName:
+    """The dataset by what a task's file says, where a configuration may look like a number."""
+    return DatasetName(
+        str(path), None if config is None else str(config), arguments if isinstance(arguments, Mapping) else {}
+    )
 
 
 def _missing(root: DataRoot, name: DatasetName, split: str) -> MissingSplitError:
@@ -107,7 +109,6 @@ def _missing(root: DataRoot, name: DatasetName, split: str) -> MissingSplitError
 
 def _telling(error: Exception, name: DatasetName) -> TaskError:
     """What is to be told of a dataset that did not come."""
-    chain = _root_cause(error)
     if isinstance(error, TaskError):
         return error
     if isinstance(error, ImportError):
@@ -124,20 +125,27 @@ def _telling(error: Exception, name: DatasetName) -> TaskError:
             f"its dataset {name} is gated: accept its terms on the hub and log in with `hf auth login`, "
             f"or file its rows under --data-root DIR."
         )
-    return TaskError(f"its dataset {name} could not be had: {chain}.")
+    return TaskError(f"its dataset {name} could not be had: {_root_cause(error)}.")
 
 
 def needs_package(error: ImportError) -> str:
     """What to do about a package that a task imports."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
-        return f"it needs the package {package}, which is not installed: pip install {package}"
-    return f"it needs what is not installed here: {_root_cause(error)}."
+        if importlib.util.find_spec(package) is None:
+            return f"it needs the package {package}, which is not installed: pip install {package}"
+        return f"it needs {error.name}, which the installed {package} has not: it was written for another version."
+    return f"it needs what is not installed here: {_summary(error)}."
 
 
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
+    return _summary(error)
+
+
+def _summary(error: BaseException) -> str:
+    """The kind of an error and its message, on one line."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
@@ -146,8 +154,7 @@ def describe_failure(error: Exception, files: list[Path]) -> str:
     """Why a task could not be made of its rows, with the files that were read for it."""
     if isinstance(error, ImportError):
         return needs_package(error)
+    if isinstance(error, IndexError) and "size 0" in str(error):
+        return f"its `process_docs` leaves no row to ask about of {', '.join(map(shown_path, files)) or 'its dataset'}."
     read = f" Its rows are those of {', '.join(dict.fromkeys(map(shown_path, files)))}." if files else ""
-    cause: BaseException = error
-    with contextlib.suppress(AttributeError):
-        cause = error.__cause__ or error
-    return f"it cannot be set up: {_root_cause(cause)}.{read}"
+    return f"it cannot be set up: {_summary(error)}.{read}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_cli.errors import ModelError, QloraError
+from qlora_cli.merging.adapters.peek import PICKLE, holds_adapter_files, holds_run
 from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from qlora_cli.recipe.data_files import near_name, shown_path
 from qlora_cli.recipe.load import load_recipe
@@ -16,7 +17,6 @@ from qlora_cli.recipe.paths import HUB_NAME, expand_home
 from qlora_cli.training.checkpoint import ADAPTER, checkpoint_step, find_fault, list_checkpoints, newest_valid
 from qlora_cli.training.run_folder import RunFolder
 
-_PICKLE = "adapter_model.bin"
 _MANY = 5  # names that a message lists
 _MANY_FOLDERS = 2000  # to look into for adapters
 
@@ -45,19 +45,13 @@ def locate(path: Path) -> Located:
     path = path.resolve() if path.name in ("..", "") else path
     if _is_checkpoint(path):
         return _checkpoint(path)
-    if (path / CONFIG_FILE).is_file() or (path / WEIGHTS_FILE).is_file() or (path / _PICKLE).is_file():
+    if holds_adapter_files(path):
         if path.name == ADAPTER and _is_checkpoint(path.parent):
             return _checkpoint(path.parent)
         _check_files(path)
         return Located(path, _run_at(path.parent) if path.name == ADAPTER else None)
-    run = RunFolder(path)
-    if (
-        run.recipe.is_file()
-        or run.record.is_file()
-        or run.checkpoints.is_dir()
-        or (run.adapter / CONFIG_FILE).is_file()
-    ):
-        return _of_run(run)
+    if holds_run(path):
+        return _of_run(RunFolder(path))
     raise ModelError(_no_adapter(path))
 
 
@@ -135,9 +129,9 @@ def _check_files(folder: Path) -> None:
     """Both files have to be there, and the weights not as pickle."""
     shown = shown_path(folder)
     has_config, has_weights = (folder / CONFIG_FILE).is_file(), (folder / WEIGHTS_FILE).is_file()
-    if not has_weights and (folder / _PICKLE).is_file():
+    if not has_weights and (folder / PICKLE).is_file():
         raise ModelError(
-            f"{shown}: has its weights only as pickle ({_PICKLE}), which can run code when read. If you trust it, "
+            f"{shown}: has its weights only as pickle ({PICKLE}), which can run code when read. If you trust it, "
             "convert it with PEFT: load it with PeftModel.from_pretrained and write it with save_pretrained"
         )
     if not has_weights:
@@ -149,7 +143,7 @@ def _check_files(folder: Path) -> None:
 def _no_folder(given: Path, path: Path) -> str:
     """Why what was given is no folder at all."""
     shown = shown_path(path)
-    if path.is_file() and path.name in (CONFIG_FILE, WEIGHTS_FILE, _PICKLE):
+    if path.is_file() and path.name in (CONFIG_FILE, WEIGHTS_FILE, PICKLE):
         return f"{shown} is a file of an adapter; expected its folder: {shown_path(path.parent)}"
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         return f"{shown} is a recipe; expected an adapter: the folder of the run{_run_of_recipe(path)}"

@@ -11,8 +11,24 @@ from contextlib import suppress
 from pathlib import Path
 
 from qlora_cli.errors import QloraError
+from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.paths import expand_home
+from qlora_cli.training.run_folder import RunFolder
+
+PICKLE = "adapter_model.bin"
+
+
+def holds_adapter_files(path: Path) -> bool:
+    """Whether a folder has a file of an adapter in it, the weights as pickle included."""
+    return any((path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, PICKLE))
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a folder has something in it that only a run leaves, or an adapter in its `adapter/`."""
+    run = RunFolder(path)
+    begun = run.recipe.is_file() or run.record.is_file() or run.checkpoints.is_dir()
+    return begun or (run.adapter / CONFIG_FILE).is_file()
 
 
 def named_sources(path: Path) -> list[str]:

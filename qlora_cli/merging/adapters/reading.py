@@ -86,7 +86,7 @@ def read_changes(
     reading.check_values()
     if reading.problems:
         lines = "\n".join(f"  {problem}" for problem in reading.problems)
-        raise ModelError(f"{folder}: the adapter cannot be merged:\n{lines}")
+        raise ModelError(f"{folder}: the adapter cannot be applied:\n{lines}")
     return AdapterChanges(config, changes, tensors, grouping.unused)
 
 

@@ -23,35 +23,44 @@ from qlora_cli.model.adapter_config import read_adapter_config
 from qlora_cli.model.base import load_base
 from qlora_cli.model.lora import LoRALinear, adapters_disabled
 from qlora_cli.model.quantization import frozen_weight
-from qlora_cli.model.storage import compute_dtype
+from qlora_cli.model.storage import StorageForm, compute_dtype
 
 
-def trained_model(adapter: AdapterSource, device: torch.device) -> PreTrainedModel:
+def trained_model(adapter: AdapterSource, device: torch.device, form: StorageForm | None = None) -> PreTrainedModel:
     """The base as it was stored in training, with the adapter on it, in eval mode; `adapter_off` takes it away.
+
+    Args:
+        form: how the base is stored now, if not as in training.
 
     Raises:
         ModelError: if the base or the adapter cannot be read, or they do not fit each other.
         HubUnreachableError: if the base is on the hub and that gives no answer.
     """
-    return with_adapter(adapter, *_read(adapter), device)
+    return with_adapter(adapter, *_read(adapter), device, form)
 
 
 def with_adapter(
-    adapter: AdapterSource, skeleton: Skeleton, read: AdapterChanges, device: torch.device
+    adapter: AdapterSource,
+    skeleton: Skeleton,
+    read: AdapterChanges,
+    device: torch.device,
+    form: StorageForm | None = None,
 ) -> PreTrainedModel:
     """The same for an adapter that was read before, and is known to fit.
 
     Args:
         skeleton: of its base.
         read: what it changes there.
+        form: how the base is stored now, if not as in training.
 
     Raises:
         ModelError: if the base cannot be read.
         HubUnreachableError: if the base is on the hub and that gives no answer.
     """
+    stored = form or adapter.quantization
     model = load_base(
         adapter.base,
-        adapter.quantization,
+        stored,
         device,
         model_class=_class_of(skeleton, read.config.get("task_type")),
         supplied=read.changes,
@@ -60,7 +69,7 @@ def with_adapter(
         # What lies within a module before it: both that answer in its place have the same within.
         grouped = _by_module(_followed(read, skeleton))
         for path, changes in sorted(grouped.items(), key=lambda item: -item[0].count(".")):
-            building = _Building(read, compute_dtype(adapter.quantization), skeleton.kinds[path] == "conv1d", device)
+            building = _Building(read, compute_dtype(stored), skeleton.kinds[path] == "conv1d", device)
             model.set_submodule(path, building.layer(model.get_submodule(path), changes))
     return model.requires_grad_(False).eval()
 
@@ -215,7 +224,7 @@ def _with_as_many_rows(base: nn.Module, values: dict[str, Tensor]) -> nn.Module:
     """The module with as many rows as the adapter's: of tokens or labels that the base does not know, rows of 0."""
     resized = {}
     for name, value in values.items():
-        own, as_it_is = _own(base, name)
+        own, as_it_is = _own(base, name, value.dtype)
         if own is None or own.shape[1:] != value.shape[1:] or (as_it_is and len(own) == len(value)):
             continue
         known = own[: len(value)]
@@ -223,11 +232,13 @@ def _with_as_many_rows(base: nn.Module, values: dict[str, Tensor]) -> nn.Module:
     return with_parameters(base, resized) if resized else base
 
 
-def _own(base: nn.Module, name: str) -> tuple[Tensor | None, bool]:
-    """A parameter of a module, out of 4 bits, and whether the module can compute with what it has."""
+def _own(base: nn.Module, name: str, dtype: torch.dtype) -> tuple[Tensor | None, bool]:
+    """A parameter of a module, out of 4 or 8 bits, and whether the module can compute with what it has."""
     own = base._parameters.get(name)
     if own is None or name != "weight" or not isinstance(base, nn.Linear) or type(base) is nn.Linear:
         return own, True
+    if own.dtype is torch.int8:
+        return frozen_weight(base, dtype), True
     state = getattr(own, "quant_state", None)
     # What the base's files lack was never rounded.
     return (own.data, False) if state is None else (frozen_weight(base, state.dtype), True)

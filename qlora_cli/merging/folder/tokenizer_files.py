@@ -94,7 +94,7 @@ def _adopt(base_folder: Path, adapter: AdapterSource, section: DatasetSection, s
     remarks, conversations = [], False
     if section.chat_template is None and not has_template(tokenizer):
         try:
-            conversations = _has_conversations(section)
+            conversations = has_conversations(section)
         except QloraError as error:
             remarks.append(
                 f"whether the run's rows are conversations, which would be rendered with a template, cannot be told: "
@@ -116,7 +116,12 @@ def _adopt(base_folder: Path, adapter: AdapterSource, section: DatasetSection, s
     return [*remarks, "the chat template is that of the run, not the base's own"]
 
 
-def _has_conversations(section: DatasetSection) -> bool:
+def has_conversations(section: DatasetSection) -> bool:
+    """Whether a run's rows are conversations, which are rendered with a template even where the base has none.
+
+    Raises:
+        QloraError: if only the rows would tell, and they cannot be had.
+    """
     sources = (*section.train_sources, *section.validation_sources)
     formats = {source.format for source in sources}
     if formats & {"messages", "conversations"}:

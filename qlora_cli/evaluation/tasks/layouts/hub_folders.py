@@ -4,6 +4,8 @@ The folder of a configuration holds a file for each split, or several (`test-000
 each; or it is what `save_to_disk` wrote. Where a task names no configuration, that folder is `default`, or the
 dataset's own. A dataset's folder may also be a copy of its repository: then its card, README.md, says which files are
 whose, and what types the columns have.
+
+All of it may lie in a folder `hub` of the root, too, beside what others give out.
 """
 
 from __future__ import annotations
@@ -32,6 +34,15 @@ def find(root: Path, dataset: DatasetName, split: str) -> Found | None:
 
     Raises TaskError if there are files of more than one kind, which would be the same rows twice.
     """
+    return next(filter(None, (_find(base, dataset, split) for base in _bases(root))), None)
+
+
+def _bases(root: Path) -> list[Path]:
+    inner = child(root, "hub")
+    return [root, inner] if inner else [root]
+
+
+def _find(root: Path, dataset: DatasetName, split: str) -> Found | None:
     named = dataset.arguments.get("data_files")
     if named is not None:
         given = _given_files(root, dataset, split, named)
@@ -58,9 +69,9 @@ def place(dataset: DatasetName, split: str) -> str:
 
 def splits(root: Path, dataset: DatasetName) -> list[str]:
     """Names of the splits that look to be there, in no particular order."""
-    repository = descendant(root, dataset.path)
+    repositories = filter(None, (descendant(base, dataset.path) for base in _bases(root)))
     names: set[str] = set()
-    for folder in _folders(repository, dataset) if repository else []:
+    for folder in (folder for repository in repositories for folder in _folders(repository, dataset)):
         for path in folder.iterdir() if folder.is_dir() else []:
             if (path.is_file() and data_kind(path)) or (path / _SAVED).is_file():
                 names.add(_PART.sub("", data_stem(path) if path.is_file() else path.name))

@@ -1,0 +1,194 @@
+"""The table of an evaluation: one row for each metric of each task and group, with the base beside it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lm_eval.api.group import Group
+from lm_eval.api.metrics import mean
+
+from qlora_cli.benchmarking.events import ScoreRow
+from qlora_cli.errors import EvaluationError
+from qlora_cli.evaluation.statistics import (
+    Comparison,
+    align,
+    compare,
+    compare_aggregated,
+    compare_group,
+    stratum,
+)
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+    from qlora_cli.evaluation.harness import TaskScores
+    from qlora_cli.evaluation.tasks.loaded import LoadedTasks
+
+
+def score_rows(loaded: LoadedTasks, target: TaskScores, base: TaskScores | None) -> tuple[ScoreRow, ...]:
+    """A row for each metric, groups before their members, as lm-eval aggregates them.
+
+    Args:
+        loaded: the tasks that were scored.
+        target: what came of them.
+        base: the same of the base; None without a baseline.
+    """
+    return tuple(_Table(loaded, target, base).rows())
+
+
+@dataclass(frozen=True)
+class _Table:
+    loaded: LoadedTasks
+    target: TaskScores
+    base: TaskScores | None
+
+    def rows(self) -> Iterator[ScoreRow]:
+        children = {name for names in self._members().values() for name in names}
+        for name in (*self.loaded.groups, *self.loaded.tasks):
+            if name not in children:
+                yield from self._within(name, 0)
+
+    def _members(self) -> Mapping[str, Sequence[str]]:
+        members: Mapping[str, Sequence[str]] = self.target.results["group_subtasks"]
+        return members
+
+    def _within(self, name: str, depth: int) -> Iterator[ScoreRow]:
+        """The rows of a task or a group, and of all that is in it."""
+        group = self.loaded.groups.get(name)
+        for metric, filter_name in _metrics(self.target.results["results"].get(name, {})):
+            comparison = None
+            if self.base is not None:
+                of = self._compare_task if group is None else self._compare_group
+                comparison = of(name, metric, filter_name)
+            yield self._row(name, depth, group is not None, metric, filter_name, comparison)
+        for child in self._members().get(name, ()):
+            yield from self._within(child, depth + 1)
+
+    def _row(
+        self, name: str, depth: int, is_group: bool, metric: str, filter_name: str, comparison: Comparison | None
+    ) -> ScoreRow:
+        results = self.target.results
+        found = results["results"][name]
+        of_base: Mapping[str, Any] = {} if self.base is None else self.base.results["results"][name]
+        key, error = f"{metric},{filter_name}", f"{metric}_stderr,{filter_name}"
+        return ScoreRow(
+            task=name,
+            label=str(found.get("alias") or name).strip(" -"),
+            depth=depth,
+            is_group=is_group,
+            documents=self._documents(name),
+            metric=metric,
+            filter=filter_name,
+            value=float(found[key]),
+            error=_number(found.get(error)),
+            higher_is_better=(results["higher_is_better"].get(name) or {}).get(metric),
+            num_fewshot=self._shots(name),
+            partial=self._partial(name),
+            base=_number(of_base.get(key)),
+            base_error=_number(of_base.get(error)),
+            comparison=comparison,
+        )
+
+    def _partial(self, name: str) -> str | None:
+        """What a score is of, where that is less or other than the task or group says."""
+        if (partial := self.loaded.partial.get(name)) is not None:
+            return _share(len(partial.there), len(partial.missing))
+        split = self.loaded.splits.get(name)
+        return None if split is None else f"{split} split"
+
+    def _leaves(self, name: str) -> list[str]:
+        group = self.loaded.groups.get(name)
+        return [name] if group is None else [task.task_name for task in group.get_all_tasks()]
+
+    def _documents(self, name: str) -> int:
+        counts = self.target.results["n-samples"]
+        return sum(int(counts[task]["effective"]) for task in self._leaves(name))
+
+    def _shots(self, name: str) -> int | None:
+        shots = {self.target.results["n-shot"].get(task) for task in self._leaves(name)}
+        return int(found) if len(shots) == 1 and (found := shots.pop()) is not None else None
+
+    def _higher(self, name: str, metric: str) -> bool:
+        return (self.target.results["higher_is_better"].get(name) or {}).get(metric) is not False
+
+    def _compare_task(self, name: str, metric: str, filter_name: str) -> Comparison | None:
+        """A task's documents in pairs; aggregated anew in each resample where the metric is no mean."""
+        ours, theirs = self._pairs(name, metric, filter_name)
+        if not ours:
+            return None
+        aggregate = _aggregation(self.loaded.tasks[name], metric)
+        if _is_mean(aggregate) and _are_numbers(ours) and _are_numbers(theirs):
+            return compare(ours, theirs, higher_is_better=self._higher(name, metric))
+        if aggregate is None:
+            return None
+        with warnings.catch_warnings(action="ignore"):  # of a resample in which all documents are alike
+            return compare_aggregated(ours, theirs, aggregate)
+
+    def _compare_group(self, name: str, metric: str, filter_name: str) -> Comparison | None:
+        """A group's tasks as strata, weighted as lm-eval weights them; None if one of them has no mean to pair."""
+        config = _aggregated(self.loaded.groups[name], metric)
+        strata = []
+        for task in self._leaves(name):
+            if f"{metric},{filter_name}" not in self.target.results["results"][task]:
+                continue  # lm-eval leaves it out, too
+            ours, theirs = self._pairs(task, metric, filter_name)
+            means = _is_mean(_aggregation(self.loaded.tasks[task], metric))
+            if not (ours and means and _are_numbers(ours) and _are_numbers(theirs)):
+                return None
+            weight = float(len(ours)) if config is None or config.weight_by_size else 1.0
+            strata.append(stratum(ours, theirs, weight))
+        return compare_group(strata, higher_is_better=self._higher(name, metric)) if strata else None
+
+    def _pairs(self, task: str, metric: str, filter_name: str) -> tuple[list[Any], list[Any]]:
+        """What the task's documents are worth to target and base, in one order; empty where no document has a value."""
+        if self.base is None:
+            raise EvaluationError("there is no base to compare with")
+        ours, theirs = (_values(scores, task, metric, filter_name) for scores in (self.target, self.base))
+        return align(ours, theirs, f"{task}, {metric}")
+
+
+def _values(scores: TaskScores, task: str, metric: str, filter_name: str) -> list[tuple[int, Any]]:
+    return [
+        (sample["doc_id"], sample[metric])
+        for sample in scores.samples[task]
+        if sample["filter"] == filter_name and metric in sample["metrics"]
+    ]
+
+
+def _metrics(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The metrics, with their filters, that a task's results hold."""
+    keys = [key.split(",", 1) for key in found if "," in key]
+    return [
+        (metric, filter_name)
+        for metric, filter_name in keys
+        if not metric.endswith("_stderr") and _number(found[f"{metric},{filter_name}"]) is not None
+    ]
+
+
+def _aggregation(task: Task, metric: str) -> Any:
+    return task.aggregation().get(metric)
+
+
+def _is_mean(aggregate: Any) -> bool:
+    return aggregate in (mean, np.mean)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, bool | int | float | np.bool_ | np.number) for value in values)
+
+
+def _aggregated(group: Group, metric: str) -> Any:
+    return next((each for each in group.aggregate_metric_list or () if each.metric == metric), None)
+
+
+def _number(value: Any) -> float | None:
+    """A figure of lm-eval's results, which writes `N/A` where there is none."""
+    return float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else None
+
+
+def _share(there: int, missing: int) -> str:
+    return f"{there} of {there + missing} tasks"

@@ -1,0 +1,165 @@
+"""A whole evaluation: the scores of an adapter, its base beside it, groups, files, and answers that are kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qlora_cli.benchmarking.evaluate import evaluate
+from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow, Turn
+from qlora_cli.benchmarking.request import EvalRequest
+from qlora_cli.errors import RequestError, TaskError
+from qlora_cli.evaluation.events import Asking
+from tests.support.adapters import write_adapter
+from tests.support.benchmarks import keep_index, write_data_root, write_jsonl
+from tests.support.models import save_tiny_model
+
+TASKS = ("mmlu", "arc_easy", "cola", "mrpc")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, an adapter that changes what it says, and benchmarks."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    base = save_tiny_model(folder / "base")
+    write_adapter(folder / "adapter", str(base), lora_alpha=64, target_modules=["layers.0.self_attn.q_proj"])
+    write_data_root(folder / "data")
+    mrpc = [["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]]
+    mrpc += [[str(n % 3 % 2), "1", "2", f"the lamp shines {n}", f"a lamp, {n} times, shines"] for n in range(12)]
+    lines = "".join("\t".join(row) + "\n" for row in mrpc)
+    (folder / "data" / "glue" / "MRPC").mkdir(parents=True)
+    for split in ("train", "dev"):
+        (folder / "data" / "glue" / "MRPC" / f"{split}.tsv").write_text(lines)
+    write_jsonl(folder / "rows.jsonl", ({"prompt": f"say {n}", "completion": f"it is {n * 7}"} for n in range(9)))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def index() -> None:
+    keep_index()
+
+
+def request(folder: Path, **changes: object) -> EvalRequest:
+    asked = EvalRequest(
+        target=str(folder / "adapter"),
+        tasks=TASKS,
+        data_root=folder / "data",
+        allow_partial=True,
+        baseline=True,
+        device="cpu",
+    )
+    return replace(asked, **changes)  # type: ignore[arg-type]
+
+
+def by_name(found: Evaluated) -> dict[tuple[str, str], ScoreRow]:
+    return {(row.task, row.metric): row for row in found.scores}
+
+
+def test_target_and_base_beside_each_other(folder: Path) -> None:
+    """Every score's difference is the target's minus the base's, of groups and of metrics that are no mean as well;
+    the base's column is what the base scores when it is asked by itself."""
+    found = by_name(evaluate(request(folder)))
+    alone = by_name(evaluate(request(folder, target=str(folder / "base"), baseline=False)))
+    assert found.keys() == alone.keys()
+    apart = 0
+    for key, row in found.items():
+        assert row.comparison is not None, key
+        assert row.base is not None
+        assert row.comparison.difference == pytest.approx(row.value - row.base, abs=1e-12), key
+        assert row.comparison.n == row.documents
+        # The base is 16 bits, float32 here: the same products, but for where LoRA's layers round.
+        assert row.base == pytest.approx(alone[key].value, abs=1e-12), key
+        assert alone[key].base is None
+        apart += row.value != row.base
+    assert apart >= 3, "an adapter that changes nothing shows nothing"
+
+
+def test_groups_as_lm_eval_has_them(folder: Path) -> None:
+    """A group stands before its members, deeper with each level, says of how many tasks it is, and weighs documents."""
+    scores = evaluate(request(folder, tasks=("mmlu",), baseline=False)).scores
+    told = {row.task: (row.depth, row.partial) for row in scores}
+    assert told == {
+        "mmlu": (0, "4 of 57 tasks"),
+        "mmlu_stem": (1, "2 of 19 tasks"),
+        "mmlu_other": (1, "1 of 13 tasks"),
+        "mmlu_humanities": (1, "1 of 13 tasks"),
+    } | {row.task: (2, None) for row in scores if not row.is_group}
+    rows = {row.task: row for row in scores}
+    leaves = [row for row in scores if not row.is_group]
+    assert rows["mmlu"].documents == sum(row.documents for row in leaves) == 24
+    weighted = sum(row.value * row.documents for row in leaves) / 24
+    assert rows["mmlu"].value == pytest.approx(weighted, abs=1e-12)
+
+
+def test_the_results_file(folder: Path, tmp_path: Path) -> None:
+    """It is lm-eval's, with the target, the base and the comparison under `qlora`; samples lie beside it."""
+    output = tmp_path / "results_one.json"
+    found = evaluate(request(folder, tasks=("arc_easy",), output=output, log_samples=True))
+    results = json.loads(output.read_text())
+    (acc,) = [row for row in found.scores if row.metric == "acc"]
+    assert results["results"]["arc_easy"]["acc,none"] == acc.value
+    assert results["qlora"]["base"]["arc_easy"]["acc,none"] == acc.base
+    assert results["qlora"]["adapter_sha256"]
+    assert results["qlora"]["scores"][0]["comparison"]["n"] == 8
+    assert str(Path.home()) not in output.read_text()
+    assert found.samples == (tmp_path / "samples_arc_easy_one.jsonl", tmp_path / "samples_arc_easy_one-base.jsonl")
+    assert [len(file.read_text().splitlines()) for file in found.samples] == [8, 8]
+
+
+def test_a_second_start_asks_nothing(folder: Path) -> None:
+    """What was answered is kept, of target and base apart: the same scores, and no question asked again."""
+    asked = request(folder, tasks=("arc_easy",))
+    first, second = evaluate(asked), evaluate(asked)
+    assert (first.kept, second.kept) == (0, second.answers)
+    assert second.scores == first.scores
+    assert evaluate(replace(asked, keep_answers=False)).kept == 0
+
+
+def test_rows_of_a_dataset(folder: Path) -> None:
+    """A dataset's loss stands beside the base's, with or without tasks."""
+    found = evaluate(request(folder, tasks=(), dataset=str(folder / "rows.jsonl")))
+    (row,) = found.losses
+    assert (found.scores, row.rows, found.answers) == ((), 9, 0)
+    assert row.base is not None
+    assert row.comparison is not None
+    assert row.comparison.difference == pytest.approx(row.loss - row.base, abs=1e-9)
+    assert row.loss != row.base
+
+
+def test_only_a_dataset_has_a_file_too(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "losses.json"
+    found = evaluate(request(folder, tasks=(), dataset=str(folder / "rows.jsonl"), output=output))
+    assert json.loads(output.read_text())["qlora"]["dataset"][0]["loss"] == found.losses[0].loss
+
+
+def test_what_is_told(folder: Path) -> None:
+    """What is scored is told before the first question, then each of the two as it is asked."""
+    events: list[Event] = []
+    evaluate(request(folder, tasks=("arc_easy",)), listeners=[events.append])
+    prepared = next(event for event in events if isinstance(event, Prepared))
+    assert (prepared.tasks, prepared.documents, prepared.base) == (1, 8, "base")
+    told = [event for event in events if isinstance(event, Prepared | Turn | Evaluated)]
+    assert [type(event).__name__ for event in told] == ["Prepared", "Turn", "Turn", "Evaluated"]
+    last = [event for event in events if isinstance(event, Asking)][-1]
+    assert last.answered == last.questions
+
+
+def test_a_whole_model_has_no_base(folder: Path) -> None:
+    """Refused before anything is read of it but its configuration."""
+    with pytest.raises(RequestError) as caught:
+        evaluate(request(folder, target=str(folder / "base")))
+    assert str(caught.value).endswith(
+        "base is a whole model, and has no base to set beside it. Leave it out, or score both models, each with "
+        "--output FILE"
+    )
+
+
+def test_what_is_missing_is_told_before_weights_are_read(folder: Path) -> None:
+    """A group runs on a part of its tasks only if that is allowed."""
+    events: list[Event] = []
+    with pytest.raises(TaskError, match="mmlu"):
+        evaluate(request(folder, allow_partial=False), listeners=[events.append])
+    assert not any(isinstance(event, Prepared) for event in events)
