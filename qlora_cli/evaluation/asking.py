@@ -33,11 +33,7 @@ def room_for_prompts(requests: Sequence[Instance], terms: Sequence[Terms], max_l
     """
     for request, one in zip(requests, terms, strict=True):
         if one.max_new_tokens >= max_length:
-            raise EvaluationError(
-                f"{_named(request)}: it wants answers of up to {one.max_new_tokens:,} tokens, and the model's context, "
-                f"prompt and answer together, is {max_length:,}. Leave this task out, or lower max_gen_toks in its "
-                "generation_kwargs"
-            )
+            raise EvaluationError(too_long_an_answer(_named(request), one.max_new_tokens, max_length))
     return [(request.args[0], max_length - one.max_new_tokens) for request, one in zip(requests, terms, strict=True)]
 
 
@@ -59,14 +55,24 @@ def contradictions(requests: Sequence[Instance], terms: Sequence[Terms]) -> Iter
         yield f"{task} wants answers drawn at random, at temperature 0: they are greedy"
 
 
-def cut_remark(cut: Mapping[str, int], questions: int, max_length: int, most: int) -> str:
+def too_long_an_answer(asked: str, max_new_tokens: int, max_length: int) -> str:
+    """What is wrong with a task that wants longer answers than the model has room for."""
+    return (
+        f"{asked}: it wants answers of up to {max_new_tokens:,} tokens, and the model's context, prompt and answer "
+        f"together, is {max_length:,}. Leave this task out, or lower max_gen_toks in its generation_kwargs"
+    )
+
+
+def cut_remark(cut: Mapping[str, int], max_length: int, most: int) -> str:
     """What to say of questions that lost their beginning, by task; `most` is how many tokens one of them lost."""
     tasks = sorted(cut.items(), key=lambda item: (-item[1], item[0]))
     named = ", ".join(f"{task} ({number:,})" for task, number in tasks[:_TOLD])
     more = f" and {len(cut) - _TOLD:,} more tasks" if len(cut) > _TOLD else ""
+    number = sum(cut.values())
+    they_are, their = ("question is", "its") if number == 1 else ("questions are", "their")
     return (
-        f"{sum(cut.values()):,} of {questions:,} questions are longer than the model's context of {max_length:,} "
-        f"tokens and lost their beginning, up to {most:,} tokens of it: {named}{more}"
+        f"{number:,} {they_are} longer than the model's context of {max_length:,} tokens and lost {their} beginning, "
+        f"up to {most:,} tokens of it: {named}{more}"
     )
 
 

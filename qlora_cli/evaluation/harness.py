@@ -17,7 +17,8 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator_utils import get_sample_size
 
 from qlora_cli.errors import EvaluationError, QloraError, TaskError
-from qlora_cli.evaluation.asking import cut_remark
+from qlora_cli.evaluation.asking import cut_remark, too_long_an_answer
+from qlora_cli.evaluation.decoding_terms import decoding_terms
 from qlora_cli.evaluation.hush import Hush
 from qlora_cli.evaluation.randomness import other_seed, python_seed, seeded
 from qlora_cli.evaluation.scoring import AnsweringModel
@@ -38,6 +39,9 @@ class Asked(Protocol):
 
     @property
     def tokenizer(self) -> Any: ...
+
+    @property
+    def max_length(self) -> int: ...
 
     @property
     def world_size(self) -> int: ...
@@ -158,10 +162,18 @@ def refuse_unanswerable(lm: Asked, loaded: Loaded, *, limit: int | float | None,
             problems.append(
                 f"{name}: {there} documents cannot be shared by {lm.world_size} processes: score it on one of them"
             )
+        problems += _too_long_an_answer(name, task, lm.max_length)
         if getattr(task, "MULTIMODAL", False):
             problems.append(f"{name}: it asks about pictures or sound, and a language model is scored here")
     if problems:
         raise TaskError("\n".join(problems))
+
+
+def _too_long_an_answer(name: str, task: Any, max_length: int) -> Iterator[str]:
+    if task.OUTPUT_TYPE == "generate_until":
+        terms = decoding_terms(task.get_config("generation_kwargs") or {}, None)
+        if terms.max_new_tokens >= max_length:
+            yield too_long_an_answer(name, terms.max_new_tokens, max_length)
 
 
 def paired_values(samples: Mapping[str, Sequence[dict[str, Any]]], task: str) -> dict[tuple[str, str], list[Any]]:
@@ -212,7 +224,7 @@ def _shared(lm: AnsweringModel, results: dict[str, Any] | None, mine: _Counts) -
         most = max(one.cut_tokens for one in every)
         counts = _Counts(sum(one.asked for one in every), sum(one.kept for one in every), cut, most)
         if cut and lm.world_size > 1:  # else it was told when they were cut
-            lm.remark_once(cut_remark(cut, counts.asked, lm.max_length, most))
+            lm.remark_once(cut_remark(cut, lm.max_length, most))
         told = [(results, counts)]
     if lm.world_size > 1:
         broadcast_object_list(told)

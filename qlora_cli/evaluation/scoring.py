@@ -260,4 +260,4 @@ class AnsweringModel(Backend):
             self.cut += cut
             self.cut_tokens = max(self.cut_tokens, most)
             if self.world_size == 1:  # or there would be a remark of each process
-                self.remark_once(cut_remark(cut, len(lengths), self.max_length, most))
+                self.remark_once(cut_remark(cut, self.max_length, most))

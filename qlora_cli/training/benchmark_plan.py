@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.build import build_tasks
@@ -71,12 +71,16 @@ def plan_benchmarks(section: EvaluationSection) -> BenchmarkPlan | None:
     return BenchmarkPlan(section, loaded, headlines(chosen, loaded, index), best)
 
 
-def check_answerable(plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBase, num_processes: int) -> None:
-    """Raise TaskError for tasks that cannot be asked of a model with this tokenizer, all of them at once."""
+def check_answerable(
+    plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, num_processes: int
+) -> None:
+    """Raise TaskError for tasks that cannot be asked of a model with this tokenizer and context, all at once."""
+    from lm_eval.models.utils import resolve_max_length
+
     from qlora_cli.evaluation.harness import refuse_unanswerable
 
     section = plan.section
-    asked = _Asked(tokenizer, num_processes)
+    asked = _Asked(tokenizer, resolve_max_length(config, tokenizer), num_processes)
     try:
         refuse_unanswerable(asked, plan.loaded, limit=section.limit, chat_template=section.apply_chat_template)
     except TaskError as error:
@@ -112,6 +116,7 @@ class _Asked:
     """What is known of a model before it is loaded."""
 
     tokenizer: PreTrainedTokenizerBase
+    max_length: int
     world_size: int
 
 

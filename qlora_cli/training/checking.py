@@ -56,7 +56,7 @@ def check_data(recipe: Recipe, *, examples: int = 0, report: Report = lambda _: 
     if scored_on is not None:
         found.notices += scored_on.loaded.remarks
     if scored_on is not None and base is not None:
-        found.attempt(check_answerable, scored_on, base.tokenizer, num_processes=1)
+        found.attempt(check_answerable, scored_on, base.tokenizer, base.config, num_processes=1)
     held_out = section.validation is not None or section.validation_fraction is not None
     known = train is not None and (validation is not None or not held_out)
     return Facts(

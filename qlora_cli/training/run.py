@@ -73,7 +73,7 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     scored_on = _plan_benchmarks(run)
     data = _load_data(run, tokenizer)
     if scored_on is not None:
-        check_answerable(scored_on, tokenizer, run.accelerator.num_processes)
+        check_answerable(scored_on, tokenizer, load_config(run.source), run.accelerator.num_processes)
     if resume:
         _check_resumption(run, data)
     model = _load_model(run)

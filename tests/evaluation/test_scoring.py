@@ -209,7 +209,7 @@ def test_what_was_cut_is_counted_and_told() -> None:
     lm.loglikelihood([*asked, asked[0]])
     assert lm.cut == {"a": 1, "b": 1}
     assert remarks(told) == [
-        f"2 of 3 questions are longer than the model's context of 20 tokens and lost their beginning, up to {cut} "
+        f"2 questions are longer than the model's context of 20 tokens and lost their beginning, up to {cut} "
         "tokens of it: a (1), b (1)"
     ]
 
