@@ -28,6 +28,7 @@ from tests.support.runs import tiny_recipe
 KEYS = {
     "ok", "checked", "recipe", "mistakes", "problems", "notices", "context_length", "train", "validation", "steps",
     "examples",
+    "benchmarks",
 }  # fmt: skip
 
 

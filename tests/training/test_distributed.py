@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from qlora_cli.recipe.dump import dump_recipe
 from tests.support.runs import read_metrics, tiny_recipe
+from tests.support.scored_runs import scored_recipe
 
 
 def _free_port() -> int:
@@ -65,3 +67,42 @@ def test_two_processes_are_one_that_accumulates(batch_size: int, tmp_path: Path)
     )
     for key, tensor in one_adapter.items():
         torch.testing.assert_close(two_adapter[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("indexed")
+def test_two_processes_score_as_one(tmp_path: Path) -> None:
+    """Documents are shared between them, the scores are those of one process, each is recorded once, and both take the
+    same checkpoint for the best."""
+    recipe = scored_recipe(
+        tmp_path,
+        validation_rows=0,
+        training={"max_steps": 4, "save_steps": 1, "save_total_limit": 1, "optimizer": "adamw_torch"},
+        evaluation={"every_steps": 2, "keep_best": "words/bits_per_byte"},
+    )
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    twice = ["--set", "training.gradient_accumulation_steps=2"]
+    for name, start, changes in (("two", launch, []), ("one", [], twice)):
+        command = ["-m", "qlora_cli", "train", str(file), "--output-dir", str(tmp_path / name), *changes]
+        done = subprocess.run(
+            [sys.executable, *start, *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    two, one = (read_metrics(tmp_path / name, "benchmark") for name in ("two", "one"))
+    assert [record["step"] for record in two] == [record["step"] for record in one] == [0, 2, 4]
+    for got, wanted in zip(two, one, strict=True):
+        assert got["scores"] == pytest.approx(wanted["scores"], rel=1e-3)
+    assert _best(tmp_path / "two") == _best(tmp_path / "one")
+    assert not (tmp_path / "two" / "answers").exists()
+
+
+def _best(run: Path) -> tuple[int, list[str]]:
+    step = json.loads((run / "run.json").read_text())["best"]["step"]
+    return step, sorted(path.name for path in (run / "checkpoints").iterdir())
