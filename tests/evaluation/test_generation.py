@@ -12,7 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.generation import Generator
@@ -183,6 +191,41 @@ def test_few_complete_rows_stay_until_leaving_pays_and_write_nothing() -> None:
     assert shapes[-1][0] == 16
     assert next(iter(answers)) == 5
     assert answers == {index: _one_by_one(model, prompt, ()) for index, prompt in enumerate(prompts)}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": False, "num_beams": 2}])
+def test_a_complete_row_beside_longer_answers_stays_within_the_models_positions(
+    family: str, sampling: dict[str, Any]
+) -> None:
+    """A row that fills the context stays in a batch whose other rows go on for longer than it could."""
+    model = _model(family)
+    full = Prompt(tuple(3 + place % 90 for place in range(250)), (), 6, sampling)
+    others = [Prompt((3 + row, 7, 50 + row), (), 40, sampling) for row in range(15)]
+    answers = _answers(Generator(model, tiny_tokenizer(), stop_ids=()), [full, *others])
+    if not sampling:
+        assert answers == [_one_by_one(model, prompt, ()) for prompt in [full, *others]]
+
+
+def test_a_complete_row_does_not_turn_the_positions_of_the_others() -> None:
+    """Dynamic rotary positions are made for the furthest one in a batch."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tiny_tokenizer()), max_position_embeddings=64, rope_parameters=rope, **shape)
+    model = LlamaForCausalLM(config).eval()
+    full = Prompt(tuple(3 + place for place in range(55)), (), 6)
+    others = [Prompt((3 + row, 7, 50 + row), (), 40) for row in range(15)]
+    generator = Generator(model, tiny_tokenizer(), stop_ids=())
+    assert generator.why is None  # the trial is over before passes are watched
+    furthest: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: furthest.append(int(kwargs["position_ids"].max())), with_kwargs=True
+    )
+    try:
+        _answers(generator, [full, *others])
+    finally:
+        handle.remove()
+    assert max(furthest) < 64
 
 
 @pytest.mark.parametrize("batch_size", [None, 1])

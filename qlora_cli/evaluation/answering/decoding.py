@@ -40,6 +40,9 @@ class GreedyRows:
         self._padding = self._columns - lengths  # [rows]: columns on the left that are no tokens of the row
         self._padded = bool(self._padding.any())
         self._positions = lengths[:, None]  # [rows, 1]: of the token that is read next
+        # A complete row may be read on beside the others: never where no position of its own is, since models have
+        # tables of them, or turn what all rows read by the furthest.
+        self._last_positions = torch.tensor([[row.most - 1] for row in self._rows], device=logits.device)
         self._penalty = None
         if repetition_penalty != 1:
             self._penalty = _RepetitionPenalty(repetition_penalty, self._rows, logits.shape[-1], logits.device)
@@ -94,6 +97,7 @@ class GreedyRows:
         self._padded = bool(self._padding.any())
         self._columns -= first_column
         self._positions = self._positions[places]
+        self._last_positions = self._last_positions[places]
         if self._penalty is not None:
             self._penalty.keep(places)
         return chosen[places]
@@ -111,7 +115,7 @@ class GreedyRows:
             use_cache=True,
         )
         self._logits = output.logits[:, -1]
-        self._positions = self._positions + 1
+        self._positions = torch.minimum(self._positions + 1, self._last_positions)
 
     def _attended(self) -> Tensor | None:
         """The columns that are tokens, [rows, columns], int64; None for all of them, which has the faster kernels."""

@@ -122,8 +122,19 @@ class Generator:
                 yield _OwnWriter(self._model, own, tally)
             rows = [row for row in rows if not self._fits_own(row)]
             self._tell_borrowed(rows)
-        if rows:
-            yield _BorrowedWriter(self._model, self._tokenizer, rows, tally, stop_ids=self._stop_ids, seed=self._seed)
+        for together in self._within_context(rows):
+            yield _BorrowedWriter(
+                self._model, self._tokenizer, together, tally, stop_ids=self._stop_ids, seed=self._seed
+            )
+
+    def _within_context(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Rows that may share a batch: `generate` reads complete ones on, for as long as the longest answer takes."""
+        context = getattr(self._model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        limit = max([context or sum(row.most for row in rows), *(row.most for row in rows)])
+        while rows:
+            longest = max(row.prompt.max_new_tokens for row in rows)
+            yield [row for row in rows if row.length + longest <= limit]
+            rows = [row for row in rows if row.length + longest > limit]
 
     def _fits_own(self, row: Row) -> bool:
         """Whether this greedy answer can be written by our own loop, to its longest."""
