@@ -10,7 +10,7 @@ from typing import Any
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.index import Index, Listed, entries
-from qlora_cli.evaluation.tasks.loaded import FEWSHOT_SEED, LoadedTasks, Partial, TaskOptions
+from qlora_cli.evaluation.tasks.loaded import LoadedTasks, Partial, TaskOptions
 from qlora_cli.hub import go_offline_if_unreachable
 
 
@@ -33,7 +33,7 @@ def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> Loa
         factory = Factory(options)
         registry = entries(_needed(names, index))
         built = []
-        with seeded(None if options.seed == FEWSHOT_SEED else options.seed):  # some tasks draw when they are built
+        with seeded(options.seed):  # some tasks draw when they are built
             for name in dict.fromkeys(names):
                 try:
                     built.append(_Built(index[name], factory.build(registry[name], registry=registry), Absent))
