@@ -80,7 +80,7 @@ def list_tasks(pattern: str | None, task_paths: Sequence[Path], *, given: Mappin
         from qlora_cli.evaluation.tasks.names import listing
         from qlora_cli.task_list import show_tasks
 
-        show_tasks(make_console(), listing(pattern, load_index(folders)))
+        show_tasks(make_console(), listing(pattern, load_index(folders, waiting=_say_it_takes_long)))
 
     return exit_code(work, lambda: "stopped")
 
@@ -153,6 +153,9 @@ def _check(request: EvalRequest, given: Mapping[str, object]) -> None:
     if request.output is not None:
         output = request.output
         problems += _attempt(lambda: _check_output(output, samples=request.log_samples))
+    if (dataset := request.dataset) is not None:
+        problems += _attempt(lambda: _look_for_rows(dataset))
+        problems += _attempt(lambda: _look_at_overrides(request.overrides))
     if request.tasks and not absent:
         problems += _attempt(lambda: _choose(request))
     _raise_all(problems)
@@ -178,11 +181,30 @@ def _look_at(target: str) -> None:
     look_at(target)
 
 
+def _look_for_rows(dataset: str) -> None:
+    from qlora_cli.benchmarking.named_rows import rows_path
+
+    rows_path(dataset)
+
+
+def _look_at_overrides(overrides: Sequence[str]) -> None:
+    from qlora_cli.benchmarking.named_rows import check_overrides
+
+    check_overrides(overrides)
+
+
 def _choose(request: EvalRequest) -> None:
     from qlora_cli.evaluation.tasks.index import load_index
     from qlora_cli.evaluation.tasks.names import choose
 
-    choose(request.tasks, load_index(request.task_paths))
+    choose(request.tasks, load_index(request.task_paths, waiting=_say_it_takes_long))
+
+
+def _say_it_takes_long() -> None:
+    """On stderr: what is on stdout is for others to read, too."""
+    from qlora_cli.console import make_console, show_line
+
+    show_line(make_console(stderr=True), "", "finding out which tasks lm-eval has; once, for some seconds …", "dim")
 
 
 def _attempt(check: Callable[[], object]) -> list[str]:
