@@ -369,6 +369,10 @@ def test_samples_that_an_evaluation_left_are_not_written_over(here: Path) -> Non
         "--output: out/samples_arc_easy_a-b.jsonl is there already"
     )
     scored("run", *TASK, "--output", "out/results_a_b.json")
+    Path("out/samples_arc_easy_c-base.jsonl").touch()
+    assert refused("run", *TASK, "--output", "out/c.json", "--log-samples", "--baseline").startswith(
+        "--output: out/samples_arc_easy_c-base.jsonl is there already"
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are closed otherwise there")

@@ -152,7 +152,7 @@ def _check(request: EvalRequest, given: Mapping[str, object]) -> None:
     problems += absent
     if request.output is not None:
         output = request.output
-        problems += _attempt(lambda: _check_output(output, samples=request.log_samples))
+        problems += _attempt(lambda: _check_output(output, _samples_of(request, output)))
     if (dataset := request.dataset) is not None:
         problems += _attempt(lambda: _look_for_rows(dataset))
         problems += _attempt(lambda: _look_at_overrides(request.overrides))
@@ -234,8 +234,8 @@ def _no_folder(option: str, path: Path) -> Iterator[str]:
         yield f"{option}: {str(path)[:200]}: cannot be looked up: {error.strerror or error}"
 
 
-def _check_output(output: Path, *, samples: bool) -> None:
-    """Refuse a results file, and with `samples` its files of answers, that must not or cannot be written.
+def _check_output(output: Path, samples: Sequence[str]) -> None:
+    """Refuse a results file, and files of answers by the patterns `samples`, that must not or cannot be written.
 
     Raises:
         OutputError: if it is there, has another ending, or cannot be made.
@@ -252,9 +252,7 @@ def _check_output(output: Path, *, samples: bool) -> None:
             raise OutputError(f"--output: {shown} is there already. Name another file, or delete it: nothing is ever "
                               "written over")  # fmt: skip
         folder = next(parent for parent in output.absolute().parents if parent.exists())
-        others = (
-            sorted(output.parent.glob(f"samples_*_{glob.escape(_name_in_samples(output))}.jsonl")) if samples else []
-        )
+        others = sorted(path for pattern in samples for path in output.parent.glob(pattern))
     except OSError as error:
         raise OutputError(f"--output: {str(output)[:200]}: cannot be written: {error.strerror or error}") from None
     if others:
@@ -268,9 +266,12 @@ def _check_output(output: Path, *, samples: bool) -> None:
         raise OutputError(f"--output: {shown_path(folder)} cannot be written, so {shown} cannot be made there")
 
 
-def _name_in_samples(output: Path) -> str:
-    """What the files of answers are called after, beside the task; see `evaluation.results.write_samples`."""
-    return output.stem.removeprefix("results_").replace("_", "-")
+def _samples_of(request: EvalRequest, output: Path) -> list[str]:
+    """What the files of answers will be called; see `evaluation.results.write_samples`."""
+    if not request.log_samples:
+        return []
+    name = glob.escape(output.stem.removeprefix("results_").replace("_", "-"))
+    return [f"samples_*_{name}{end}.jsonl" for end in ("", *(["-base"] if request.baseline else []))]
 
 
 def _set_up(request: EvalRequest, *, progress: bool) -> None:

@@ -243,3 +243,18 @@ def test_data_root_has_to_be_a_folder(tmp_path: Path) -> None:
         DataRoot(tmp_path / "benchmrks")
     with pytest.raises(TaskError, match=r"--data-root: .*file is a file\. Give the folder that holds the data\."):
         DataRoot(tmp_path / "file")
+
+
+@pytest.mark.parametrize("cell", ["['0' '4'\n '2']", "[a, b]", "{'text': array(['a', 'b'], dtype=object)}"])
+def test_lists_as_they_are_printed_are_none(tmp_path: Path, cell: str) -> None:
+    """As pandas writes the lists of a Parquet file into CSV: Python reads the first as one text, and a prompt would
+    take letters out of the others."""
+    path = tmp_path / "org" / "Set" / "easy" / "test.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(f'question,choices\na,"[""x"", \'y\']"\nb,"{cell}"\n')
+    with pytest.raises(TaskError) as caught:
+        _read(tmp_path, _NAME, "test", frozenset(["choices"]))
+    assert str(caught.value).startswith(
+        f"{path}, row 2: choices: expected a list or an object as JSON or Python writes it, got "
+    )
+    assert _read(tmp_path, _NAME, "test")["choices"][1] == cell
