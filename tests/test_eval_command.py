@@ -18,8 +18,10 @@ from qlora_cli.benchmarking import evaluate as evaluating
 from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow
 from qlora_cli.benchmarking.request import EvalRequest
 from qlora_cli.cli import app
+from qlora_cli.data.cache import cache_folder
 from qlora_cli.errors import EvaluationError, TaskError
 from qlora_cli.evaluation.events import Asking
+from qlora_cli.evaluation.tasks.index import load_index
 from tests.support.benchmarks import EVAL_ROWS, TEST_ROWS, keep_index, write_data_root
 from tests.support.cli import ENVIRONMENT, offline_libraries, process
 from tests.support.merge_runs import merge_run
@@ -170,6 +172,7 @@ def test_names(here: Path) -> None:
         (["run", "--bits", "5"], 2),
         (["nowhere/at/all", "--tasks", "arc_eazy", "--output", "full", "--data-root", "nowhere"], 2),
         (["--list", "arc_easy"], 0),
+        (["some/where", "--dataset", "nowhere.jsonl", "--set", "training.seed=1"], 2),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
 )
@@ -311,6 +314,28 @@ def test_all_that_is_wrong_is_told_at_once(here: Path) -> None:
     ]
 
 
+def test_rows_that_are_not_there(here: Path) -> None:
+    """Told with what else is wrong, before anything heavy is imported."""
+    told = refused("rum", "--dataset", "row.jsonl", "--set", "dataset.packing=true")
+    assert told.splitlines()[1:] == [
+        "--dataset: row.jsonl: there is no such file or folder; did you mean rows.jsonl?",
+        "--set dataset.packing=true: `dataset.packing` is for training; rows are scored one by one, which says the "
+        "same",
+    ]
+
+
+def test_finding_out_which_tasks_there_are_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds, once. On stderr: a list of names is for others to read."""
+    listed = invoke("--list", "arc_easy")
+    whole = load_index()
+    next(cache_folder().glob("tasks-*.json")).unlink()
+    monkeypatch.setattr("qlora_cli.evaluation.tasks.index._scan", lambda folder, own: whole)
+    first, second = invoke("--list", "arc_easy"), invoke("--list", "arc_easy")
+    assert first.stdout == second.stdout == listed.stdout
+    assert " ".join(first.stderr.split()) == "finding out which tasks lm-eval has; once, for some seconds …"
+    assert second.stderr == ""
+
+
 def test_options_that_a_list_has_no_use_for(here: Path) -> None:
     assert refused("--list", "--bits", "4", "--tasks", "mmlu", "--baseline") == (
         "--bits, --tasks, --baseline: --list lists names, and has no use for this"
@@ -344,6 +369,10 @@ def test_samples_that_an_evaluation_left_are_not_written_over(here: Path) -> Non
         "--output: out/samples_arc_easy_a-b.jsonl is there already"
     )
     scored("run", *TASK, "--output", "out/results_a_b.json")
+    Path("out/samples_arc_easy_c-base.jsonl").touch()
+    assert refused("run", *TASK, "--output", "out/c.json", "--log-samples", "--baseline").startswith(
+        "--output: out/samples_arc_easy_c-base.jsonl is there already"
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are closed otherwise there")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,25 +10,22 @@ from typing import Any
 
 import yaml
 
+from qlora_cli.benchmarking.named_rows import OPTION, check_overrides, rows_path
 from qlora_cli.benchmarking.target import Target
-from qlora_cli.errors import DataError, Position, RecipeError, RequestError
+from qlora_cli.errors import Position, RecipeError
 from qlora_cli.model.source import context_length
-from qlora_cli.recipe.data_files import find_data_files, shown_path
+from qlora_cli.recipe.data_files import shown_path
 from qlora_cli.recipe.dump import RecipeDumper
 from qlora_cli.recipe.load import load_recipe
-from qlora_cli.recipe.paths import HUB_NAME, expand_home, is_local
+from qlora_cli.recipe.paths import is_local
 from qlora_cli.recipe.schema import DatasetSection, SourceSection
 from qlora_cli.recipe.substitution import escape_all
 
-_OPTION = "--dataset"
 # Stands in the recipe that is made here for what it is not about.
 _NOBODY = "not-given/by-anyone"
 _LONGEST = 2048  # tokens of a row, where no run says; fewer if the model has fewer positions
 # Of a run's section, what says how rows are read, wherever they are.
 _HOW = ("chat_template", "supervise", "on_bad_row", "max_length")
-# What `--dataset` says itself, or what is for training.
-_NOT_HERE = ("train", "validation", "validation_fraction", "train_split", "packing")
-_INSTEAD = {"train_split": "set dataset.validation_split", "packing": "rows are scored one by one, which says the same"}
 
 
 def dataset_section(file: str, target: Target, overrides: Sequence[str] = ()) -> DatasetSection:
@@ -48,8 +44,8 @@ def dataset_section(file: str, target: Target, overrides: Sequence[str] = ()) ->
         RequestError: if an override is of something else than how rows are read.
         RecipeError: with every other mistake in the overrides.
     """
-    _check_overrides(overrides)
-    path = _path(file)
+    check_overrides(overrides)
+    path = rows_path(file)
     given = {override.partition("=")[0].strip().removeprefix("dataset.").partition(".")[0] for override in overrides}
     fields = {"train": path, "validation": path, **_as_the_run(path, target, given)}
     with tempfile.TemporaryDirectory() as folder:
@@ -60,43 +56,6 @@ def dataset_section(file: str, target: Target, overrides: Sequence[str] = ()) ->
             return load_recipe(trial, overrides).dataset
         except RecipeError as error:
             raise _told_otherwise(error, str(trial), target) from None
-
-
-def _check_overrides(overrides: Sequence[str]) -> None:
-    """Only how rows are read can be set; all that is something else is told."""
-    problems = []
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        section, _, name = key.partition(".")
-        if section != "dataset" or not name:
-            problems.append(
-                f"--set {override}: an evaluation takes `dataset.KEY=VALUE` alone, which says how rows are read"
-            )
-        elif name.partition(".")[0] in _NOT_HERE:
-            instead = _INSTEAD.get(name.partition(".")[0], f"{_OPTION} names the rows")
-            problems.append(f"--set {override}: `{key}` is for training; {instead}")
-    if problems:
-        raise RequestError("\n".join(problems))
-
-
-def _path(file: str) -> str:
-    """An absolute path, or the name on the hub."""
-    if not file.strip():
-        raise DataError(f"{_OPTION}: expected a file, folder, glob or hub name, got nothing")
-    if "://" in file:
-        raise DataError(f"{_OPTION}: {file[:200]} is a URL; expected a path, or a hub name such as org/name")
-    if is_local(file):
-        path = os.path.abspath(expand_home(file))  # noqa: PTH100 (keeps links)
-        try:
-            find_data_files(path)
-        except DataError as error:
-            raise DataError(f"{_OPTION}: {error}") from None
-        except (OSError, ValueError) as error:  # not ours to read, or a name that no file can have
-            raise DataError(f"{_OPTION}: {file[:200]!r}: cannot be looked up: {error}") from None
-        return path
-    if not HUB_NAME.fullmatch(file):
-        raise DataError(f"{_OPTION}: {file[:200]!r} is no path that is there, and no hub name such as org/name")
-    return file
 
 
 def _as_the_run(path: str, target: Target, given: set[str]) -> dict[str, Any]:
@@ -137,12 +96,12 @@ def _like(path: str, section: DatasetSection) -> SourceSection | None:
 def _told_otherwise(error: RecipeError, trial: str, target: Target) -> RecipeError:
     """The same mistakes, each where its reader can find it."""
     adapter = target.adapter
-    recipe = _OPTION if adapter is None or adapter.run is None else shown_path(adapter.run.recipe)
+    recipe = OPTION if adapter is None or adapter.run is None else shown_path(adapter.run.recipe)
     mistakes = []
     for mistake in error.mistakes:
         of_rows = mistake.key in ("dataset.train", "dataset.validation")
         if mistake.position.file == trial:
-            mistake = replace(mistake, position=Position(_OPTION if of_rows else recipe))
+            mistake = replace(mistake, position=Position(OPTION if of_rows else recipe))
         if mistake.key != "dataset.train":  # the rows are there under two names
             mistakes.append(replace(mistake, key="") if of_rows else mistake)
     return RecipeError(mistakes or error.mistakes)

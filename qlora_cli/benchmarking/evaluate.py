@@ -123,6 +123,7 @@ class _Job:
             trust_remote_code=request.trust_remote_code,
             run_unsafe_code=request.run_unsafe_code,
             num_fewshot=request.num_fewshot,
+            seed=request.seed,
         )
         loaded = build_tasks(choose(request.tasks, index), index, options)
         for remark in loaded.remarks:
@@ -175,6 +176,7 @@ class _Asked:
                 store=store,
                 report=job.report,
                 accelerator=job.accelerator if job.accelerator.num_processes > 1 else None,
+                seed=request.seed,
             )
             return score_tasks(
                 lm,

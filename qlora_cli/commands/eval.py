@@ -80,7 +80,7 @@ def list_tasks(pattern: str | None, task_paths: Sequence[Path], *, given: Mappin
         from qlora_cli.evaluation.tasks.names import listing
         from qlora_cli.task_list import show_tasks
 
-        show_tasks(make_console(), listing(pattern, load_index(folders)))
+        show_tasks(make_console(), listing(pattern, load_index(folders, waiting=_say_it_takes_long)))
 
     return exit_code(work, lambda: "stopped")
 
@@ -152,7 +152,10 @@ def _check(request: EvalRequest, given: Mapping[str, object]) -> None:
     problems += absent
     if request.output is not None:
         output = request.output
-        problems += _attempt(lambda: _check_output(output, samples=request.log_samples))
+        problems += _attempt(lambda: _check_output(output, _samples_of(request, output)))
+    if (dataset := request.dataset) is not None:
+        problems += _attempt(lambda: _look_for_rows(dataset))
+        problems += _attempt(lambda: _look_at_overrides(request.overrides))
     if request.tasks and not absent:
         problems += _attempt(lambda: _choose(request))
     _raise_all(problems)
@@ -178,11 +181,30 @@ def _look_at(target: str) -> None:
     look_at(target)
 
 
+def _look_for_rows(dataset: str) -> None:
+    from qlora_cli.benchmarking.named_rows import rows_path
+
+    rows_path(dataset)
+
+
+def _look_at_overrides(overrides: Sequence[str]) -> None:
+    from qlora_cli.benchmarking.named_rows import check_overrides
+
+    check_overrides(overrides)
+
+
 def _choose(request: EvalRequest) -> None:
     from qlora_cli.evaluation.tasks.index import load_index
     from qlora_cli.evaluation.tasks.names import choose
 
-    choose(request.tasks, load_index(request.task_paths))
+    choose(request.tasks, load_index(request.task_paths, waiting=_say_it_takes_long))
+
+
+def _say_it_takes_long() -> None:
+    """On stderr: what is on stdout is for others to read, too."""
+    from qlora_cli.console import make_console, show_line
+
+    show_line(make_console(stderr=True), "", "finding out which tasks lm-eval has; once, for some seconds …", "dim")
 
 
 def _attempt(check: Callable[[], object]) -> list[str]:
@@ -212,8 +234,8 @@ def _no_folder(option: str, path: Path) -> Iterator[str]:
         yield f"{option}: {str(path)[:200]}: cannot be looked up: {error.strerror or error}"
 
 
-def _check_output(output: Path, *, samples: bool) -> None:
-    """Refuse a results file, and with `samples` its files of answers, that must not or cannot be written.
+def _check_output(output: Path, samples: Sequence[str]) -> None:
+    """Refuse a results file, and files of answers by the patterns `samples`, that must not or cannot be written.
 
     Raises:
         OutputError: if it is there, has another ending, or cannot be made.
@@ -230,9 +252,7 @@ def _check_output(output: Path, *, samples: bool) -> None:
             raise OutputError(f"--output: {shown} is there already. Name another file, or delete it: nothing is ever "
                               "written over")  # fmt: skip
         folder = next(parent for parent in output.absolute().parents if parent.exists())
-        others = (
-            sorted(output.parent.glob(f"samples_*_{glob.escape(_name_in_samples(output))}.jsonl")) if samples else []
-        )
+        others = sorted(path for pattern in samples for path in output.parent.glob(pattern))
     except OSError as error:
         raise OutputError(f"--output: {str(output)[:200]}: cannot be written: {error.strerror or error}") from None
     if others:
@@ -246,9 +266,12 @@ def _check_output(output: Path, *, samples: bool) -> None:
         raise OutputError(f"--output: {shown_path(folder)} cannot be written, so {shown} cannot be made there")
 
 
-def _name_in_samples(output: Path) -> str:
-    """What the files of answers are called after, beside the task; see `evaluation.results.write_samples`."""
-    return output.stem.removeprefix("results_").replace("_", "-")
+def _samples_of(request: EvalRequest, output: Path) -> list[str]:
+    """What the files of answers will be called; see `evaluation.results.write_samples`."""
+    if not request.log_samples:
+        return []
+    name = glob.escape(output.stem.removeprefix("results_").replace("_", "-"))
+    return [f"samples_*_{name}{end}.jsonl" for end in ("", *(["-base"] if request.baseline else []))]
 
 
 def _set_up(request: EvalRequest, *, progress: bool) -> None:

@@ -163,3 +163,46 @@ def test_what_is_missing_is_told_before_weights_are_read(folder: Path) -> None:
     with pytest.raises(TaskError, match="mmlu"):
         evaluate(request(folder, allow_partial=False), listeners=[events.append])
     assert not any(isinstance(event, Prepared) for event in events)
+
+
+_DRAWING = """
+import random
+
+def mixed(docs):
+    number = random.randrange(10**9)
+    return docs.map(lambda row: {**row, "question": f"{number} {row['question']}"})
+"""
+_DRAWN = """
+task: drawn
+dataset_path: allenai/ai2_arc
+dataset_name: ARC-Easy
+test_split: test
+output_type: generate_until
+process_docs: !function drawing.mixed
+doc_to_text: "{{answerKey}}"
+doc_to_target: "{{answerKey}}"
+generation_kwargs: {do_sample: true, temperature: 1.0, max_gen_toks: 8, until: ["@@"]}
+metric_list: [{metric: exact_match}]
+"""
+
+
+def test_a_seed_is_of_all_that_is_drawn(folder: Path, tmp_path: Path) -> None:
+    """What a task draws as it is built, and what the model writes where it samples, are the seed's: the same with the
+    same, others with another."""
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "drawing.py").write_text(_DRAWING)
+    (tasks / "drawn.yaml").write_text(_DRAWN)
+
+    def scored(name: str, seed: int) -> tuple[list[str], list[object]]:
+        asked = request(
+            folder, tasks=("drawn",), task_paths=(tasks,), baseline=False, limit=3, seed=seed, log_samples=True
+        )
+        (file,) = evaluate(replace(asked, output=tmp_path / f"{name}.json")).samples
+        samples = [json.loads(line) for line in file.read_text().splitlines()]
+        return [sample["doc"]["question"] for sample in samples], [sample["resps"] for sample in samples]
+
+    first, again, other = scored("a", 7), scored("b", 7), scored("c", 8)
+    assert first == again
+    assert first[0] != other[0]
+    assert first[1] != other[1]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.index import Index, Listed, entries
-from qlora_cli.evaluation.tasks.loaded import FEWSHOT_SEED, LoadedTasks, Partial, TaskOptions
+from qlora_cli.evaluation.tasks.loaded import LoadedTasks, Partial, TaskOptions
 from qlora_cli.hub import go_offline_if_unreachable
+
+_LINE = 100  # letters of a line of names
+_FEW = 3  # names that stand for many
 
 
 def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> LoadedTasks:
@@ -33,7 +37,7 @@ def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> Loa
         factory = Factory(options)
         registry = entries(_needed(names, index))
         built = []
-        with seeded(None if options.seed == FEWSHOT_SEED else options.seed):  # some tasks draw when they are built
+        with seeded(options.seed):  # some tasks draw when they are built
             for name in dict.fromkeys(names):
                 try:
                     built.append(_Built(index[name], factory.build(registry[name], registry=registry), Absent))
@@ -131,7 +135,8 @@ def _missing_data(built: _Built, options: TaskOptions) -> str:
     count = len(built.there) + len(built.absent)
     places = [place for error in first.missing for place in error.places]
     lines = [
-        f"{name}: {len(missing)} of its {count} tasks have no data below --data-root: {', '.join(missing)}",
+        f"{name}: {len(missing)} of its {count} tasks have no data below --data-root:",
+        *(f"    {line}" for line in textwrap.wrap(", ".join(missing), _LINE, break_on_hyphens=False)),
         f"    looked, for the first of them, for {' and '.join(places)}, also as .json, .csv, .tsv or .parquet",
     ]
     if built.there and not options.allow_partial:
@@ -156,7 +161,7 @@ def _loaded(built: list[_Built], factory: Any, options: TaskOptions) -> LoadedTa
             partial[each.listed.name] = Partial(tuple(each.there), tuple(each.missing))
             remarks.append(
                 f"{each.listed.name}: scored on {len(each.there)} of its {len(each.there) + len(each.missing)} tasks; "
-                f"there is no data for {', '.join(each.missing)}."
+                f"there is no data for {_few(list(each.missing))}."
             )
     tasks: dict[str, Any] = {}
     groups: dict[str, Any] = {}
@@ -167,6 +172,13 @@ def _loaded(built: list[_Built], factory: Any, options: TaskOptions) -> LoadedTa
     order = [name for each in built for name in each.there]
     ordered = {name: tasks[name] for name in dict.fromkeys(order)}
     return LoadedTasks(ordered, groups, partial, dict(factory.splits), tuple(remarks))
+
+
+def _few(names: list[str]) -> str:
+    """The names, or of many the first and how many others."""
+    if len(names) <= _FEW + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:_FEW])} and {len(names) - _FEW} others"
 
 
 def _split_remark(name: str, split: str) -> str:

@@ -12,6 +12,7 @@ from lm_eval.tasks._factory import TaskFactory, _ctor_accepts_config
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from qlora_cli.errors import TaskError
+from qlora_cli.evaluation.randomness import other_seed
 from qlora_cli.evaluation.tasks.data_root import DataRoot
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
 from qlora_cli.evaluation.tasks.readiness import check_rows, columns_in_templates
@@ -213,7 +214,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
 
     def _ready(self, task: Any, supply: Supply) -> Any:
         check_rows(task, supply, self._options)
-        task.set_fewshot_seed(seed=self._options.seed)
+        task.set_fewshot_seed(seed=other_seed(self._options.seed))
         return task
 
 

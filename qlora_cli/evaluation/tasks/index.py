@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -45,14 +45,17 @@ class Listed:
 Index: TypeAlias = Mapping[str, Listed]
 
 
-def load_index(task_paths: Sequence[Path] = ()) -> dict[str, Listed]:
+def load_index(task_paths: Sequence[Path] = (), *, waiting: Callable[[], None] = lambda: None) -> dict[str, Listed]:
     """Every name that lm-eval knows, and those of the YAML files below `task_paths`, which come first.
+
+    Args:
+        waiting: called before all of lm-eval's files are read, which takes seconds, if that has to be.
 
     Raises:
         TaskError: if lm-eval is not installed, a folder of `task_paths` is not there or holds no task, or files in it
             cannot be read as tasks: all of them are named.
     """
-    own = _lm_eval_index()
+    own = _lm_eval_index(waiting)
     found = _scan_all(task_paths)
     # A folder may add tasks to a tag that is there already, and must not take the others from it.
     for name, listed in found.items():
@@ -103,11 +106,12 @@ def lm_eval_tasks() -> Path:
     return Path(spec.submodule_search_locations[0]).resolve() / "tasks"
 
 
-def _lm_eval_index() -> dict[str, Listed]:
+def _lm_eval_index(waiting: Callable[[], None]) -> dict[str, Listed]:
     folder = lm_eval_tasks()
     kept = _kept_file(folder)
     found = _read(kept, folder) if kept else None
     if found is None:
+        waiting()
         found = _scan(folder, own=True)
         if kept:
             _write(kept, folder, found)

@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
 
-# lm-eval's own default: examples are drawn by it, so that a prompt is the same in every run.
-FEWSHOT_SEED = 1234
-
 
 @dataclass(frozen=True)
 class TaskOptions:
@@ -26,7 +23,7 @@ class TaskOptions:
         trust_remote_code: whether code of the hub may run: of datasets, and of metrics.
         run_unsafe_code: whether tasks may run that execute what the model writes.
         num_fewshot: examples in a prompt; None leaves that to each task. A task that says 0 stays with 0.
-        seed: of the examples.
+        seed: of the examples, and of what tasks draw when they are built; None: lm-eval's own.
     """
 
     data_root: Path | None = None
@@ -34,7 +31,7 @@ class TaskOptions:
     trust_remote_code: bool = False
     run_unsafe_code: bool = False
     num_fewshot: int | None = None
-    seed: int = FEWSHOT_SEED
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -243,3 +243,33 @@ def test_data_root_has_to_be_a_folder(tmp_path: Path) -> None:
         DataRoot(tmp_path / "benchmrks")
     with pytest.raises(TaskError, match=r"--data-root: .*file is a file\. Give the folder that holds the data\."):
         DataRoot(tmp_path / "file")
+
+
+@pytest.mark.parametrize("cell", ["['0' '4'\n '2']", "[a, b]", "{'text': array(['a', 'b'], dtype=object)}"])
+def test_lists_as_they_are_printed_are_none(tmp_path: Path, cell: str) -> None:
+    """As pandas writes the lists of a Parquet file into CSV: Python reads the first as one text, and a prompt would
+    take letters out of the others."""
+    path = tmp_path / "org" / "Set" / "easy" / "test.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(f'question,choices\na,"[""x"", \'y\']"\nb,"{cell}"\n')
+    with pytest.raises(TaskError) as caught:
+        _read(tmp_path, _NAME, "test", frozenset(["choices"]))
+    assert str(caught.value).startswith(
+        f"{path}, row 2: choices: expected a list or an object as JSON or Python writes it, got "
+    )
+    assert _read(tmp_path, _NAME, "test")["choices"][1] == cell
+
+
+def test_a_split_with_a_file_missing_is_refused(tmp_path: Path) -> None:
+    """The names say how many there are: a copy that broke off gives no score of the rows that came."""
+    folder = tmp_path / "org" / "Set" / "easy"
+    for number in (0, 2):
+        write_jsonl(folder / f"test-{number:05d}-of-00003.jsonl", _ROWS)
+    with pytest.raises(TaskError) as caught:
+        _read(tmp_path, _NAME, "test")
+    assert str(caught.value) == (
+        f"{folder}: expected all 3 files of the split 'test', as their names say, got 2; number 00001 is the first "
+        "that is not there."
+    )
+    write_jsonl(folder / "test-00001-of-00003.jsonl", _ROWS)
+    assert len(_read(tmp_path, _NAME, "test")) == 6

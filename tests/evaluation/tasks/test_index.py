@@ -51,8 +51,11 @@ def test_damaged_index_is_made_again(content: bytes, monkeypatch: pytest.MonkeyP
     (kept,) = cache_folder().glob("tasks-*.json")
     kept.write_bytes(content)
     monkeypatch.setattr("qlora_cli.evaluation.tasks.index._scan", lambda folder, own: whole)
-    assert load_index() == whole
+    said: list[str] = []
+    assert load_index(waiting=lambda: said.append("it takes seconds")) == whole
     assert json.loads(kept.read_bytes())["names"]
+    assert load_index(waiting=lambda: said.append("and again")) == whole
+    assert said == ["it takes seconds"]
 
 
 def test_tags_and_groups_lead_to_their_tasks() -> None:

@@ -25,6 +25,7 @@ from qlora_cli.recipe.data_files import DATA_SUFFIXES, data_kind, data_stem, sho
 
 _DEFAULT = "default"
 _PART = re.compile(r"-\d.*")  # of several files: -00000-of-00002
+_OF = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _SAVED = "state.json"  # what `save_to_disk` leaves in the folder of every split
 _REMOTE = re.compile(r"hf://datasets/(?P<dataset>[^/]+/[^/@]+)(@[^/]+)?/(?P<file>.+)")
 
@@ -115,7 +116,21 @@ def _split_files(folder: Path, split: str) -> list[Path]:
             f"{shown_path(folder)}: expected the rows of the split {split!r} once, got "
             f"{', '.join(path.name for path in files)}. Leave one of them there."
         )
+    _refuse_gaps(folder, split, files)
     return files
+
+
+def _refuse_gaps(folder: Path, split: str, files: list[Path]) -> None:
+    """Raise TaskError if there are fewer files than their names say: a score of some rows is not the task's."""
+    numbers = [match for path in files if (match := _OF.search(data_stem(path)))]
+    for count in {int(match["count"]) for match in numbers}:
+        there = {int(match["number"]) for match in numbers if int(match["count"]) == count}
+        missing = [number for number in range(count) if number not in there]
+        if missing:
+            raise TaskError(
+                f"{shown_path(folder)}: expected all {count} files of the split {split!r}, as their names say, got "
+                f"{len(there)}; number {missing[0]:05d} is the first that is not there."
+            )
 
 
 def _whole_and_parts(stems: list[str], wanted: str) -> bool:

@@ -4,13 +4,16 @@ all say."""
 from __future__ import annotations
 
 import ast
+import io
+import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+import tokenize
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.data.files import Row, describe, read_file
+from qlora_cli.data.files import Row, describe, read_file, shorten
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.layouts.found import Needed, refuse_problems, sound_rows
 from qlora_cli.recipe.data_files import data_kind, shown_path
@@ -51,6 +54,7 @@ def read_files(files: Sequence[Path], needed: Needed, features: Any = None) -> A
     )
     columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in names}
     if kind in (".csv", ".tsv"):
+        refuse_problems(_no_lists(columns, needed, wheres))
         columns = {name: _as_said(values) for name, values in columns.items()}
     if kind == ".parquet":
         features = _parquet_features(files[0]) or features
@@ -91,7 +95,7 @@ def _as_said(cells: list[str]) -> list[Any]:
         convert = float
     elif all(cell in _TRUTH for cell in filled):
         convert = _TRUTH.__getitem__
-    elif all(cell[0] in "[{" and cell[-1] in "]}" for cell in filled):
+    elif all(map(_is_bracketed, filled)):
         convert = _structure
     else:
         return cells
@@ -101,12 +105,40 @@ def _as_said(cells: list[str]) -> list[Any]:
         return cells
 
 
+def _no_lists(columns: Mapping[str, list[str]], needed: Needed, wheres: Sequence[str]) -> Iterator[str]:
+    """What is wrong with cells that a prompt would take letters out of, in the place of members of a list."""
+    for name, cells in columns.items():
+        filled = [(where, cell) for where, cell in zip(wheres, cells, strict=True) if cell != ""]
+        if name not in needed or not filled or not all(map(_is_bracketed, (cell for _, cell in filled))):
+            continue
+        for where, cell in filled:
+            try:
+                _structure(cell)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                yield (
+                    f"{where}: {name}: expected a list or an object as JSON or Python writes it, got {shorten(cell)}. "
+                    f"Other programs may write such rows as they print them: use JSON Lines or Parquet."
+                )
+
+
+def _is_bracketed(cell: str) -> bool:
+    return (cell[0], cell[-1]) in (("[", "]"), ("{", "}"))
+
+
 def _structure(cell: str) -> Any:
-    """A list or an object, written as JSON or as Python writes it."""
+    """A list or an object, written as JSON or as Python writes it.
+
+    Raises ValueError, or what Python's parser raises, for what is neither: also for texts without a comma between
+    them, as numpy prints them, which Python would take for one text.
+    """
     try:
         return json.loads(cell)
     except ValueError:
-        return ast.literal_eval(cell)
+        value = ast.literal_eval(cell)
+    tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline) if token.type != tokenize.NL]
+    if any(pair == (tokenize.STRING, tokenize.STRING) for pair in itertools.pairwise(tokens)):
+        raise ValueError("texts without a comma between them")
+    return value
 
 
 def _mixture(columns: dict[str, list[Any]], wheres: Sequence[str]) -> str | None:
