@@ -337,6 +337,28 @@ def test_when_prompts_do_not_fit_into_one_pass_they_are_read_in_smaller_ones() -
     assert remarks == []
 
 
+def test_fewer_rows_are_read_as_fast_as_before() -> None:
+    """Where a batch does not fit however little is read at once, the next ones do not pay for the attempts."""
+    model = _model()
+    prompts = [Prompt((100 + index, *range(10, 60)), (), 2) for index in range(8)]
+    generator = Generator(model, tiny_tokenizer(), batch_size=4)
+    assert generator.why is None
+
+    def fail_at_first(*_: Any) -> None:
+        if len(shapes) <= 5:  # 204 tokens, and halves of them down to 12
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with _calls(model) as shapes:
+        handle = model.register_forward_pre_hook(fail_at_first)
+        try:
+            answers = _answers(generator, prompts)
+        finally:
+            handle.remove()
+    assert answers == [_one_by_one(model, prompt) for prompt in prompts]
+    read = [tokens for _, tokens in shapes if tokens > 1]
+    assert read == [204, 102, 51, 25, 12] + [102] * 4
+
+
 def test_what_does_not_fit_alone_is_told() -> None:
     """With its lengths, and what to do."""
     model = _model()
