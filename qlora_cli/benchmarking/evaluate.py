@@ -48,7 +48,7 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
         RunError: if the results cannot be written.
     """
     began = time.monotonic()
-    accelerator = make_accelerator(request.device, asked_with="--device")
+    accelerator = make_accelerator(request.device, asked_with="--device", scores_tasks=bool(request.tasks))
     job = _Job(request, accelerator, tuple(listeners) if accelerator.is_main_process else ())
     target = job.find_target()
     loaded = job.load_tasks()
