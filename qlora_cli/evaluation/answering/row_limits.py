@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-import torch
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import EvaluationError
+from qlora_cli.evaluation.answering.memory import free_bytes
 from qlora_cli.evaluation.answering.rows import Row
 
 # More rows than these cost as much time as they save.
@@ -71,9 +71,7 @@ class RowLimits:
         """Bytes for keys and values."""
         if self._device.type != "cuda":
             return _CPU_CACHE_BYTES
-        free, _ = torch.cuda.mem_get_info(self._device)
-        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return int((free + unused) * _CACHE_SHARE)
+        return int(free_bytes(self._device) * _CACHE_SHARE)
 
 
 def cache_bytes_per_token(model: PreTrainedModel) -> int:
