@@ -35,7 +35,7 @@ def within_memory(
     try:
         return compute(*args, **kwargs)
     except (RuntimeError, MemoryError) as error:
-        if not _ran_out(error):
+        if not ran_out(error):
             raise
     # Outside the handler: the traceback kept alive what the computation had made.
     gc.collect()
@@ -44,7 +44,8 @@ def within_memory(
     return None
 
 
-def _ran_out(error: Exception) -> bool:
+def ran_out(error: BaseException) -> bool:
+    """Whether this is a lack of memory, whosever words it is in."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # CPU allocators raise a plain RuntimeError; drivers, cuBLAS and cuDNN have words of their own.
