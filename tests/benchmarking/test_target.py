@@ -440,6 +440,10 @@ def test_the_fingerprint_is_of_what_answers(here: Path, base: Path) -> None:
     assert find_target("one").fingerprint(CPU) != first
     tokenizer.write_text(tokenizer.read_text()[:-1])
     assert find_target("one").fingerprint(CPU) == first
+    code = base / "modeling_own.py"
+    code.write_text("")
+    assert find_target("one").fingerprint(CPU) != first
+    code.unlink()
     weights = base / "model.safetensors"
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
     assert find_target("one").fingerprint(CPU) != first
