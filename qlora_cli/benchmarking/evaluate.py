@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.evaluator_utils import get_sample_size
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +20,8 @@ from qlora_cli.benchmarking.request import EvalRequest
 from qlora_cli.benchmarking.results_file import write_file
 from qlora_cli.benchmarking.rows import score_rows
 from qlora_cli.benchmarking.target import Target, find_target
-from qlora_cli.errors import RequestError
+from qlora_cli.errors import EvaluationError, RequestError
+from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.evaluation.events import Asking, Remark
 from qlora_cli.evaluation.harness import TaskScores, score_tasks
 from qlora_cli.evaluation.results import write_samples
@@ -48,7 +50,7 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
         RunError: if the results cannot be written.
     """
     began = time.monotonic()
-    accelerator = make_accelerator(request.device, asked_with="--device")
+    accelerator = make_accelerator(request.device, asked_with="--device", scores_tasks=bool(request.tasks))
     job = _Job(request, accelerator, tuple(listeners) if accelerator.is_main_process else ())
     target = job.find_target()
     loaded = job.load_tasks()
@@ -57,9 +59,10 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
     prepared = _prepared(request, target, loaded, rows)
     job.emit(prepared)
     job.emit(Stage(f"loading {target.name}"))
-    asked = _Asked(job, target, loaded, rows, tokenizer, target.load(accelerator.device))
-    ours = asked.ask("target")
-    theirs = asked.ask("base") if request.baseline else _Answers()
+    with _telling_of_memory(target, accelerator.device):
+        asked = _Asked(job, target, loaded, rows, tokenizer, target.load(accelerator.device))
+        ours = asked.ask("target")
+        theirs = asked.ask("base") if request.baseline else _Answers()
     evaluated = _evaluated(prepared, loaded, ours, theirs, rows)
     evaluated = replace(evaluated, seconds=time.monotonic() - began)
     if request.output is not None and accelerator.is_main_process:
@@ -207,6 +210,21 @@ class _Asked:
             batch_size=self.job.request.batch_size,
             progress=lambda done, of: self.job.emit(EvaluationProgress(done, of)),
         )
+
+
+@contextmanager
+def _telling_of_memory(target: Target, device: torch.device) -> Iterator[None]:
+    """Too little memory, where less of it at a time is no remedy: for the weights, or beside them."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise EvaluationError(
+            f"memory ran out on {device}: it does not hold {target.name} ({target.storage}) and what is computed with "
+            "it. Free memory there, evaluate with --bits 4, or on a machine with more of it; answers that were given "
+            "are kept"
+        ) from None
 
 
 def _prepared(request: EvalRequest, target: Target, loaded: LoadedTasks, rows: DatasetRows | None) -> Prepared:

@@ -42,8 +42,8 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 def base_facts(base: ModelSource) -> dict[str, Any]:
-    """Which weights these are: the hub's commit, or a folder's configuration and the names, sizes and times of its
-    weight files, which are not read.
+    """Which weights these are: the hub's commit, or a folder's configuration and code and the names, sizes and times of
+    its weight files, which are not read.
 
     Raises:
         ModelError: if there is no such model.
@@ -57,7 +57,8 @@ def base_facts(base: ModelSource) -> dict[str, Any]:
     weights = [
         [file.name, (told := file.stat()).st_size, told.st_mtime_ns] for file in sorted(folder.glob("*.safetensors"))
     ]
-    return {"folder": str(folder.resolve()), "config": _digest(folder / CONFIG_FILE), "weights": weights}
+    code = {file.name: _digest(file) for file in sorted(folder.glob("*.py"))}  # for --trust-remote-code
+    return {"folder": str(folder.resolve()), "config": _digest(folder / CONFIG_FILE), "weights": weights, "code": code}
 
 
 def vocabulary_facts(base: ModelSource, beside: Path | None) -> Any:

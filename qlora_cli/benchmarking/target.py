@@ -19,7 +19,7 @@ from qlora_cli.benchmarking.looking import Looked, look_at
 from qlora_cli.benchmarking.suitable import check_answers
 from qlora_cli.data.templates import adopt_template
 from qlora_cli.errors import HubUnreachableError, ModelError, QloraError
-from qlora_cli.merging.adapters.source import AdapterSource, adapter_sha256, find_adapter
+from qlora_cli.merging.adapters.source import AdapterSource, adapter_sha256, find_adapter, read_adapter_json
 from qlora_cli.merging.fidelity.trained import adapter_off, trained_model
 from qlora_cli.merging.folder.tokenizer_files import has_conversations, tokenizer_files
 from qlora_cli.model.base import load_base
@@ -123,13 +123,20 @@ class Target:
         beside = None if self.adapter is None else self._tokenizer_folder()
         return fingerprint(
             base=base_facts(self.base),
-            adapter=self.adapter_sha256 if with_adapter else None,
+            adapter=[self.adapter_sha256, self._adapter_settings()] if with_adapter else None,
             # The baseline's products are the adapter's layers', which round in another place than plain ones.
             layers="plain" if self.adapter is None else "adapted",
             form=[form.bits, form.quant_type, form.double_quant, str(compute_dtype(form)), describe_storage(form)],
             vocabulary=vocabulary_facts(self.base, beside),
             **machine_facts(device),
         )
+
+    def _adapter_settings(self) -> dict[str, Any] | None:
+        """What is made of the adapter's weights, such as their scale; not what it says of its base, which is known."""
+        if self.adapter is None:
+            return None
+        said = read_adapter_json(self.adapter.folder)
+        return {name: value for name, value in said.items() if name not in ("base_model_name_or_path", "revision")}
 
     def facts(self) -> dict[str, Any]:
         """What a results file says of it: plain values for JSON, no folder that tells whose machine it was."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
 from accelerate.utils import broadcast_object_list
 from lm_eval import evaluator
 from lm_eval.api.task import Task
@@ -174,24 +173,6 @@ def _too_long_an_answer(name: str, task: Any, max_length: int) -> Iterator[str]:
         terms = decoding_terms(task.get_config("generation_kwargs") or {}, None)
         if terms.max_new_tokens >= max_length:
             yield too_long_an_answer(name, terms.max_new_tokens, max_length)
-
-
-def paired_values(samples: Mapping[str, Sequence[dict[str, Any]]], task: str) -> dict[tuple[str, str], list[Any]]:
-    """What each document of a task is worth, to set two models side by side.
-
-    Returns:
-        For each (metric, filter) whose documents have a number each: (document, value), by document. Metrics that are
-        made of all documents together, such as F1, have none.
-    """
-    values: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for sample in samples[task]:
-        for metric in sample["metrics"]:
-            values.setdefault((metric, sample["filter"]), []).append((sample["doc_id"], sample[metric]))
-    return {
-        key: sorted((int(document), float(value)) for document, value in found)
-        for key, found in values.items()
-        if all(isinstance(value, bool | int | float | np.bool_ | np.number) for _, value in found)
-    }
 
 
 @dataclass(frozen=True)

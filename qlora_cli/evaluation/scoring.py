@@ -247,9 +247,10 @@ class AnsweringModel(Backend):
 
     @cached_property
     def _habits(self) -> str:
-        """What decides how this model goes on from a prompt, beside its weights."""
-        own = self.model.generation_config
-        return repr((self._stops, sorted(own.to_diff_dict().items(), key=str) if own else ()))
+        """What decides how this model goes on, and how that is read, beside its weights and the vocabulary."""
+        own, words = self.model.generation_config, self.tokenizer
+        read = sorted(words.all_special_ids), getattr(words, "clean_up_tokenization_spaces", None)
+        return repr((self._stops, sorted(own.to_diff_dict().items(), key=str) if own else (), read))
 
     def _count_cut(self, requests: Sequence[Instance], encoded: Sequence[Encoded]) -> None:
         # A request comes several times where it is repeated, or where another process has more of them.

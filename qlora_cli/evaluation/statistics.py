@@ -222,12 +222,6 @@ def mcnemar(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / (1 << number))
 
 
-def standard_error(values: ArrayLike) -> float | None:
-    """Of the mean: the sample's standard deviation (n − 1) over √n, as lm-eval has it; None for fewer than 2 values."""
-    given = np.asarray(values, dtype=np.float64)
-    return float(given.std(ddof=1) / math.sqrt(len(given))) if len(given) > 1 else None
-
-
 def ratio_standard_error(sums: ArrayLike, sizes: ArrayLike) -> float | None:
     """Of Σ sums / Σ sizes over rows that are drawn whole, by linearisation; None for fewer than 2 rows.
 

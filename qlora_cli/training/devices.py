@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from qlora_cli.errors import DeviceError
 from qlora_cli.model.base import choose_device
 
 _KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
+# Processes meet once for all questions of a kind, after hours that may differ by more than torch waits: 10 minutes on
+# GPUs. One that dies is noticed by whoever launched them.
+_PATIENCE = timedelta(weeks=52)  # as lm-eval's own
 
-def make_accelerator(wanted: str, asked_with: str = "training.device") -> Accelerator:
+
+def make_accelerator(wanted: str, asked_with: str = "training.device", *, scores_tasks: bool) -> Accelerator:
     """An Accelerator on the device that `training.device` asks for.
 
     Precision and accumulation are the recipe's alone: what `accelerate config` or the environment say of them is
@@ -19,6 +25,7 @@ def make_accelerator(wanted: str, asked_with: str = "training.device") -> Accele
 
     Args:
         asked_with: the setting or option that the device was asked for with, for messages.
+        scores_tasks: whether the processes, if there are several, answer questions, each its own share.
 
     Raises:
         DeviceError: if the device is not there, if this process is already set up for another one, or if the
@@ -30,6 +37,7 @@ def make_accelerator(wanted: str, asked_with: str = "training.device") -> Accele
             cpu=device.type == "cpu",
             mixed_precision="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)] if scores_tasks else None,
         )
     except ValueError as error:  # another device was set up in this process
         raise DeviceError(f"{asked_with}: {wanted} cannot be used in this process any more: {error}") from None

@@ -121,7 +121,7 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run
     folder.check(resume=resume)
     if resume:
         check_same_run(folder, recipe)
-    accelerator = make_accelerator(recipe.training.device)
+    accelerator = make_accelerator(recipe.training.device, scores_tasks=bool(recipe.evaluation.names))
     reset_peak_memory(accelerator.device)
     # No process may create the folder before the others have looked.
     accelerator.wait_for_everyone()

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from qlora_cli.benchmarking.evaluate import evaluate
 from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow, Turn
 from qlora_cli.benchmarking.request import EvalRequest
-from qlora_cli.errors import RequestError, TaskError
+from qlora_cli.benchmarking.target import Target
+from qlora_cli.errors import EvaluationError, RequestError, TaskError
 from qlora_cli.evaluation.events import Asking
 from tests.support.adapters import write_adapter
 from tests.support.benchmarks import keep_index, write_data_root, write_jsonl
@@ -206,3 +208,21 @@ def test_a_seed_is_of_all_that_is_drawn(folder: Path, tmp_path: Path) -> None:
     assert first == again
     assert first[0] != other[0]
     assert first[1] != other[1]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_model_that_does_not_fit_is_told(folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sentence, not in a traceback; other faults are as they were."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Target, "load", fail)
+    with pytest.raises(EvaluationError) as caught:
+        evaluate(request(folder, tasks=("arc_easy",)))
+    assert str(caught.value).startswith(f"memory ran out on cpu: it does not hold {folder / 'adapter'} (")
+    error = RuntimeError("shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"):
+        evaluate(request(folder, tasks=("arc_easy",)))

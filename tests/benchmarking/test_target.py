@@ -426,6 +426,11 @@ def test_the_fingerprint_is_of_what_answers(here: Path, base: Path) -> None:
     shutil.copytree(here / "one", here / "copy")
     assert find_target("copy").fingerprint(CPU) == first
     assert two.fingerprint(CPU) != first
+    config = here / "copy" / "adapter_config.json"
+    said = json.loads(config.read_text())
+    for change, same in (({"lora_alpha": 99}, False), ({"base_model_name_or_path": "elsewhere"}, True)):
+        config.write_text(json.dumps(said | change))
+        assert (find_target("copy", base_model=str(base)).fingerprint(CPU) == first) is same
     baseline = one.fingerprint(CPU, with_adapter=False)
     assert baseline == two.fingerprint(CPU, with_adapter=False) != first
     assert find_target("one", bits=8).fingerprint(CPU) != first
@@ -435,6 +440,10 @@ def test_the_fingerprint_is_of_what_answers(here: Path, base: Path) -> None:
     assert find_target("one").fingerprint(CPU) != first
     tokenizer.write_text(tokenizer.read_text()[:-1])
     assert find_target("one").fingerprint(CPU) == first
+    code = base / "modeling_own.py"
+    code.write_text("")
+    assert find_target("one").fingerprint(CPU) != first
+    code.unlink()
     weights = base / "model.safetensors"
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
     assert find_target("one").fingerprint(CPU) != first

@@ -294,7 +294,9 @@ def test_when_memory_runs_out_fewer_rows_are_written_and_every_answer_comes(
     if borrowed:
         assert remarks.pop(0).startswith("Greedy answers are written by transformers' generate")
     assert hook.failures == len(remarks) >= 2
-    assert remarks[0] == ("Memory did not suffice to write 12 answers at once on cpu; going on with at most 6 at once.")
+    assert remarks[0] == (
+        "Memory did not suffice to write 12 answers at once on cpu; going on with at most 6 of their length at once."
+    )
 
 
 @pytest.mark.parametrize("at", range(1, 40, 3))
@@ -335,6 +337,50 @@ def test_when_prompts_do_not_fit_into_one_pass_they_are_read_in_smaller_ones() -
         handle.remove()
     assert answers == [_one_by_one(model, prompt) for prompt in prompts]
     assert remarks == []
+
+
+def test_short_answers_do_not_pay_for_long_ones() -> None:
+    """Two long rows do not fit together and are written one by one; many short ones are still written at once."""
+    model = _model()
+    long = [Prompt((100 + index, *range(10, 90)), (), 4) for index in range(2)]
+    short = [Prompt((120 + index, 11, 12), (), 4) for index in range(8)]
+    generator = Generator(model, tiny_tokenizer(), stop_ids=())
+    assert generator.why is None
+
+    def fail(_module: nn.Module, _args: Any, given: dict[str, Any]) -> None:
+        if len(given["input_ids"]) > 1 and given["position_ids"].max() > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with _calls(model) as shapes:
+        handle = model.register_forward_pre_hook(fail, with_kwargs=True)
+        try:
+            answers = _answers(generator, long + short)
+        finally:
+            handle.remove()
+    assert answers == [_one_by_one(model, prompt, ()) for prompt in long + short]
+    assert [rows for rows, tokens in shapes if tokens == 1][-9:] == [1] * 6 + [8] * 3
+
+
+def test_fewer_rows_are_read_as_fast_as_before() -> None:
+    """Where a batch does not fit however little is read at once, the next ones do not pay for the attempts."""
+    model = _model()
+    prompts = [Prompt((100 + index, *range(10, 60)), (), 2) for index in range(8)]
+    generator = Generator(model, tiny_tokenizer(), batch_size=4)
+    assert generator.why is None
+
+    def fail_at_first(*_: Any) -> None:
+        if len(shapes) <= 5:  # 204 tokens, and halves of them down to 12
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with _calls(model) as shapes:
+        handle = model.register_forward_pre_hook(fail_at_first)
+        try:
+            answers = _answers(generator, prompts)
+        finally:
+            handle.remove()
+    assert answers == [_one_by_one(model, prompt) for prompt in prompts]
+    read = [tokens for _, tokens in shapes if tokens > 1]
+    assert read == [204, 102, 51, 25, 12] + [102] * 4
 
 
 def test_what_does_not_fit_alone_is_told() -> None:

@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 
 from qlora_cli.errors import EvaluationError, TaskError
 from qlora_cli.evaluation.events import Remark
-from qlora_cli.evaluation.harness import TaskScores, paired_values, score_tasks
+from qlora_cli.evaluation.harness import TaskScores, score_tasks
 from qlora_cli.evaluation.scoring import AnsweringModel
 from qlora_cli.evaluation.tasks.build import build_tasks
 from qlora_cli.evaluation.tasks.index import load_index
@@ -247,18 +247,6 @@ def test_what_cannot_be_asked_is_told_before_anything_is_computed() -> None:
     assert asked == []
 
 
-def test_values_are_paired_by_document() -> None:
-    """Numbers of each document, by metric and filter; what is no number of a document has none."""
-    samples = {
-        "task": [
-            {"doc_id": 1, "filter": "none", "metrics": ["acc", "f1"], "acc": 1.0, "f1": (0, 1)},
-            {"doc_id": 0, "filter": "none", "metrics": ["acc", "f1"], "acc": np.True_, "f1": (1, 1)},
-            {"doc_id": 0, "filter": "strict", "metrics": ["acc"], "acc": False},
-        ]
-    }
-    assert paired_values(samples, "task") == {("acc", "none"): [(0, 1.0), (1, 1.0)], ("acc", "strict"): [(0, 0.0)]}
-
-
 def test_groups_are_aggregated_as_lm_eval_does() -> None:
     """The mean over documents, with its pooled standard error."""
     tasks = small_tasks(choice_task("one", 5), choice_task("two", 9), group="both")
@@ -289,8 +277,8 @@ def told_and_scored(tasks: Any, accelerator: Any = None) -> dict[str, Any]:
     lm = AnsweringModel(*model_and_words(), report=told.append, accelerator=accelerator, max_length=20)
     scores = score_tasks(lm, tasks)
     values = {
-        task: {metric: found for (metric, _), found in paired_values(scores.samples, task).items()}
-        for task in scores.samples
+        task: [(row["doc_id"], {metric: row[metric] for metric in row["metrics"]}) for row in rows]
+        for task, rows in scores.samples.items()
     }
     facts = {"cut": scores.cut, "questions": scores.questions, "kept": scores.kept, "way": scores.way}
     remarks = [event.text for event in told if isinstance(event, Remark)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from qlora_cli.errors import EvaluationError
-from qlora_cli.evaluation.answering.memory import Budget, planned_rows, planned_tokens, within_memory
+from qlora_cli.evaluation.answering.memory import Budget, free_bytes, planned_rows, planned_tokens, within_memory
 from tests.support.models import tiny_model
 
 _LACKS = [
@@ -60,3 +62,15 @@ def test_plans_for_a_cpu() -> None:
     model = tiny_model("llama", vocab_size=512)
     assert planned_tokens(model) == 256
     assert planned_rows(model) * 512 * 4 == 1 << 28
+
+
+def test_what_torch_holds_in_reserve_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base is scored after the target: what that left in reserve does not make its passes small."""
+    for name, found in (("mem_get_info", (3, 100)), ("memory_reserved", 90), ("memory_allocated", 20)):
+        monkeypatch.setattr(torch.cuda, name, lambda _device, found=found: found)
+    assert free_bytes(torch.device("cuda", 0)) == 73
+    made = tiny_model("llama")
+    weight = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda", 0)))
+    monkeypatch.setattr(made, "get_input_embeddings", lambda: weight)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 1 << 40)
+    assert planned_tokens(made) == 4096

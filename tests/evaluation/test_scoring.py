@@ -122,6 +122,19 @@ def test_kept_answers_are_not_asked_again(tmp_path: Path) -> None:
     assert all(event.kept == event.answered == event.questions for event in progress)
 
 
+def test_texts_are_not_kept_for_a_tokenizer_that_reads_them_otherwise(tmp_path: Path) -> None:
+    """Which tokens are special, and are left out of an answer, is no matter of the vocabulary's files."""
+    model, tokenizer = made()
+    asked = [request("generate_until", phrase(n, 6), {"until": [], "max_gen_toks": 12}) for n in range(3)]
+    first = heard(model, tokenizer, store=AnswerStore(tmp_path, "model"))[0].generate_until(asked)
+    token = tokenizer.encode(first[0], add_special_tokens=False)[0]
+    tokenizer.add_special_tokens({"extra_special_tokens": [tokenizer.convert_ids_to_tokens(token)]})
+    again, _ = heard(model, tokenizer, store=AnswerStore(tmp_path, "model"))
+    fresh, _ = heard(model, tokenizer)
+    assert again.generate_until(asked) == fresh.generate_until(asked) != first
+    assert again.kept == 0
+
+
 def test_what_a_kill_left_is_gone_on_with(tmp_path: Path) -> None:
     """An evaluation that dies in the middle: what had been answered is there, the rest is asked, nothing is lost."""
     model, tokenizer = made()

@@ -22,7 +22,6 @@ from qlora_cli.evaluation.statistics import (
     compare_ratios,
     mcnemar,
     ratio_standard_error,
-    standard_error,
     stratum,
 )
 
@@ -43,14 +42,7 @@ def test_mcnemar_of_many_documents() -> None:
     assert mcnemar(0, 0) == 1.0
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50))
-def test_the_standard_error_of_a_mean(values: list[float]) -> None:
-    """scipy's, which is lm-eval's formula."""
-    assert standard_error(values) == pytest.approx(stats.sem(values), rel=1e-9, abs=1e-12)
-
-
 def test_one_value_has_no_standard_error() -> None:
-    assert standard_error([0.5]) is None
     assert ratio_standard_error([0.5], [3]) is None
 
 

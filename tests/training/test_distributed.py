@@ -103,6 +103,28 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     assert not (tmp_path / "two" / "answers").exists()
 
 
+PATIENCE = """
+import torch
+from qlora_cli.training.devices import make_accelerator
+make_accelerator("cpu", scores_tasks=True)
+group = torch.distributed.distributed_c10d._get_default_group()
+print(group._get_backend(torch.device("cpu")).options._timeout.days)
+"""
+
+
+def test_processes_that_score_wait_for_each_other(tmp_path: Path) -> None:
+    """One may have hours more to answer than the other: torch's 10 or 30 minutes are not the end of it."""
+    script = tmp_path / "patience.py"
+    script.write_text(PATIENCE)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}", str(script)]
+    done = subprocess.run(
+        [sys.executable, *launch], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [int(days) >= 30 for days in done.stdout.split()] == [True, True]
+
+
 def _best(run: Path) -> tuple[int, list[str]]:
     step = json.loads((run / "run.json").read_text())["best"]["step"]
     return step, sorted(path.name for path in (run / "checkpoints").iterdir())

@@ -35,7 +35,7 @@ def within_memory(
     try:
         return compute(*args, **kwargs)
     except (RuntimeError, MemoryError) as error:
-        if not _ran_out(error):
+        if not ran_out(error):
             raise
     # Outside the handler: the traceback kept alive what the computation had made.
     gc.collect()
@@ -44,7 +44,8 @@ def within_memory(
     return None
 
 
-def _ran_out(error: Exception) -> bool:
+def ran_out(error: BaseException) -> bool:
+    """Whether this is a lack of memory, whosever words it is in."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # CPU allocators raise a plain RuntimeError; drivers, cuBLAS and cuDNN have words of their own.
@@ -98,8 +99,13 @@ def planned_tokens(model: PreTrainedModel) -> int:
     inner = getattr(config, "intermediate_size", None) or 4 * width
     # The residual stream and its copies, a block's inside, keys and values of all layers, and the mask's row.
     each = 4 * (8 * width + 4 * inner) + 4 * width * config.num_hidden_layers + 4 * _MOST
+    return max(_LEAST, min(_MOST, int(_SHARE * free_bytes(device) / each)))
+
+
+def free_bytes(device: torch.device) -> int:
+    """What can be taken of a GPU's memory: what nobody has, and what torch holds in reserve."""
     free, _ = torch.cuda.mem_get_info(device)
-    return max(_LEAST, min(_MOST, int(_SHARE * free / each)))
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def planned_rows(model: PreTrainedModel) -> int:

@@ -68,32 +68,22 @@ class PromptReader:
     def _read(self, nodes: Ints, asked: Ints) -> tuple[Tensor, Kept, list[Kept]]:
         """Logits after the asked nodes; what the last pass saw and computed; and all of it, in parts."""
         seen, parts, logits = self._kept, [self._kept], []
+        most = self._stretch
         while len(nodes):
-            stretch = self._next_stretch(nodes)
+            stretch = _next_stretch(nodes, most)
             begin, end = int(stretch[0]), int(stretch[-1]) + 1
             seen = seen.only(self._tree.ancestors(begin))
             here = asked[(asked >= begin) & (asked < end)]
             found = within_memory(self._walk.forward, self._tree, begin, end, seen, here)
             if found is None:
-                self._lower(len(stretch))
+                most = _lowered(len(stretch))
                 continue
             said, after = found
             logits.append(said)
             parts.append(_newest(after, len(stretch)))
             seen, nodes = after, nodes[len(stretch) :]
+        self._stretch = most  # not where fewer rows are the remedy: they are read as fast as planned
         return torch.cat(logits), seen, parts
-
-    def _next_stretch(self, nodes: Ints) -> Ints:
-        """The first of these nodes, ascending, that follow each other without a gap."""
-        ahead = nodes[: self._stretch]
-        gaps = np.flatnonzero(np.diff(ahead) != 1)
-        return ahead[: gaps[0] + 1] if len(gaps) else ahead
-
-    def _lower(self, tokens: int) -> None:
-        """Read at most half as many tokens at once from now on."""
-        if tokens <= _FEWEST:
-            raise MemoryError(f"{tokens} tokens do not fit beside what the batch has read")
-        self._stretch = tokens // 2
 
     def _as_rows(self, batch: Sequence[Row], parts: Sequence[Kept]) -> RowCache:
         """Keys and values of each row's tokens, padded on the left, with room for the first tokens of the answer."""
@@ -109,6 +99,20 @@ class PromptReader:
             keys, values = (torch.cat([pair[side] for pair in pairs], dim=-2) for side in (0, 1))
             layers.append((_gathered(keys, places), _gathered(values, places)))
         return RowCache(layers, columns)
+
+
+def _next_stretch(nodes: Ints, most: int) -> Ints:
+    """The first of these nodes, ascending, that follow each other without a gap."""
+    ahead = nodes[:most]
+    gaps = np.flatnonzero(np.diff(ahead) != 1)
+    return ahead[: gaps[0] + 1] if len(gaps) else ahead
+
+
+def _lowered(tokens: int) -> int:
+    """How many tokens are read at once where so many were too many. Raises MemoryError if they are few already."""
+    if tokens <= _FEWEST:
+        raise MemoryError(f"{tokens} tokens do not fit beside what the batch has read")
+    return tokens // 2
 
 
 def _newest(kept: Kept, count: int) -> Kept:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-import torch
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import EvaluationError
+from qlora_cli.evaluation.answering.memory import free_bytes
 from qlora_cli.evaluation.answering.rows import Row
 
 # More rows than these cost as much time as they save.
@@ -31,6 +31,7 @@ class RowLimits:
         self._device = model.device
         self._rows = batch_size or _MOST_ROWS.get(self._device.type, _MOST_ROWS["cpu"])
         self._token_bytes = cache_bytes_per_token(model)
+        self._tokens: int | None = None  # of all rows at once, once memory did not suffice for more
         self._remark = remark
 
     def take(self, queue: deque[Row]) -> list[Row]:
@@ -46,10 +47,13 @@ class RowLimits:
 
     def room(self, width: int) -> int:
         """How many rows of so many tokens are written at once: 1 at least."""
-        return max(1, min(self._rows, self._budget() // (width * self._token_bytes)))
+        tokens = self._budget() // self._token_bytes
+        if self._tokens is not None:
+            tokens = min(tokens, self._tokens)
+        return max(1, min(self._rows, tokens // width))
 
     def halve(self, batch: list[Row]) -> None:
-        """From now on, at most half as many rows at once as in this batch, for which memory did not suffice.
+        """From now on, at most half as many rows of its length at once as in this batch, which memory did not hold.
 
         Raises:
             EvaluationError: there was one row only.
@@ -61,19 +65,18 @@ class RowLimits:
                 f"the memory of {self._device}, even alone\n    Free memory there, load the model in fewer bits "
                 "(`--bits 4`), or shorten the prompts (`--num-fewshot`); answers that were given are kept."
             )
-        self._rows = len(batch) // 2
+        rows = len(batch) // 2
+        self._tokens = rows * max(row.most for row in batch)  # short ones may be more
         self._remark(
             f"Memory did not suffice to write {len(batch)} answers at once on {self._device}; going on with "
-            f"at most {self._rows} at once."
+            f"at most {rows} of their length at once."
         )
 
     def _budget(self) -> int:
         """Bytes for keys and values."""
         if self._device.type != "cuda":
             return _CPU_CACHE_BYTES
-        free, _ = torch.cuda.mem_get_info(self._device)
-        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return int((free + unused) * _CACHE_SHARE)
+        return int(free_bytes(self._device) * _CACHE_SHARE)
 
 
 def cache_bytes_per_token(model: PreTrainedModel) -> int:

@@ -44,18 +44,6 @@ class Kept:
         places = torch.from_numpy(np.searchsorted(self.nodes, nodes))
         return Kept(nodes, tuple((_select(k, places), _select(v, places)) for k, v in self.layers))
 
-    def gathered(self, nodes: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keys and values of rows of nodes, such as the paths of prompts that are answered together.
-
-        Args:
-            nodes: int64 [rows, length] on the CPU, all of them kept; what fills rows up may be any of those.
-
-        Returns:
-            Of each layer the keys and the values, [rows, key heads, length, dim] each.
-        """
-        places = torch.from_numpy(np.searchsorted(self.nodes, nodes.numpy()))
-        return tuple((_rows(k, places), _rows(v, places)) for k, v in self.layers)
-
 
 class TreeWalk:
     """Computes stretches of prefix trees with one model.
@@ -127,9 +115,3 @@ class TreeWalk:
 
 def _select(states: Tensor, places: Tensor) -> Tensor:
     return states.index_select(-2, places.to(states.device))
-
-
-def _rows(states: Tensor, places: Tensor) -> Tensor:
-    heads, _, width = states.shape[1:]
-    rows = states[0].index_select(-2, places.flatten().to(states.device))  # [key heads, rows * length, dim]
-    return rows.view(heads, *places.shape, width).transpose(0, 1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.evaluation.answering.prefix_tree import PrefixTree
 from qlora_cli.evaluation.answering.tree_walk import Kept, TreeWalk
 
@@ -116,9 +117,9 @@ def _fault_in_trial(model: PreTrainedModel) -> str | None:
             alone = [_alone(model, row) for row in rows]
             usual = _difference(_padded(model, rows), alone)
             found = _difference(_in_tree(model, rows), alone)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # there is another way, and remote code may do anything with a mask
+        if ran_out(error):
+            raise
         return f"a trial fails with {type(error).__name__} ({next(iter(str(error).splitlines()), '')})"
     rounding = _ROUNDING.get(model.get_input_embeddings().weight.dtype, _HALF_ROUNDING)
     if not found <= min(max(rounding, _TIMES * usual), _MOST):  # nor NaN
