@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.benchmarking.fingerprint import base_facts, fingerprint, machine_facts, vocabulary_facts
+from qlora_cli.benchmarking.fingerprint import adapter_facts, base_facts, fingerprint, machine_facts, vocabulary_facts
 from qlora_cli.benchmarking.forms import Bits, adapter_form, model_form
 from qlora_cli.benchmarking.hub_adapter import fetch_adapter
 from qlora_cli.benchmarking.looking import Looked, look_at
@@ -123,7 +123,7 @@ class Target:
         beside = None if self.adapter is None else self._tokenizer_folder()
         return fingerprint(
             base=base_facts(self.base),
-            adapter=self.adapter_sha256 if with_adapter else None,
+            adapter=adapter_facts(self.adapter.folder) if self.adapter is not None and with_adapter else None,
             # The baseline's products are the adapter's layers', which round in another place than plain ones.
             layers="plain" if self.adapter is None else "adapted",
             form=[form.bits, form.quant_type, form.double_quant, str(compute_dtype(form)), describe_storage(form)],

@@ -425,6 +425,13 @@ def test_the_fingerprint_is_of_what_answers(here: Path, base: Path) -> None:
     assert find_target("one").fingerprint(CPU) == first
     shutil.copytree(here / "one", here / "copy")
     assert find_target("copy").fingerprint(CPU) == first
+    moved = here / "copy/adapter_config.json"
+    moved.write_text(
+        json.dumps(json.loads(moved.read_text()) | {"base_model_name_or_path": "x/y", "lora_dropout": 0.5})
+    )
+    assert find_target("copy", base_model="llama").fingerprint(CPU) == first
+    moved.write_text(json.dumps(json.loads(moved.read_text()) | {"lora_alpha": 640}))
+    assert find_target("copy", base_model="llama").fingerprint(CPU) != first, "the same tensors, another scale"
     assert two.fingerprint(CPU) != first
     baseline = one.fingerprint(CPU, with_adapter=False)
     assert baseline == two.fingerprint(CPU, with_adapter=False) != first
@@ -438,6 +445,17 @@ def test_the_fingerprint_is_of_what_answers(here: Path, base: Path) -> None:
     weights = base / "model.safetensors"
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
     assert find_target("one").fingerprint(CPU) != first
+
+
+def test_a_models_own_code_and_ours_decide_its_answers(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code in the model's folder that is changed, or a newer version of this package, is another model."""
+    (base / "modeling_own.py").write_text("x = 1\n")
+    first = find_target("llama").fingerprint(CPU)
+    (base / "modeling_own.py").write_text("x = 2\n")
+    second = find_target("llama").fingerprint(CPU)
+    assert second != first
+    monkeypatch.setattr("qlora_cli.benchmarking.fingerprint.__version__", "99")
+    assert find_target("llama").fingerprint(CPU) != second
 
 
 def test_facts_are_for_a_results_file(here: Path) -> None:
