@@ -393,6 +393,7 @@ def test_the_runs_template_on_the_bases_tokenizer(here: Path) -> None:
     """A checkpoint of a run that did not finish has no tokenizer with it: the recipe tells what was used."""
     write_run(tiny_recipe(here, dataset={"chat_template": "{{ messages }}!"}), steps=(2,), adapter=False)
     target = find_target("run/checkpoints/step-000002")
+    assert target.facts()["target"] == "run, step 2"
     assert not target.has_own_tokenizer
     assert template(target) == "{{ messages }}!"
 
@@ -464,6 +465,9 @@ def test_facts_are_for_a_results_file(here: Path) -> None:
     facts = find_target("run").facts()
     assert json.loads(json.dumps(facts)) == facts
     assert str(here) not in json.dumps(facts)
-    assert facts["base_model"] == "llama"
+    assert (facts["target"], facts["base_model"]) == ("run", "llama")
+    for folder, name in (("run", "run"), ("llama", "llama")):  # from inside it is still called what it is
+        os.chdir(here / folder)
+        assert find_target(".").facts()["target"] == name
     assert facts["storage"] == "NF4, double quantisation, float32 compute"
     assert len(facts["adapter_sha256"]) == 64
