@@ -52,19 +52,21 @@ def shown_losses(losses: Sequence[LossRow], width: int | None) -> list[Text]:
 
 
 def as_scores(loss: LossRow) -> list[ScoreRow]:
-    """A loss as scores: two metrics of one dataset."""
+    """A loss as scores: the metrics of one dataset."""
     first = ScoreRow(
         task=loss.dataset, label=loss.dataset, depth=0, is_group=False, documents=loss.rows, metric=_LOSS,
         filter="none", value=loss.loss, error=loss.error, higher_is_better=False, num_fewshot=None,
         partial=plural(loss.tokens, "token"), base=loss.base, base_error=loss.base_error, comparison=loss.comparison,
     )  # fmt: skip
-    if loss.perplexity is None:
-        return [first]
-    second = replace(
-        first, metric=_PERPLEXITY, value=loss.perplexity, error=None, partial=None, base=loss.base_perplexity,
-        base_error=None, comparison=None,
-    )  # fmt: skip
-    return [first, second]
+    others = (
+        (_PERPLEXITY, loss.perplexity, loss.base_perplexity),
+        (_BITS, loss.bits_per_byte, loss.base_bits_per_byte),
+    )
+    bare = replace(first, error=None, partial=None, base_error=None, comparison=None)
+    return [
+        first,
+        *(replace(bare, metric=metric, value=value, base=base) for metric, value, base in others if value is not None),
+    ]
 
 
 def legend(rows: Sequence[ScoreRow]) -> Iterator[str]:
@@ -111,8 +113,7 @@ _OUTCOMES = {
     "other": ("another score", " than the base's"),
     "same": ("no certain difference", " from the base"),
 }
-_LOSS, _PERPLEXITY = "loss per token", "perplexity"
-_OF_ROWS = (_LOSS, _PERPLEXITY)
+_OF_ROWS = _LOSS, _PERPLEXITY, _BITS = "loss per token", "perplexity", "bits per byte"
 
 
 def _outcome(row: ScoreRow, comparison: Comparison) -> str:

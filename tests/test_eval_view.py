@@ -149,6 +149,10 @@ def test_the_table_of_losses() -> None:
         "    63:1  7,926 tokens",
         "                       perplexity      5.8330           2.3910",
     ]
+    bits = replace(LOSS_BESIDE, bits_per_byte=0.31, base_bits_per_byte=0.62)
+    assert texts(shown_losses([bits], None))[3:] == [
+        "                       bits per byte   0.6200           0.3100",
+    ]
     # Of a loss too great to have one.
     assert len(shown_losses([replace(LOSS, perplexity=None)], None)) == 2
 
@@ -373,6 +377,7 @@ def test_rows_only() -> None:
         "asked    the model in NF4, double quantisation, bfloat16 compute",
         "done     in 123 s",
     ]
+    assert "asked    at most 64 rows; the model" in shown(evaluated(losses=(LOSS,), limit=64))
 
 
 @pytest.mark.parametrize(
@@ -385,6 +390,13 @@ def test_rows_only() -> None:
         (ROWS, {"way": "row by row"}, "compute; every question by itself"),
         (ROWS, {"way": "some other way"}, "compute; some other way"),
         (ROWS, {"way": None}, "bfloat16 compute\n"),
+        (ROWS, {"limit": 1500}, "5-shot; plain prompts; at most 1,500 documents of each task; the model"),
+        (ROWS, {"limit": 0.1}, "5-shot; plain prompts; 10% of the documents of each task; the model"),
+        (
+            ROWS,
+            {"seed": 7, "system_instruction": "Be terse."},
+            "5-shot; plain prompts; after a system instruction; seed 7; the model",
+        ),
     ],
 )
 def test_how_it_was_asked(rows: tuple[ScoreRow, ...], more: dict[str, object], told: str) -> None:
@@ -480,16 +492,16 @@ def test_nothing_is_cut_or_broken_on_a_terminal(width: int, clock: _Clock) -> No
     assert max(map(len, lines)) <= max(width, 80)
 
 
-def test_batches_of_rows(clock: _Clock) -> None:
-    """Of a dataset, how many batches are read and the time left; nothing once they are."""
+def test_tokens_of_rows(clock: _Clock) -> None:
+    """Of a dataset, how many tokens are read and the time left, as its loss counts them; nothing once they are."""
     file = StringIO()
     with EvalView(Console(file=file, width=100, highlight=False, soft_wrap=True), baseline=False) as view:
         for now, done in ((0, 0), (10, 5), (20, 10), (60, 30), (61, 40)):
             clock.now = now
             view(EvaluationProgress(done, 40))
     assert file.getvalue().splitlines() == [
-        "         5 of 40 batches, 0:01:10 left",
-        "         30 of 40 batches, 0:00:20 left",
+        "         5 of 40 tokens, 0:01:10 left",
+        "         30 of 40 tokens, 0:00:20 left",
     ]
 
 

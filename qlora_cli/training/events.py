@@ -121,7 +121,7 @@ class TrainRecord:
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """`done` of `total` batches of an evaluation."""
+    """`done` of `total` batches of an evaluation in training; of rows that are scored alone, tokens."""
 
     done: int
     total: int
