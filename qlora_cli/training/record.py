@@ -98,6 +98,7 @@ class RunRecord:
                 self.write()
             case BenchmarkRecord():
                 shown = {"step": event.step, "scores": dict(event.scores), "seconds": event.seconds}
+                shown |= {"partial": dict(event.partial)}
                 data["first_benchmark"] = data["first_benchmark"] or shown
                 data["last_benchmark"] = shown
                 self.write()
