@@ -253,6 +253,19 @@ def test_scores_beyond_the_checkpoint_are_not_asked_for_again(tmp_path: Path, as
         assert _lines(tmp_path / name) == _lines(tmp_path / "whole")
 
 
+def test_a_checkpoint_that_is_kept_no_more_is_not_called_the_best(tmp_path: Path, scores: list[float]) -> None:
+    """Gone on with without `keep_best`: rotation takes it, and run.json does not name what is not there."""
+    scores += [0.0, 0.8, 0.1, 0.1]
+    training = {"max_steps": 6, "save_steps": 1, "save_total_limit": 1}
+    recipe = scored_recipe(tmp_path, evaluation={"every_steps": 2, "keep_best": "colours/acc"}, training=training)
+    with pytest.raises(Interrupted):
+        train(recipe, listeners=[_at(3, _interrupt)])
+    assert _record(tmp_path / "run")["best"]["checkpoint"] == "step-000002"
+    train(_into(recipe, tmp_path / "run", keep_best=None), resume=True)
+    assert _checkpoints(tmp_path / "run") == ["step-000006"]
+    assert _record(tmp_path / "run")["best"] is None
+
+
 @pytest.mark.parametrize("step", [6, 8])
 def test_ctrl_c_while_it_is_scored(step: int, tmp_path: Path, asked: list[int]) -> None:
     """Scoring is left off at once, in the middle of the run or after its last step: the state is saved, and the resumed
