@@ -165,7 +165,7 @@ def _columns(rows: Sequence[ScoreRow], heads: tuple[str, str]) -> list[_Column]:
         _Column("difference", ["" if one is None else _signed(one.difference) for one in compared]),
         _Column("95 % interval", ["" if one is None else _interval(one) for one in compared]),
         _Column("McNemar p", ["" if one is None or one.p is None else _p(one.p) for one in compared]),
-        _Column("won:lost", ["" if one is None else f"{one.wins:,}:{one.losses:,}" for one in compared]),
+        _Column("won:lost", ["" if one is None else _won(one) for one in compared]),
         _Column("", [row.partial or "" for row in rows], True),
     ]
     return [column for column in columns if any(column.cells)]
@@ -199,7 +199,8 @@ def _listed(rows: Sequence[ScoreRow], counted: str) -> Iterator[Text]:
         if (one := row.comparison) is not None:
             interval = f"  ({told})" if (told := _interval(one)) else ""
             p = "" if one.p is None else f"  p {_p(one.p)}"
-            yield Text(f"{indent}    {_signed(one.difference)}{interval}{p}  won:lost {one.wins:,}:{one.losses:,}")
+            won = f"  won:lost {told}" if (told := _won(one)) else ""
+            yield Text(f"{indent}    {_signed(one.difference)}{interval}{p}{won}")
 
 
 def _name(row: ScoreRow) -> str:
@@ -231,6 +232,10 @@ def _signed(value: float) -> str:
 def _interval(one: Comparison) -> str:
     """Of a single document there is none."""
     return "" if one.low is None or one.high is None else f"{_signed(one.low)} to {_signed(one.high)}"
+
+
+def _won(one: Comparison) -> str:
+    return "" if one.wins is None or one.losses is None else f"{one.wins:,}:{one.losses:,}"
 
 
 def _p(value: float) -> str:

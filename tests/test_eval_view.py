@@ -135,6 +135,14 @@ def test_the_table_with_a_baseline() -> None:
     ]
 
 
+def test_of_a_metric_of_all_documents_together_none_is_won_or_lost() -> None:
+    """Nothing stands there, in the table and in the list: 0:0 would say that all documents were alike."""
+    mcc = replace(score("cola", "mcc"), base=0.4, comparison=Comparison(0.1, -0.1, 0.3, None, None, None, None, 8))
+    assert texts(shown_scores([mcc, BESIDE[0]], None))[1].endswith("+0.1000  -0.1000 to +0.3000")
+    assert not any("won:lost" in line for line in texts(shown_scores([mcc], None)))
+    assert texts(shown_scores([mcc], 10))[-1] == "    +0.1000  (-0.1000 to +0.3000)"
+
+
 def test_the_table_of_losses() -> None:
     """Loss and perplexity of a dataset, with its rows and tokens; with a baseline the base's, too."""
     assert texts(shown_losses([LOSS], None)) == [
