@@ -165,6 +165,11 @@ def test_a_base_that_has_moved(here: Path, base: Path) -> None:
     base.rename(here / "moved")
     assert "there is no such folder" in refusal("lora")
     assert "--base-model" in refusal("lora")
+    base = base.parent / "moved"
+    base.rename(here / "llama2")
+    asked = "there is no such folder; did you mean llama2? If it is elsewhere now, say where with --base-model"
+    assert refusal("lora").endswith(asked)
+    (here / "llama2").rename(base)
     assert find_target("lora", base_model="moved").base.name == str(here / "moved")
 
 
