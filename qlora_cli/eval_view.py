@@ -99,7 +99,7 @@ class EvalView:
         return lines
 
     def _prepare(self, event: Prepared) -> None:
-        self._line("target", f"{event.target}, in {event.storage}")
+        self._line("target", f"{event.target}; weights: {event.storage}")
         if event.base is not None:
             self._line("base", event.base)
         if event.tasks:
@@ -120,13 +120,13 @@ class EvalView:
             self._line("answered", _answered(event))
 
     def _read(self, done: int, total: int) -> None:
-        """The batches of a dataset's rows."""
+        """The tokens of a dataset's rows."""
         self._encoding.stop()
         now = time.monotonic()
         if self._at != "rows":
             self._since = now
         if done < total:
-            self._show("rows", "read", [f"{done:,} of {total:,} batches"], now - self._since, done, total)
+            self._show("rows", "read", [f"{done:,} of {total:,} tokens"], now - self._since, done, total)
         else:
             self._stop()
 
@@ -235,10 +235,20 @@ def _how(event: Evaluated) -> str:
         told.append(f"{shots[0]}-shot" if len(shots) == 1 else f"{shots[0]}- to {shots[-1]}-shot")
     if event.scores:
         told.append("plain prompts" if event.template is None else f"prompts rendered with {event.template}")
-    told.append(f"the model in {event.prepared.storage}")
+        if event.system_instruction is not None:
+            told.append("after a system instruction")
+        if event.seed is not None:
+            told.append(f"seed {event.seed}")
+    if event.limit is not None:
+        told.append(_limited(event.limit, "documents of each task" if event.scores else "rows"))
+    told.append(f"weights: {event.prepared.storage}")
     if event.way is not None:
         told.append(_WAYS.get(event.way, event.way))
     return "; ".join(told)
+
+
+def _limited(limit: int | float, what: str) -> str:
+    return f"{100 * limit:g}% of the {what}" if limit < 1 else f"at most {limit:,} {what}"
 
 
 def _files(files: Sequence[Path]) -> str:

@@ -10,7 +10,10 @@ _LARGE = 10_000  # of a perplexity, no decimals are worth reading
 
 
 def score_lines(record: BenchmarkRecord, limit: int) -> Iterator[str]:
-    """A line for each task and group asked for, at most `limit`; the first says after which step."""
+    """A line for each task and group asked for, at most `limit`; the first says after which step.
+
+    Beside the name stands what the score is of, where that is less or other than the name says.
+    """
     tasks = _by_task(record.scores)
     seconds = f"  ({record.seconds:,.0f} s)"
     start = f"step {record.step}  "
@@ -18,8 +21,9 @@ def score_lines(record: BenchmarkRecord, limit: int) -> Iterator[str]:
         if number == limit - 1 and len(tasks) > limit:
             yield f"{' ' * len(start)}and {len(tasks) - number} more, in metrics.jsonl"
             return
+        partly = f" ({record.partial[task]})" if task in record.partial else ""
         shown = "  ".join(f"{metric} {_value(value, error)}" for metric, (value, error) in metrics.items())
-        yield f"{' ' * len(start) if number else start}{task}  {shown}{'' if number else seconds}"
+        yield f"{' ' * len(start) if number else start}{task}{partly}  {shown}{'' if number else seconds}"
 
 
 def change_lines(event: Finished, limit: int) -> Iterator[str]:

@@ -52,19 +52,21 @@ def shown_losses(losses: Sequence[LossRow], width: int | None) -> list[Text]:
 
 
 def as_scores(loss: LossRow) -> list[ScoreRow]:
-    """A loss as scores: two metrics of one dataset."""
+    """A loss as scores: the metrics of one dataset."""
     first = ScoreRow(
         task=loss.dataset, label=loss.dataset, depth=0, is_group=False, documents=loss.rows, metric=_LOSS,
         filter="none", value=loss.loss, error=loss.error, higher_is_better=False, num_fewshot=None,
         partial=plural(loss.tokens, "token"), base=loss.base, base_error=loss.base_error, comparison=loss.comparison,
     )  # fmt: skip
-    if loss.perplexity is None:
-        return [first]
-    second = replace(
-        first, metric=_PERPLEXITY, value=loss.perplexity, error=None, partial=None, base=loss.base_perplexity,
-        base_error=None, comparison=None,
-    )  # fmt: skip
-    return [first, second]
+    others = (
+        (_PERPLEXITY, loss.perplexity, loss.base_perplexity),
+        (_BITS, loss.bits_per_byte, loss.base_bits_per_byte),
+    )
+    bare = replace(first, error=None, partial=None, base_error=None, comparison=None)
+    return [
+        first,
+        *(replace(bare, metric=metric, value=value, base=base) for metric, value, base in others if value is not None),
+    ]
 
 
 def legend(rows: Sequence[ScoreRow]) -> Iterator[str]:
@@ -111,8 +113,7 @@ _OUTCOMES = {
     "other": ("another score", " than the base's"),
     "same": ("no certain difference", " from the base"),
 }
-_LOSS, _PERPLEXITY = "loss per token", "perplexity"
-_OF_ROWS = (_LOSS, _PERPLEXITY)
+_OF_ROWS = _LOSS, _PERPLEXITY, _BITS = "loss per token", "perplexity", "bits per byte"
 
 
 def _outcome(row: ScoreRow, comparison: Comparison) -> str:
@@ -164,7 +165,7 @@ def _columns(rows: Sequence[ScoreRow], heads: tuple[str, str]) -> list[_Column]:
         _Column("difference", ["" if one is None else _signed(one.difference) for one in compared]),
         _Column("95 % interval", ["" if one is None else _interval(one) for one in compared]),
         _Column("McNemar p", ["" if one is None or one.p is None else _p(one.p) for one in compared]),
-        _Column("won:lost", ["" if one is None else f"{one.wins:,}:{one.losses:,}" for one in compared]),
+        _Column("won:lost", ["" if one is None else _won(one) for one in compared]),
         _Column("", [row.partial or "" for row in rows], True),
     ]
     return [column for column in columns if any(column.cells)]
@@ -198,7 +199,8 @@ def _listed(rows: Sequence[ScoreRow], counted: str) -> Iterator[Text]:
         if (one := row.comparison) is not None:
             interval = f"  ({told})" if (told := _interval(one)) else ""
             p = "" if one.p is None else f"  p {_p(one.p)}"
-            yield Text(f"{indent}    {_signed(one.difference)}{interval}{p}  won:lost {one.wins:,}:{one.losses:,}")
+            won = f"  won:lost {told}" if (told := _won(one)) else ""
+            yield Text(f"{indent}    {_signed(one.difference)}{interval}{p}{won}")
 
 
 def _name(row: ScoreRow) -> str:
@@ -230,6 +232,10 @@ def _signed(value: float) -> str:
 def _interval(one: Comparison) -> str:
     """Of a single document there is none."""
     return "" if one.low is None or one.high is None else f"{_signed(one.low)} to {_signed(one.high)}"
+
+
+def _won(one: Comparison) -> str:
+    return "" if one.wins is None or one.losses is None else f"{one.wins:,}:{one.losses:,}"
 
 
 def _p(value: float) -> str:

@@ -87,7 +87,7 @@ def test_a_whole_evaluation(here: Path) -> None:
     assert lines[:2] == ["         looking at run …", "         reading the tasks' documents …"]
     facts = [line for line in lines if line.startswith(("target", "base", "tasks", "ask "))]
     assert facts == [
-        "target   the run run, in NF4, double quantisation, float32 compute",
+        "target   the run run; weights: NF4, double quantisation, float32 compute",
         "base     llama",
         f"tasks    5 tasks, {4 * TEST_ROWS + EVAL_ROWS} documents",
         "ask      the target",
@@ -107,7 +107,7 @@ def test_a_whole_evaluation(here: Path) -> None:
     told = lines[heads + 1 + len(rows) :]
     assert [line.partition(" ")[0] for line in told] == ["", "verdict", "asked", "done", "results", "samples"]
     assert told[2] == (
-        "asked    0-shot; plain prompts; the model in NF4, double quantisation, float32 compute; shared prefixes "
+        "asked    0-shot; plain prompts; weights: NF4, double quantisation, float32 compute; shared prefixes "
         "computed once"
     )
     assert re.fullmatch(r"done     \d+ answers, in [\d.]+ s", told[3])

@@ -135,6 +135,14 @@ def test_the_table_with_a_baseline() -> None:
     ]
 
 
+def test_of_a_metric_of_all_documents_together_none_is_won_or_lost() -> None:
+    """Nothing stands there, in the table and in the list: 0:0 would say that all documents were alike."""
+    mcc = replace(score("cola", "mcc"), base=0.4, comparison=Comparison(0.1, -0.1, 0.3, None, None, None, None, 8))
+    assert texts(shown_scores([mcc, BESIDE[0]], None))[1].endswith("+0.1000  -0.1000 to +0.3000")
+    assert not any("won:lost" in line for line in texts(shown_scores([mcc], None)))
+    assert texts(shown_scores([mcc], 10))[-1] == "    +0.1000  (-0.1000 to +0.3000)"
+
+
 def test_the_table_of_losses() -> None:
     """Loss and perplexity of a dataset, with its rows and tokens; with a baseline the base's, too."""
     assert texts(shown_losses([LOSS], None)) == [
@@ -148,6 +156,10 @@ def test_the_table_of_losses() -> None:
         "data/test.jsonl    64  loss per token  1.7636 ± 0.0300  0.8715 ± 0.0212     -0.8921  -0.9120 to -0.8700  "
         "    63:1  7,926 tokens",
         "                       perplexity      5.8330           2.3910",
+    ]
+    bits = replace(LOSS_BESIDE, bits_per_byte=0.31, base_bits_per_byte=0.62)
+    assert texts(shown_losses([bits], None))[3:] == [
+        "                       bits per byte   0.6200           0.3100",
     ]
     # Of a loss too great to have one.
     assert len(shown_losses([replace(LOSS, perplexity=None)], None)) == 2
@@ -328,7 +340,7 @@ def test_a_log(clock: _Clock) -> None:
     lines = text.splitlines()
     assert lines[:8] == [
         "         loading the model …",
-        "target   the run runs/x, in NF4, double quantisation, bfloat16 compute",
+        "target   the run runs/x; weights: NF4, double quantisation, bfloat16 compute",
         "base     models/base",
         "tasks    7 tasks, 3,610 documents",
         "ask      the target",
@@ -344,7 +356,7 @@ def test_a_log(clock: _Clock) -> None:
     assert lines[19:] == [
         "verdict  better than the base on arc_easy (acc), mmlu (acc), data/test.jsonl (loss per token); worse on gsm8k "
         "(exact_match (strict-match)); no certain difference on arc_easy (acc_norm)",
-        "asked    5-shot; plain prompts; the model in NF4, double quantisation, bfloat16 compute; shared prefixes "
+        "asked    5-shot; plain prompts; weights: NF4, double quantisation, bfloat16 compute; shared prefixes "
         "computed once",
         "done     19,008 answers, 9,504 of them kept from an earlier start, in 123 s",
         "results  out.json  (in lm-eval's format)",
@@ -370,9 +382,10 @@ def test_rows_only() -> None:
     """Nothing is said of tasks, of prompts and of answers."""
     lines = shown(replace(PREPARED, tasks=0, documents=0), evaluated(losses=(LOSS,), answers=0, way=None)).splitlines()
     assert [line for line in lines if line.startswith(("tasks", "asked", "done"))] == [
-        "asked    the model in NF4, double quantisation, bfloat16 compute",
+        "asked    weights: NF4, double quantisation, bfloat16 compute",
         "done     in 123 s",
     ]
+    assert "asked    at most 64 rows; the model" in shown(evaluated(losses=(LOSS,), limit=64))
 
 
 @pytest.mark.parametrize(
@@ -385,6 +398,13 @@ def test_rows_only() -> None:
         (ROWS, {"way": "row by row"}, "compute; every question by itself"),
         (ROWS, {"way": "some other way"}, "compute; some other way"),
         (ROWS, {"way": None}, "bfloat16 compute\n"),
+        (ROWS, {"limit": 1500}, "5-shot; plain prompts; at most 1,500 documents of each task; the model"),
+        (ROWS, {"limit": 0.1}, "5-shot; plain prompts; 10% of the documents of each task; the model"),
+        (
+            ROWS,
+            {"seed": 7, "system_instruction": "Be terse."},
+            "5-shot; plain prompts; after a system instruction; seed 7; the model",
+        ),
     ],
 )
 def test_how_it_was_asked(rows: tuple[ScoreRow, ...], more: dict[str, object], told: str) -> None:
@@ -480,16 +500,16 @@ def test_nothing_is_cut_or_broken_on_a_terminal(width: int, clock: _Clock) -> No
     assert max(map(len, lines)) <= max(width, 80)
 
 
-def test_batches_of_rows(clock: _Clock) -> None:
-    """Of a dataset, how many batches are read and the time left; nothing once they are."""
+def test_tokens_of_rows(clock: _Clock) -> None:
+    """Of a dataset, how many tokens are read and the time left, as its loss counts them; nothing once they are."""
     file = StringIO()
     with EvalView(Console(file=file, width=100, highlight=False, soft_wrap=True), baseline=False) as view:
         for now, done in ((0, 0), (10, 5), (20, 10), (60, 30), (61, 40)):
             clock.now = now
             view(EvaluationProgress(done, 40))
     assert file.getvalue().splitlines() == [
-        "         5 of 40 batches, 0:01:10 left",
-        "         30 of 40 batches, 0:00:20 left",
+        "         5 of 40 tokens, 0:01:10 left",
+        "         30 of 40 tokens, 0:00:20 left",
     ]
 
 

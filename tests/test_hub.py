@@ -7,14 +7,18 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from qlora_cli.commands.libraries import names_in
 from qlora_cli.hub import go_offline_if_unreachable, is_reachable, is_unreachable
 from qlora_cli.recipe.paths import is_local
+from qlora_cli.recipe.schema import EvaluationSection
+from tests.support.runs import tiny_recipe
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -149,3 +153,14 @@ def test_silence_is_told_from_a_refusal(hidden: bool) -> None:
     ]
     assert all(is_unreachable(caused(*chain, hidden=hidden)) for chain in silences)
     assert not any(is_unreachable(caused(*chain, hidden=hidden)) for chain in refusals)
+
+
+def test_tasks_without_data_of_their_own_are_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they are called: a pattern has the look of a path, and a folder here may have a task's name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "piqa").mkdir()
+    recipe = tiny_recipe(tmp_path)
+    assert all(map(is_local, names_in(recipe)))
+    for tasks, root, local in (("mmlu_*", None, False), ("piqa", None, False), ("piqa", str(tmp_path), True)):
+        section = EvaluationSection(tasks=tasks, data_root=root)
+        assert all(map(is_local, names_in(recipe.model_copy(update={"evaluation": section})))) is local

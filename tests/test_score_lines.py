@@ -36,6 +36,15 @@ def test_a_line_for_each_task() -> None:
     ]
 
 
+def test_what_is_not_the_whole_says_so_beside_its_score() -> None:
+    """A group that was scored on a part of its tasks has not its own score."""
+    record = BenchmarkRecord(8, {"mmlu/acc": 0.25, "piqa/acc": 0.5}, {}, "", 1.0, {"mmlu": "4 of 57 tasks"})
+    assert list(score_lines(record, 20)) == [
+        "step 8  mmlu (4 of 57 tasks)  acc 0.2500  (1 s)",
+        "        piqa  acc 0.5000",
+    ]
+
+
 def test_many_tasks_are_cut_short() -> None:
     """What does not fit is counted, and where it is."""
     scores = {f"t{number}/acc": 0.5 for number in range(5)}

@@ -63,8 +63,13 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
         asked = _Asked(job, target, loaded, rows, tokenizer, target.load(accelerator.device))
         ours = asked.ask("target")
         theirs = asked.ask("base") if request.baseline else _Answers()
-    evaluated = _evaluated(prepared, loaded, ours, theirs, rows)
-    evaluated = replace(evaluated, seconds=time.monotonic() - began)
+    evaluated = replace(
+        _evaluated(prepared, loaded, ours, theirs, rows),
+        seconds=time.monotonic() - began,
+        limit=request.limit,
+        seed=request.seed,
+        system_instruction=request.system_instruction,
+    )
     if request.output is not None and accelerator.is_main_process:
         evaluated = _write(request, target, ours, theirs, evaluated)
     job.emit(evaluated)
@@ -269,9 +274,11 @@ def _loss_row(rows: DatasetRows, ours: DatasetScore, theirs: DatasetScore | None
         loss=ours.loss,
         error=ours.standard_error,
         perplexity=ours.perplexity,
+        bits_per_byte=ours.bits_per_byte,
         base=None if theirs is None else theirs.loss,
         base_error=None if theirs is None else theirs.standard_error,
         base_perplexity=None if theirs is None else theirs.perplexity,
+        base_bits_per_byte=None if theirs is None else theirs.bits_per_byte,
         comparison=None if theirs is None else ours.against(theirs),
     )
 

@@ -78,7 +78,10 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class LossRow:
-    """The loss on a dataset's rows: the mean over `tokens` supervised tokens, with its standard error by rows."""
+    """The loss on a dataset's rows: the mean over `tokens` supervised tokens, with its standard error by rows.
+
+    `bits_per_byte` is of the text that these stand for, which models of other tokenizers share; None without any.
+    """
 
     dataset: str
     rows: int
@@ -86,9 +89,11 @@ class LossRow:
     loss: float
     error: float | None
     perplexity: float | None
+    bits_per_byte: float | None = None
     base: float | None = None
     base_error: float | None = None
     base_perplexity: float | None = None
+    base_bits_per_byte: float | None = None
     comparison: Comparison | None = None
 
 
@@ -104,6 +109,7 @@ class Evaluated:
         answers: questions that were answered, `kept` of them by an earlier start.
         seconds: all of it, loading included.
         output: the results file, and `samples`, the files of answers.
+        limit, seed, system_instruction: as they were asked for; None where they were not.
     """
 
     prepared: Prepared
@@ -116,6 +122,9 @@ class Evaluated:
     seconds: float
     output: Path | None = None
     samples: tuple[Path, ...] = ()
+    limit: int | float | None = None
+    seed: int | None = None
+    system_instruction: str | None = None
 
 
 Event: TypeAlias = Stage | Notice | Prepared | Turn | Asking | EncodingProgress | EvaluationProgress | Evaluated

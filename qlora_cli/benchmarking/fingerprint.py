@@ -12,12 +12,23 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 
+from qlora_cli import __version__
 from qlora_cli.errors import QloraError
+from qlora_cli.merging.adapters.source import adapter_sha256, read_adapter_json
 from qlora_cli.model.files import CONFIG_FILE, commit_of
 from qlora_cli.model.source import ModelSource, reading
 
 # What decides the digits of an answer.
 _PACKAGES = ("torch", "transformers", "bitsandbytes")
+# What an adapter says of itself that changes nothing it does to its base.
+_OF_NO_EFFECT = {
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "inference_mode",
+    "lora_dropout",
+    "auto_mapping",
+}
 # What decides which text token ids are.
 _VOCABULARIES = (
     "tokenizer.json",
@@ -38,12 +49,24 @@ def fingerprint(**facts: Any) -> str:
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """What the same weights may give other digits on: the device's kind, and the versions of what computes there."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {"device": [device.type, where], "versions": {name: metadata.version(name) for name in _PACKAGES}}
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    # Ours, too: what it answered wrongly before it was mended is no answer any more.
+    return {"device": [device.type, where], "versions": versions | {"qlora-cli": __version__}}
+
+
+def adapter_facts(folder: Path) -> dict[str, Any]:
+    """Which adapter this is: its weights, and how they are applied: the same ones at another alpha are another.
+
+    Raises:
+        ModelError: if it cannot be read.
+    """
+    applied = {name: value for name, value in read_adapter_json(folder).items() if name not in _OF_NO_EFFECT}
+    return {"weights": adapter_sha256(folder), "applied": applied}
 
 
 def base_facts(base: ModelSource) -> dict[str, Any]:
-    """Which weights these are: the hub's commit, or a folder's configuration and code and the names, sizes and times of
-    its weight files, which are not read.
+    """Which weights these are: the hub's commit, or a folder's configuration, its code if it brings any, and the names,
+    sizes and times of its weight files, which are not read.
 
     Raises:
         ModelError: if there is no such model.
@@ -57,8 +80,8 @@ def base_facts(base: ModelSource) -> dict[str, Any]:
     weights = [
         [file.name, (told := file.stat()).st_size, told.st_mtime_ns] for file in sorted(folder.glob("*.safetensors"))
     ]
-    code = {file.name: _digest(file) for file in sorted(folder.glob("*.py"))}  # for --trust-remote-code
-    return {"folder": str(folder.resolve()), "config": _digest(folder / CONFIG_FILE), "weights": weights, "code": code}
+    read = {file.name: _digest(file) for file in (folder / CONFIG_FILE, *sorted(folder.glob("*.py")))}
+    return {"folder": str(folder.resolve()), "read": read, "weights": weights}
 
 
 def vocabulary_facts(base: ModelSource, beside: Path | None) -> Any:

@@ -8,9 +8,8 @@ from typing import Any
 
 from qlora_cli.benchmarking.events import Evaluated
 from qlora_cli.benchmarking.target import Target
-from qlora_cli.disk import telling_disk_errors, write_json
 from qlora_cli.evaluation.harness import TaskScores
-from qlora_cli.evaluation.results import ResultFacts, write_results
+from qlora_cli.evaluation.results import ResultFacts, write_facts, write_results
 from qlora_cli.training.environment import versions
 
 
@@ -29,9 +28,7 @@ def write_file(file: Path, target: Target, ours: TaskScores | None, theirs: Task
         facts = target.facts()
         write_results(file, ours, ResultFacts(str(facts["target"]), facts["base_revision"], own=own))
         return
-    with telling_disk_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"results": {}, "qlora": own})
+    write_facts(file, {"results": {}, "qlora": own})
 
 
 def _facts(target: Target, theirs: TaskScores | None, all_: Evaluated) -> dict[str, Any]:
@@ -40,6 +37,7 @@ def _facts(target: Target, theirs: TaskScores | None, all_: Evaluated) -> dict[s
         "versions": versions(),
         **target.facts(),
         "partial": {row.task: row.partial for row in all_.scores if row.partial is not None},
+        "limit": all_.limit,
         "scores": rows,
         "dataset": [asdict(row) for row in all_.losses],
         "base": None if theirs is None else theirs.results["results"],

@@ -87,18 +87,11 @@ class _Table:
             error=_number(found.get(error)),
             higher_is_better=(results["higher_is_better"].get(name) or {}).get(metric),
             num_fewshot=self._shots(name),
-            partial=self._partial(name),
+            partial=self.loaded.partly(name),
             base=_number(of_base.get(key)),
             base_error=_number(of_base.get(error)),
             comparison=comparison,
         )
-
-    def _partial(self, name: str) -> str | None:
-        """What a score is of, where that is less or other than the task or group says."""
-        if (partial := self.loaded.partial.get(name)) is not None:
-            return _share(len(partial.there), len(partial.missing))
-        split = self.loaded.splits.get(name)
-        return None if split is None else f"{split} split"
 
     def _leaves(self, name: str) -> list[str]:
         group = self.loaded.groups.get(name)
@@ -188,7 +181,3 @@ def _aggregated(group: Group, metric: str) -> Any:
 def _number(value: Any) -> float | None:
     """A figure of lm-eval's results, which writes `N/A` where there is none."""
     return float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else None
-
-
-def _share(there: int, missing: int) -> str:
-    return f"{there} of {there + missing} tasks"

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.benchmarking.fingerprint import base_facts, fingerprint, machine_facts, vocabulary_facts
+from qlora_cli.benchmarking.fingerprint import adapter_facts, base_facts, fingerprint, machine_facts, vocabulary_facts
 from qlora_cli.benchmarking.forms import Bits, adapter_form, model_form
 from qlora_cli.benchmarking.hub_adapter import fetch_adapter
 from qlora_cli.benchmarking.looking import Looked, look_at
 from qlora_cli.benchmarking.suitable import check_answers
 from qlora_cli.data.templates import adopt_template
 from qlora_cli.errors import HubUnreachableError, ModelError, QloraError
-from qlora_cli.merging.adapters.source import AdapterSource, adapter_sha256, find_adapter, read_adapter_json
+from qlora_cli.merging.adapters.source import AdapterSource, adapter_sha256, find_adapter
 from qlora_cli.merging.fidelity.trained import adapter_off, trained_model
 from qlora_cli.merging.folder.tokenizer_files import has_conversations, tokenizer_files
 from qlora_cli.model.base import load_base
@@ -123,7 +123,7 @@ class Target:
         beside = None if self.adapter is None else self._tokenizer_folder()
         return fingerprint(
             base=base_facts(self.base),
-            adapter=[self.adapter_sha256, self._adapter_settings()] if with_adapter else None,
+            adapter=adapter_facts(self.adapter.folder) if self.adapter is not None and with_adapter else None,
             # The baseline's products are the adapter's layers', which round in another place than plain ones.
             layers="plain" if self.adapter is None else "adapted",
             form=[form.bits, form.quant_type, form.double_quant, str(compute_dtype(form)), describe_storage(form)],
@@ -131,19 +131,12 @@ class Target:
             **machine_facts(device),
         )
 
-    def _adapter_settings(self) -> dict[str, Any] | None:
-        """What is made of the adapter's weights, such as their scale; not what it says of its base, which is known."""
-        if self.adapter is None:
-            return None
-        said = read_adapter_json(self.adapter.folder)
-        return {name: value for name, value in said.items() if name not in ("base_model_name_or_path", "revision")}
-
     def facts(self) -> dict[str, Any]:
         """What a results file says of it: plain values for JSON, no folder that tells whose machine it was."""
         base = Path(self.base.name)
         step = None if self.adapter is None else self.adapter.step
         return {
-            "target": self.name if self.kind.startswith("hub") else Path(self.name).name,
+            "target": self.name if self.kind.startswith("hub") else self._folder_name(),
             "kind": self.kind,
             "base_model": base.name if base.is_absolute() else self.base.name,
             "base_revision": self.base.revision,
@@ -152,6 +145,14 @@ class Target:
             "step": step,
             "adapter_sha256": self.adapter_sha256,
         }
+
+    def _folder_name(self) -> str:
+        """What the folder itself is called, which `.` does not tell; of a checkpoint, its run's, with the step."""
+        if self.adapter is None:
+            return Path(self.base.name).name
+        run, step = self.adapter.run, self.adapter.step
+        name = (self.adapter.folder if run is None else run.path).resolve().name
+        return name if step is None else f"{name}, step {step}"
 
     def _tokenizer_folder(self) -> Path | None:
         """Where the adapter's own tokenizer lies: beside it, or, of a checkpoint, beside its run's adapter."""

@@ -28,8 +28,6 @@ _OF_TASKS = (
     "seed", "no_keep", "run_unsafe_code",
 )  # fmt: skip
 _OF_ROWS = ("overrides",)
-# Stands for what tasks fetch from the hub, which no name in the request says.
-_DATA_OF_TASKS = "hub/data-of-tasks"
 _RESULTS = ".json"
 
 
@@ -275,11 +273,11 @@ def _samples_of(request: EvalRequest, output: Path) -> list[str]:
 
 
 def _set_up(request: EvalRequest, *, progress: bool) -> None:
-    from qlora_cli.commands.libraries import set_up_libraries
+    from qlora_cli.commands.libraries import DATA_OF_TASKS, set_up_libraries
     from qlora_cli.merging.adapters.peek import named_sources
 
     names = [request.target, *named_sources(Path(request.target))]
     names += [name for name in (request.base_model, request.dataset) if name is not None]
     if request.tasks and request.data_root is None:
-        names.append(_DATA_OF_TASKS)
+        names.append(DATA_OF_TASKS)
     set_up_libraries(names, progress=progress, rows=True)

@@ -8,12 +8,15 @@ from collections.abc import Iterable
 from qlora_cli.hub import go_offline_if_unreachable
 from qlora_cli.recipe.schema import Recipe
 
+# Stands for what tasks fetch from the hub, which their own names do not say: `mmlu_*` has the look of a path.
+DATA_OF_TASKS = "hub/data-of-tasks"
+
 
 def names_in(recipe: Recipe) -> list[str]:
     """The models and the data that a recipe names: paths, and names on the hub."""
     sources = (*recipe.dataset.train_sources, *recipe.dataset.validation_sources)
-    benchmarks = recipe.evaluation.names if recipe.evaluation.data_root is None else ()
-    return [recipe.base_model, *(source.path for source in sources), *benchmarks]
+    benchmarks = recipe.evaluation.names and recipe.evaluation.data_root is None
+    return [recipe.base_model, *(source.path for source in sources), *([DATA_OF_TASKS] if benchmarks else [])]
 
 
 def set_up_libraries(names: Iterable[str], *, progress: bool, rows: bool = True) -> None:

@@ -45,9 +45,16 @@ def write_results(file: Path, scores: TaskScores, facts: ResultFacts) -> None:
     Raises:
         RunError: if it cannot be written.
     """
-    text = json.dumps(
-        _homeless(results_json(scores, facts)), indent=2, default=handle_non_serializable, ensure_ascii=False
-    )
+    write_facts(file, results_json(scores, facts))
+
+
+def write_facts(file: Path, facts: Mapping[str, Any]) -> None:
+    """Write anything else as results are written.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    text = json.dumps(_homeless(facts), indent=2, default=handle_non_serializable, ensure_ascii=False)
     _write(file, [text, "\n"])
 
 

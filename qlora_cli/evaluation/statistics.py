@@ -39,7 +39,8 @@ class Comparison:
         difference: the target's value minus the base's.
         low, high: the 95 % interval of that; None for a single document, which tells nothing of others.
         p: that of McNemar's exact test, two-sided; None for a metric that is not 0 or 1.
-        wins, losses, ties: documents on which the target is better, worse, and as good.
+        wins, losses, ties: documents on which the target is better, worse, and as good; None for a metric that is made
+            of all documents together, of which one alone has no value.
         n: documents.
     """
 
@@ -47,9 +48,9 @@ class Comparison:
     low: float | None
     high: float | None
     p: float | None
-    wins: int
-    losses: int
-    ties: int
+    wins: int | None
+    losses: int | None
+    ties: int | None
     n: int
 
 
@@ -205,7 +206,7 @@ def compare_aggregated(
                 drawn.append(aggregate([target[i] for i in chosen]) - aggregate([base[i] for i in chosen]))
     defined = np.array([value for value in drawn if math.isfinite(value)])
     low, high = _interval(defined) if number > 1 and len(defined) >= _DEFINED * wanted else (None, None)
-    return Comparison(float(aggregate(target) - aggregate(base)), low, high, None, 0, 0, 0, number)
+    return Comparison(float(aggregate(target) - aggregate(base)), low, high, None, None, None, None, number)
 
 
 def mcnemar(wins: int, losses: int) -> float:

@@ -130,7 +130,9 @@ class Benchmarks:
         members: dict[str, float | None] = {}
         for name in results.keys() - set(self._plan.names):
             members |= flatten(results, name)
-        return BenchmarkRecord(step, scores, dict(sorted(members.items())), weights, seconds)
+        partly = {name: self._plan.loaded.partly(name) for name in (*self._plan.names, *sorted(results))}
+        partial = {name: told for name, told in partly.items() if told is not None}
+        return BenchmarkRecord(step, scores, dict(sorted(members.items())), weights, seconds, partial)
 
     def _tell(self, text: str) -> None:
         """A remark, once in a run."""

@@ -121,7 +121,7 @@ class TrainRecord:
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """`done` of `total` batches of an evaluation."""
+    """`done` of `total` batches of an evaluation in training; of rows that are scored alone, tokens."""
 
     done: int
     total: int
@@ -148,6 +148,8 @@ class BenchmarkRecord:
         members: the same of the tasks and groups within those.
         weights: SHA-256 of the trained tensors that were scored.
         seconds: what it took.
+        partial: of the tasks and groups whose score is not quite their own, what it is of: `5 of 57 tasks`,
+            `validation split`.
     """
 
     step: int
@@ -155,6 +157,7 @@ class BenchmarkRecord:
     members: Mapping[str, float | None]
     weights: str
     seconds: float
+    partial: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

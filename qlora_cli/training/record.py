@@ -62,6 +62,10 @@ class RunRecord:
         """
         self._data |= dict.fromkeys(_FOUND)
 
+    def forget_best(self) -> None:
+        """No checkpoint is kept for its score any more: that of an earlier part may be rotated away."""
+        self._data["best"] = None
+
     def eval_loss(self, which: str) -> float | None:
         """The held-out loss of the `first_eval` or the `last_eval`, if there was one."""
         record = self._data[which]
@@ -98,6 +102,7 @@ class RunRecord:
                 self.write()
             case BenchmarkRecord():
                 shown = {"step": event.step, "scores": dict(event.scores), "seconds": event.seconds}
+                shown |= {"partial": dict(event.partial)}
                 data["first_benchmark"] = data["first_benchmark"] or shown
                 data["last_benchmark"] = shown
                 self.write()

@@ -263,6 +263,8 @@ def _restore(
     if benchmarks is not None:
         broadcast_object_list(found)
         benchmarks.go_on(found[0], -1 if progress is None else progress.step, run.folder.checkpoints)
+    if benchmarks is None or benchmarks.best is None or benchmarks.best.kept is None:
+        run.record.forget_best()
     return progress or Progress()
 
 

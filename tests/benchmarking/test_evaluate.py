@@ -131,10 +131,29 @@ def test_rows_of_a_dataset(folder: Path) -> None:
     assert row.loss != row.base
 
 
-def test_only_a_dataset_has_a_file_too(folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "losses.json"
-    found = evaluate(request(folder, tasks=(), dataset=str(folder / "rows.jsonl"), output=output))
-    assert json.loads(output.read_text())["qlora"]["dataset"][0]["loss"] == found.losses[0].loss
+def test_only_a_dataset_has_a_file_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that was measured, of how many rows, and without the home folder's name, as that of tasks."""
+    output = tmp_path / "new" / "losses.json"
+    monkeypatch.setenv("HOME", str(folder))
+    asked = request(folder, tasks=(), dataset=str(folder / "rows.jsonl"), output=output, limit=5)
+    (row,) = evaluate(asked).losses
+    told = json.loads(output.read_text())["qlora"]
+    assert told["limit"] == 5
+    (written,) = told["dataset"]
+    assert (written["dataset"], written["rows"], written["loss"]) == ("~/rows.jsonl", 5, row.loss)
+    assert row.bits_per_byte is not None
+    assert row.base_bits_per_byte is not None
+    ratio = row.base_bits_per_byte / row.bits_per_byte
+    assert ratio == pytest.approx((row.base or 0.0) / row.loss), "both are of the same bytes"
+    assert str(folder) not in output.read_text()
+
+
+def test_what_was_asked_for_is_told_with_the_scores(folder: Path) -> None:
+    """What makes the scores others than the tasks' own."""
+    found = evaluate(
+        request(folder, tasks=("arc_easy",), baseline=False, limit=3, seed=7, system_instruction="Be terse.")
+    )
+    assert (found.limit, found.seed, found.system_instruction) == (3, 7, "Be terse.")
 
 
 def test_what_is_told(folder: Path) -> None:

@@ -165,6 +165,11 @@ def test_a_base_that_has_moved(here: Path, base: Path) -> None:
     base.rename(here / "moved")
     assert "there is no such folder" in refusal("lora")
     assert "--base-model" in refusal("lora")
+    base = base.parent / "moved"
+    base.rename(here / "llama2")
+    asked = "there is no such folder; did you mean llama2? If it is elsewhere now, say where with --base-model"
+    assert refusal("lora").endswith(asked)
+    (here / "llama2").rename(base)
     assert find_target("lora", base_model="moved").base.name == str(here / "moved")
 
 
@@ -393,6 +398,7 @@ def test_the_runs_template_on_the_bases_tokenizer(here: Path) -> None:
     """A checkpoint of a run that did not finish has no tokenizer with it: the recipe tells what was used."""
     write_run(tiny_recipe(here, dataset={"chat_template": "{{ messages }}!"}), steps=(2,), adapter=False)
     target = find_target("run/checkpoints/step-000002")
+    assert target.facts()["target"] == "run, step 2"
     assert not target.has_own_tokenizer
     assert template(target) == "{{ messages }}!"
 
@@ -425,12 +431,14 @@ def test_the_fingerprint_is_of_what_answers(here: Path, base: Path) -> None:
     assert find_target("one").fingerprint(CPU) == first
     shutil.copytree(here / "one", here / "copy")
     assert find_target("copy").fingerprint(CPU) == first
+    moved = here / "copy/adapter_config.json"
+    moved.write_text(
+        json.dumps(json.loads(moved.read_text()) | {"base_model_name_or_path": "x/y", "lora_dropout": 0.5})
+    )
+    assert find_target("copy", base_model="llama").fingerprint(CPU) == first
+    moved.write_text(json.dumps(json.loads(moved.read_text()) | {"lora_alpha": 640}))
+    assert find_target("copy", base_model="llama").fingerprint(CPU) != first, "the same tensors, another scale"
     assert two.fingerprint(CPU) != first
-    config = here / "copy" / "adapter_config.json"
-    said = json.loads(config.read_text())
-    for change, same in (({"lora_alpha": 99}, False), ({"base_model_name_or_path": "elsewhere"}, True)):
-        config.write_text(json.dumps(said | change))
-        assert (find_target("copy", base_model=str(base)).fingerprint(CPU) == first) is same
     baseline = one.fingerprint(CPU, with_adapter=False)
     assert baseline == two.fingerprint(CPU, with_adapter=False) != first
     assert find_target("one", bits=8).fingerprint(CPU) != first
@@ -440,13 +448,20 @@ def test_the_fingerprint_is_of_what_answers(here: Path, base: Path) -> None:
     assert find_target("one").fingerprint(CPU) != first
     tokenizer.write_text(tokenizer.read_text()[:-1])
     assert find_target("one").fingerprint(CPU) == first
-    code = base / "modeling_own.py"
-    code.write_text("")
-    assert find_target("one").fingerprint(CPU) != first
-    code.unlink()
     weights = base / "model.safetensors"
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
     assert find_target("one").fingerprint(CPU) != first
+
+
+def test_a_models_own_code_and_ours_decide_its_answers(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code in the model's folder that is changed, or a newer version of this package, is another model."""
+    (base / "modeling_own.py").write_text("x = 1\n")
+    first = find_target("llama").fingerprint(CPU)
+    (base / "modeling_own.py").write_text("x = 2\n")
+    second = find_target("llama").fingerprint(CPU)
+    assert second != first
+    monkeypatch.setattr("qlora_cli.benchmarking.fingerprint.__version__", "99")
+    assert find_target("llama").fingerprint(CPU) != second
 
 
 def test_facts_are_for_a_results_file(here: Path) -> None:
@@ -455,6 +470,9 @@ def test_facts_are_for_a_results_file(here: Path) -> None:
     facts = find_target("run").facts()
     assert json.loads(json.dumps(facts)) == facts
     assert str(here) not in json.dumps(facts)
-    assert facts["base_model"] == "llama"
+    assert (facts["target"], facts["base_model"]) == ("run", "llama")
+    for folder, name in (("run", "run"), ("llama", "llama")):  # from inside it is still called what it is
+        os.chdir(here / folder)
+        assert find_target(".").facts()["target"] == name
     assert facts["storage"] == "NF4, double quantisation, float32 compute"
     assert len(facts["adapter_sha256"]) == 64

@@ -105,7 +105,7 @@ def test_a_single_document_tells_nothing_of_others() -> None:
     """It would be drawn again and again, and seem certain."""
     assert compare([1], [0]) == Comparison(1.0, None, None, 1.0, 1, 0, 0, 1)
     assert compare_ratios([2.0], [1.0], [4]) == Comparison(0.25, None, None, None, 0, 1, 0, 1)
-    assert compare_aggregated([(1, 1)], [(1, 0)], _accuracy) == Comparison(1.0, None, None, None, 0, 0, 0, 1)
+    assert compare_aggregated([(1, 1)], [(1, 0)], _accuracy) == Comparison(1.0, None, None, None, None, None, None, 1)
 
 
 def test_where_lower_is_better() -> None:
@@ -212,7 +212,7 @@ def test_a_metric_that_is_no_mean() -> None:
     assert found.difference == pytest.approx(means.difference)
     assert found.low == pytest.approx(means.low, abs=0.02)
     assert found.high == pytest.approx(means.high, abs=0.02)
-    assert (found.n, found.p, found.wins) == (200, None, 0)
+    assert (found.n, found.p, found.wins, found.losses, found.ties) == (200, None, None, None, None)
 
 
 @pytest.mark.parametrize("undefined", [ZeroDivisionError, ValueError, None])

@@ -122,7 +122,7 @@ def test_what_a_scored_run_leaves(tmp_path: Path) -> None:
     run = tmp_path / "run"
     records = read_metrics(run, "benchmark")
     assert [record["step"] for record in records] == [0, 3, 6, 8]
-    assert records[0].keys() == {"event", "step", "scores", "members", "weights", "seconds"}
+    assert records[0].keys() == {"event", "step", "scores", "members", "weights", "seconds", "partial"}
     assert list(records[0]["scores"]) == [
         "words/word_perplexity", "words/bits_per_byte", "colours/acc", "colours/acc_stderr"
     ]  # fmt: skip
@@ -130,8 +130,8 @@ def test_what_a_scored_run_leaves(tmp_path: Path) -> None:
     assert records[-1]["scores"]["words/bits_per_byte"] < records[0]["scores"]["words/bits_per_byte"] - 0.1
     assert len({record["weights"] for record in records}) == 4
     record = _record(run)
-    assert record["first_benchmark"] == {name: records[0][name] for name in ("step", "scores", "seconds")}
-    assert record["last_benchmark"] == {name: records[-1][name] for name in ("step", "scores", "seconds")}
+    assert record["first_benchmark"] == {name: records[0][name] for name in ("step", "scores", "seconds", "partial")}
+    assert record["last_benchmark"] == {name: records[-1][name] for name in ("step", "scores", "seconds", "partial")}
     assert record["best"] is None
     assert (finished.first_scores, finished.last_scores) == (records[0]["scores"], records[-1]["scores"])
     assert {path.name for path in run.iterdir()} == {
@@ -253,6 +253,19 @@ def test_scores_beyond_the_checkpoint_are_not_asked_for_again(tmp_path: Path, as
         assert _lines(tmp_path / name) == _lines(tmp_path / "whole")
 
 
+def test_a_checkpoint_that_is_kept_no_more_is_not_called_the_best(tmp_path: Path, scores: list[float]) -> None:
+    """Gone on with without `keep_best`: rotation takes it, and run.json does not name what is not there."""
+    scores += [0.0, 0.8, 0.1, 0.1]
+    training = {"max_steps": 6, "save_steps": 1, "save_total_limit": 1}
+    recipe = scored_recipe(tmp_path, evaluation={"every_steps": 2, "keep_best": "colours/acc"}, training=training)
+    with pytest.raises(Interrupted):
+        train(recipe, listeners=[_at(3, _interrupt)])
+    assert _record(tmp_path / "run")["best"]["checkpoint"] == "step-000002"
+    train(_into(recipe, tmp_path / "run", keep_best=None), resume=True)
+    assert _checkpoints(tmp_path / "run") == ["step-000006"]
+    assert _record(tmp_path / "run")["best"] is None
+
+
 @pytest.mark.parametrize("step", [6, 8])
 def test_ctrl_c_while_it_is_scored(step: int, tmp_path: Path, asked: list[int]) -> None:
     """Scoring is left off at once, in the middle of the run or after its last step: the state is saved, and the resumed
@@ -297,6 +310,24 @@ def test_other_questions_under_the_same_name_are_refused(tmp_path: Path) -> None
     train(none)
     train(_into(recipe, tmp_path / "none"), resume=True)
     assert [record["step"] for record in read_metrics(tmp_path / "none", "benchmark")] == [2]
+
+
+def test_a_score_of_a_part_of_a_group_says_so(tmp_path: Path) -> None:
+    """In metrics.jsonl and run.json, where the scores are; of what is whole nothing is said."""
+    write_data_root(tmp_path / "benchmarks")
+    recipe = scored_recipe(
+        tmp_path,
+        training={"max_steps": 1},
+        evaluation={
+            "tasks": ["mmlu_stem", "arc_easy"], "task_path": None, "data_root": str(tmp_path / "benchmarks"),
+            "allow_partial": True, "at_start": False, "every_steps": None, "limit": 1,
+        },
+    )  # fmt: skip
+    train(recipe)
+    (line,) = read_metrics(tmp_path / "run", "benchmark")
+    assert line["partial"] == {"mmlu_stem": "2 of 19 tasks"}
+    assert _record(tmp_path / "run")["last_benchmark"]["partial"] == line["partial"]
+    train(recipe, resume=True)
 
 
 # ------------------------------------------------------------------------------------------- The best checkpoint

@@ -59,3 +59,13 @@ class LoadedTasks:
     partial: Mapping[str, Partial] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+
+    def partly(self, name: str) -> str | None:
+        """What a task's or group's score is of, where that is less or other than the name says; else None.
+
+        As in `5 of 57 tasks`, or `validation split`.
+        """
+        if (partial := self.partial.get(name)) is not None:
+            return f"{len(partial.there)} of {len(partial.there) + len(partial.missing)} tasks"
+        split = self.splits.get(name)
+        return None if split is None else f"{split} split"

@@ -159,7 +159,9 @@ def _check_base(name: str, by: str) -> None:
                 f"{by}: the base model {name!r} is no folder that is there, and no hub name such as org/name{elsewhere}"
             )
     elif problem := model_problem(Path(name), shown_path(Path(name))):
-        raise ModelError(f"{by}: the base model {problem.rstrip('.')}{elsewhere}")
+        problem = problem.rstrip(".")
+        further = elsewhere.removeprefix(".") if problem.endswith("?") else elsewhere
+        raise ModelError(f"{by}: the base model {problem}{further}")
 
 
 _RECIPE = "the run's recipe"
