@@ -141,7 +141,7 @@ def test_the_loss_on_rows(here: Path) -> None:
 def test_a_model_folder(here: Path) -> None:
     """Without an adapter there is no base to tell of, and none to compare with."""
     lines = scored("llama", *TASK, "--limit", "3")
-    assert any(line.startswith("target   the model folder llama, in ") for line in lines)
+    assert any(line.startswith("target   the model folder llama; weights: ") for line in lines)
     assert not any(line.startswith("base") for line in lines)
     assert refused("llama", *TASK, "--baseline").startswith("--baseline: llama is a whole model")
 

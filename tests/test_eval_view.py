@@ -385,7 +385,7 @@ def test_rows_only() -> None:
         "asked    weights: NF4, double quantisation, bfloat16 compute",
         "done     in 123 s",
     ]
-    assert "asked    at most 64 rows; the model" in shown(evaluated(losses=(LOSS,), limit=64))
+    assert "asked    at most 64 rows; weights: " in shown(evaluated(losses=(LOSS,), limit=64))
 
 
 @pytest.mark.parametrize(
@@ -398,12 +398,12 @@ def test_rows_only() -> None:
         (ROWS, {"way": "row by row"}, "compute; every question by itself"),
         (ROWS, {"way": "some other way"}, "compute; some other way"),
         (ROWS, {"way": None}, "bfloat16 compute\n"),
-        (ROWS, {"limit": 1500}, "5-shot; plain prompts; at most 1,500 documents of each task; the model"),
-        (ROWS, {"limit": 0.1}, "5-shot; plain prompts; 10% of the documents of each task; the model"),
+        (ROWS, {"limit": 1500}, "5-shot; plain prompts; at most 1,500 documents of each task; weights"),
+        (ROWS, {"limit": 0.1}, "5-shot; plain prompts; 10% of the documents of each task; weights"),
         (
             ROWS,
             {"seed": 7, "system_instruction": "Be terse."},
-            "5-shot; plain prompts; after a system instruction; seed 7; the model",
+            "5-shot; plain prompts; after a system instruction; seed 7; weights",
         ),
     ],
 )
