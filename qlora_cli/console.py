@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import textwrap
 import unicodedata
 
 from rich.console import Console
@@ -17,6 +18,9 @@ from qlora_cli.training.events import DataReady, SourceReady
 # Control characters, halves of surrogate pairs, and what turns the direction of writing round.
 _STEERING = ("Cc", "Cs")
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+_LABEL = 9  # letters that a label takes, the blank behind it among them
+_NARROWEST = 20  # letters of a line beside it, however narrow the terminal
 
 
 class _PatientConsole(Console):
@@ -53,6 +57,18 @@ def show_line(console: Console, label: str, text: str | Text, style: str = "") -
     # Not as markup: brackets are part of file names.
     shown = (visible(text), style) if isinstance(text, str) else text
     console.print(Text.assemble((f"{label:<8}", "bold"), " ", shown))
+
+
+def show_paragraph(console: Console, label: str, text: str, style: str = "") -> None:
+    """The same of text of any length: broken between words on a terminal; a log has every line whole."""
+    lines = [text]
+    if console.is_terminal:
+        room = max(_NARROWEST, console.width - _LABEL)
+        cut = [textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")]
+        lines = [part for parts in cut for part in parts or [""]]
+    for line in lines:
+        show_line(console, label, line, style)
+        label = ""
 
 
 def visible(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,14 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, Turn
-from qlora_cli.console import plural, show_line
+from qlora_cli.console import plural, show_paragraph
 from qlora_cli.encoding_view import EncodingView
 from qlora_cli.evaluation.events import Asking
 from qlora_cli.recipe.data_files import shown_path
 from qlora_cli.score_table import as_scores, legend, shown_losses, shown_scores, verdict
 from qlora_cli.training.events import EncodingProgress, EvaluationProgress, Notice, Stage
 
-_LABEL = 9  # letters that a line's label takes
 # Where there is no terminal: seconds before the first line on how far it is, and between two of them.
 _PATIENCE = 5.0
 _BETWEEN_LINES = 30.0
@@ -84,19 +82,7 @@ class EvalView:
                 self._finish(event)
 
     def _line(self, label: str, text: str, style: str = "") -> None:
-        for line in self._wrapped(text):
-            show_line(self._console, label, line, style)
-            label = ""
-
-    def _wrapped(self, text: str) -> list[str]:
-        """Between words on a terminal, under the label; a log has every line whole."""
-        if not self._console.is_terminal:
-            return [text]
-        lines = []
-        for line in text.split("\n"):
-            room = max(20, self._console.width - _LABEL)
-            lines += textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
-        return lines
+        show_paragraph(self._console, label, text, style)
 
     def _prepare(self, event: Prepared) -> None:
         self._line("target", f"{event.target}; weights: {event.storage}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from qlora_cli.console import plural, show_line
+from qlora_cli.console import plural, show_line, show_paragraph
 from qlora_cli.merging.events import Compared, Comparing, Event, Merged, Planned, Writing, Written
 from qlora_cli.merging.folder.model_card import CARD_FILE
 from qlora_cli.merging.report import REPORT_FILE, MergeReport, Verification
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from qlora_cli.merging.combine import Combined
     from qlora_cli.merging.fidelity.measures import Fidelity
 
-_LABEL = 9  # letters that a line's label takes
 # What a client reads, and what is written, by what the events call it.
 _ONTO = {
     "original": "the base's original weights + adapter",
@@ -78,19 +76,7 @@ class MergeView:
 
     def _line(self, label: str, text: str, style: str = "") -> None:
         self._stop()
-        for line in self._wrapped(text):
-            show_line(self._console, label, line, style)
-            label = ""
-
-    def _wrapped(self, text: str) -> list[str]:
-        """Between words on a terminal, under the label; a log has every line whole."""
-        if not self._console.is_terminal:
-            return [text]
-        lines = []
-        for line in text.split("\n"):
-            room = max(20, self._console.width - _LABEL)
-            lines += textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
-        return lines
+        show_paragraph(self._console, label, text, style)
 
     def _plan(self, event: Planned) -> None:
         self._line("adapter", f"{event.adapter}: {event.changes}")

@@ -106,30 +106,14 @@ def score_tasks(
     refuse_unanswerable(lm, loaded, limit=limit, chat_template=chat_template)
     started_at, started = time.time(), time.monotonic()
     before = _Counts.of(lm)
-    for task in loaded.tasks.values():
-        task.set_fewshot_seed(other_seed(seed))  # or examples would be others the second time
-    settings = {
+    asked = {
         "limit": limit,
         "bootstrap_iters": bootstrap_iters,
-        "seed": {"python": python_seed(seed), "other": other_seed(seed)},
-        "chat_template": lm.chat_template(True) if chat_template else None,
         "fewshot_as_multiturn": chat_template and fewshot_as_multiturn,
         "system_instruction": system_instruction,
     }
-    hush = Hush(lm.remark_once)
-    with seeded(seed), lm.aloud(hush), hush.fallen(), _naming_the_task():
-        results = evaluator.evaluate(
-            lm=lm,
-            task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
-            limit=limit,
-            bootstrap_iters=bootstrap_iters,
-            apply_chat_template=chat_template,
-            fewshot_as_multiturn=settings["fewshot_as_multiturn"],
-            system_instruction=system_instruction,
-            confirm_run_unsafe_code=True,  # such tasks were refused when they were built, unless that was asked for
-        )
-    asked = sum(instance.repeats for task in loaded.tasks.values() for instance in task.instances)
-    results, counts = _shared(lm, results, _Counts.of(lm).since(before, asked))
+    results = _evaluate(lm, loaded, seed, apply_chat_template=chat_template, **asked)
+    results, counts = _shared(lm, results, _Counts.of(lm).since(before, loaded))
     samples = {task: _in_order(rows) for task, rows in results.pop("samples", {}).items()}
     return TaskScores(
         results=results,
@@ -140,9 +124,28 @@ def score_tasks(
         way=lm.way,
         seconds=time.monotonic() - started,
         started_at=started_at,
-        settings=settings,
+        settings={
+            **asked,
+            "seed": {"python": python_seed(seed), "other": other_seed(seed)},
+            "chat_template": lm.chat_template(True) if chat_template else None,
+        },
         model=lm.facts(),
     )
+
+
+def _evaluate(lm: AnsweringModel, loaded: Loaded, seed: int | None, **asked: Any) -> dict[str, Any] | None:
+    """lm-eval's results, on the first process alone."""
+    for task in loaded.tasks.values():
+        task.set_fewshot_seed(other_seed(seed))  # or examples would be others the second time
+    hush = Hush(lm.remark_once)
+    with seeded(seed), lm.aloud(hush), hush.fallen(), _naming_the_task():
+        results: dict[str, Any] | None = evaluator.evaluate(
+            lm=lm,
+            task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
+            confirm_run_unsafe_code=True,  # such tasks were refused when they were built, unless that was asked for
+            **asked,
+        )
+    return results
 
 
 def refuse_unanswerable(lm: Asked, loaded: Loaded, *, limit: int | float | None, chat_template: bool) -> None:
@@ -188,8 +191,9 @@ class _Counts:
     def of(cls, lm: AnsweringModel) -> _Counts:
         return cls(lm.asked, lm.kept, Counter(lm.cut), lm.cut_tokens)
 
-    def since(self, before: _Counts, asked: int) -> _Counts:
-        """What has come since then; of several processes, lm-eval has some ask more than their share of `asked`."""
+    def since(self, before: _Counts, loaded: Loaded) -> _Counts:
+        """What has come since then; of several processes, lm-eval has some ask more than their share."""
+        asked = sum(instance.repeats for task in loaded.tasks.values() for instance in task.instances)
         kept = min(self.kept - before.kept, asked)
         return _Counts(asked, kept, self.cut - before.cut, self.cut_tokens)
 

@@ -25,12 +25,6 @@ from tests.support.runs import tiny_recipe, write_rows
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
 def target(here: Path) -> Target:
     save_tiny_model(here / "llama")

@@ -17,12 +17,6 @@ from tests.support.models import save_tiny_model
 from tests.support.runs import tiny_recipe, write_rows
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
 def model(here: Path) -> Target:
     save_tiny_model(here / "llama")

@@ -15,12 +15,6 @@ from tests.support.cli import ENVIRONMENT
 ORG = "expected the folder of a run, a checkpoint, an adapter or a model"
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def touch(*names: str) -> None:
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -34,12 +34,6 @@ CPU = torch.device("cpu")
 ASSUMED = "nothing tells how the base was stored while this adapter was trained: 16 bits are assumed"
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     return save_tiny_model(tmp_path / "llama")

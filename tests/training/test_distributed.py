@@ -39,20 +39,11 @@ def test_two_processes_are_one_that_accumulates(batch_size: int, tmp_path: Path)
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
     command = ["-m", "qlora_cli", "train", str(file), "--output-dir"]
     changes = {"two": [], "one": ["--set", "training.gradient_accumulation_steps=2"]}
     for name, start in (("two", launch), ("one", [sys.executable])):
-        done = subprocess.run(
-            [*start, *command, str(tmp_path / name), *changes[name]],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        _run([*start, *command, str(tmp_path / name), *changes[name]])
 
     for event, fields in (("train", ("step", "loss", "grad_norm", "tokens")), ("eval", ("step", "eval_loss"))):
         two, one = (
@@ -81,20 +72,11 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
     twice = ["--set", "training.gradient_accumulation_steps=2"]
     for name, start, changes in (("two", launch, []), ("one", [], twice)):
         command = ["-m", "qlora_cli", "train", str(file), "--output-dir", str(tmp_path / name), *changes]
-        done = subprocess.run(
-            [sys.executable, *start, *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        _run([sys.executable, *start, *command])
     two, one = (read_metrics(tmp_path / name, "benchmark") for name in ("two", "one"))
     assert [record["step"] for record in two] == [record["step"] for record in one] == [0, 2, 4]
     for got, wanted in zip(two, one, strict=True):
@@ -116,13 +98,16 @@ def test_processes_that_score_wait_for_each_other(tmp_path: Path) -> None:
     """One may have hours more to answer than the other: torch's 10 or 30 minutes are not the end of it."""
     script = tmp_path / "patience.py"
     script.write_text(PATIENCE)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}", str(script)]
-    done = subprocess.run(
-        [sys.executable, *launch], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    assert [int(days) >= 30 for days in _run([sys.executable, *launch]).split()] == [True, True]
+
+
+def _run(command: list[str]) -> str:
+    """What a command that succeeds prints."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert [int(days) >= 30 for days in done.stdout.split()] == [True, True]
+    return done.stdout
 
 
 def _best(run: Path) -> tuple[int, list[str]]:
