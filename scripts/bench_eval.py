@@ -2,6 +2,7 @@
 
 python scripts/bench_eval.py --data-root DIR                        float32, every document: item by item, and the time
 python scripts/bench_eval.py --data-root DIR --dtype bfloat16 --limit 50 --rounds 3
+python scripts/bench_eval.py --data-root DIR --exact arc_easy,piqa  and how far either is from the exact answers
 python scripts/bench_eval.py --data-root DIR --write                writes docs/benchmarks/eval.md
 
 DIR holds the benchmarks' data as `qlora eval --data-root` takes it; groups are scored on those of their tasks that are
@@ -9,7 +10,8 @@ there. The peer is lm-eval's `hf` backend (HFLM) over the same model in memory, 
 and for each benchmark the batch size that it was fastest with on two cores of a CPU, of 1, 2, 4, 8 and 16. Each side is
 a process of its own, in turns; what is timed is the whole answering, the reading of the rows, the tokenisation and the
 metrics included, loading the model and importing libraries left out. Every log-likelihood of the one is then held
-against the other's.
+against the other's; and, of the benchmarks that `--exact` names, both against those of the peer in float64, one prompt
+at a time: what two ways of rounding differ by does not say which of them is nearer.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks" / "eval.md"
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 SIDES = ("qlora", "hf")
+EXACT = "exact"  # the peer in float64, not timed
 # Tasks and the examples in their prompts.
 SHOTS = {"mmlu": 5, "arc_easy": 0, "piqa": 0}
 # The peer's batch sizes; logits of long prompts, of which it makes all, take the time of larger ones.
@@ -78,10 +81,11 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, help="documents of each task")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--exact", default="", help="comma-separated: tasks that are answered in float64, too")
     parser.add_argument("--peer-batch-size", type=int, help="in place of the fastest")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     parser.add_argument("--append", action="store_true", help="add the table to that page")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=(*SIDES, EXACT), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -98,22 +102,31 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Side]:
-    """Every round of both sides, in turns."""
+    """Every round of both sides, in turns; then, where it is asked for, the exact answers."""
     sides = {name: Side() for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
             for name, side in sides.items():
-                out = Path(folder) / f"{name}.json"
-                command = [sys.executable, __file__, *sys.argv[1:], "--side", name, "--out", str(out)]
-                environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-                subprocess.run(command, check=True, env=environment)
-                found = json.loads(out.read_text(encoding="utf-8"))
+                found = run_side(name, Path(folder))
                 for task, seconds in found["seconds"].items():
                     side.seconds.setdefault(task, []).append(seconds)
                     print(f"round {number + 1}, {name}, {task}: {seconds:.1f} s", flush=True)
                 side.scores, side.answers = found["scores"], found["answers"]
                 side.way, side.peak = found["way"], max(side.peak, found["peak"])
+        sides[EXACT] = Side()
+        if options.exact:
+            sides[EXACT].answers = run_side(EXACT, Path(folder))["answers"]
     return sides
+
+
+def run_side(name: str, folder: Path) -> dict[str, Any]:
+    """What a process of that side's own gives."""
+    out = folder / f"{name}.json"
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", name, "--out", str(out)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=environment)
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
 
 
 def answer(options: argparse.Namespace) -> dict[str, Any]:
@@ -132,14 +145,15 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 
     device = torch.device(options.device)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    dtype = getattr(torch, options.dtype)
+    exact = options.side == EXACT
+    dtype = torch.float64 if exact else getattr(torch, options.dtype)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(device).eval()
     ours = AnsweringModel(model, tokenizer, batch_size=None, store=None, report=lambda _: None)
     found: dict[str, Any] = {"seconds": {}, "scores": {}, "answers": {}}
     index = load_index(())
-    for name in options.tasks.split(","):
-        if options.side == "hf":
-            batch = peer_batch(name, options)
+    for name in (options.exact if exact else options.tasks).split(","):
+        if options.side != "qlora":
+            batch = 1 if exact else peer_batch(name, options)
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device=options.device)
         else:
             lm = ours
@@ -186,9 +200,14 @@ def agreement(ours: list[list[list[Any]]], theirs: list[list[list[Any]]]) -> Agr
     return Agreement(len(ours), questions, farthest, apart, widest, greedy)
 
 
+def off(answers: list[list[list[Any]]], exact: list[list[list[Any]]] | None) -> str:
+    """How far the log-likelihoods are from the exact ones at most, where there are such."""
+    return "" if exact is None else f"{agreement(answers, exact).farthest:.1e}"
+
+
 def report(sides: dict[str, Side], options: argparse.Namespace) -> str:
     """The page."""
-    ours, theirs = sides["qlora"], sides["hf"]
+    ours, theirs, exact = sides["qlora"], sides["hf"], sides[EXACT].answers
     rows = []
     for task in ours.seconds:
         found = agreement(ours.answers[task], theirs.answers[task])
@@ -198,6 +217,7 @@ def report(sides: dict[str, Side], options: argparse.Namespace) -> str:
         rows.append(
             f"| {task}, {SHOTS.get(task, 0)}-shot | {found.documents:,} | {peer_batch(task, options)} "
             f"| {other:.1f} | {mine:.1f} | **{ratio:.1f}** | {found.farthest:.1e} "
+            f"| {off(theirs.answers[task], exact.get(task))} | {off(ours.answers[task], exact.get(task))} "
             f"| {apart} of {found.documents:,} | {found.greedy_apart} of {found.questions:,} "
             f"| {score(theirs, task)} | {score(ours, task)} |"
         )
@@ -215,7 +235,8 @@ def report(sides: dict[str, Side], options: argparse.Namespace) -> str:
             "Made by `python scripts/bench_eval.py --data-root DIR`, whose docstring says what is measured. Choices "
             "apart: documents in which the two find another continuation likeliest, with the widest gap between the "
             "two in the peer's own log-likelihoods; greedy apart: continuations of which one says that greedy decoding "
-            "writes them, and the other that it does not.",
+            "writes them, and the other that it does not; off: the largest distance from the log-likelihoods of the "
+            "peer in float64, one prompt at a time.",
             "",
             f"## {options.model.name}, {options.dtype}{limit}",
             "",
@@ -224,8 +245,9 @@ def report(sides: dict[str, Side], options: argparse.Namespace) -> str:
             f"hf {theirs.peak / 1e9:.2f} GB.",
             "",
             "| benchmark | documents | hf's batch | hf, s | qlora, s | times as fast "
-            "| log-likelihoods differ by at most | choices apart | greedy apart | hf's score | qlora's score |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            "| log-likelihoods differ by at most | hf off | qlora off | choices apart | greedy apart "
+            "| hf's score | qlora's score |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
             *rows,
             "",
         ]
