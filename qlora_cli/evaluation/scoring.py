@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.generation import Generator
-from qlora_cli.evaluation.answering.questions import Continuation
+from qlora_cli.evaluation.answering.questions import Continuation, Progress
 from qlora_cli.evaluation.answering.scorer import Scorer, choose_scorer
 from qlora_cli.evaluation.asking import (
     check_continuations,
@@ -142,7 +142,7 @@ class AnsweringModel(Backend):
             None if one.drawn else text_key(prompt, self._habits) for prompt, one in zip(prompts, terms, strict=True)
         ]
         tally = Tally("generate_until", range(len(prompts)), len(prompts), self._report)
-        found = self._answers(prompts, keys, lambda some: self._generator.generate(some, tally.computed), tally)
+        found = self._answers(prompts, keys, lambda some: self._generator.generate(some, self._progress(tally)), tally)
         return [str(text) for text in found]
 
     def _loglikelihood_tokens(
@@ -161,7 +161,7 @@ class AnsweringModel(Backend):
         questions = [Continuation(tokens, scored) for tokens, scored, _ in encoded]
 
         keys = [likelihood_key(question) for question in questions]
-        found = self._answers(questions, keys, lambda some: self._scorer.score(some, tally.computed), tally)
+        found = self._answers(questions, keys, lambda some: self._scorer.score(some, self._progress(tally)), tally)
         return [(float(log_probability), bool(greedy)) for log_probability, greedy in found]
 
     def _answers(
@@ -201,6 +201,15 @@ class AnsweringModel(Backend):
         if None in answers:
             raise EvaluationError(f"{answers.count(None):,} of {len(answers):,} questions have no answer")
         return answers
+
+    def _progress(self, tally: Tally) -> Progress:
+        """What is called as tokens are computed: answers that came together would wait for the next of them."""
+
+        def computed(tokens: int, all_tokens: int) -> None:
+            self._store.keep_up()
+            tally.computed(tokens, all_tokens)
+
+        return computed
 
     @contextmanager
     def _asked(self) -> Iterator[None]:

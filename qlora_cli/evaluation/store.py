@@ -83,12 +83,16 @@ class AnswerStore:
         return self._answers.get(key)
 
     def put(self, key: str, answer: str | Likelihood) -> None:
-        """Keep an answer; on disk within half a second of answers, or with `flush`."""
+        """Keep an answer; on disk with the first `put` or `keep_up` that is half a second later, or with `flush`."""
         self._answers[key] = answer
         if self._folder is None or self.trouble:
             return
         self._waiting.append(json.dumps({"asked": key, "answer": answer}) + "\n")
-        if time.monotonic() - self._written_at > _EVERY:
+        self.keep_up()
+
+    def keep_up(self) -> None:
+        """Have the file hold what has waited for half a second."""
+        if self._waiting and time.monotonic() - self._written_at > _EVERY:
             self.flush()
 
     def flush(self) -> None:

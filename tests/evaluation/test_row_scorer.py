@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from qlora_cli.errors import EvaluationError
@@ -96,6 +98,33 @@ def test_a_row_too_long_for_the_memory_ends_with_what_to_do(llama: PreTrainedMod
     """A row cannot be cut: the message says how long it is."""
     with memory_for(llama, 20), pytest.raises(EvaluationError, match=r"in a forward pass of 30 tokens, which cannot"):
         answered(RowScorer(llama, tokens=20, rows=_MANY), _of_lengths(30))
+
+
+def test_few_rows_of_logits_are_held_in_float32(llama: PreTrainedModel) -> None:
+    """Of a long row whose every token is scored, the softmax is taken of a few rows at a time."""
+    widths: list[int] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._log_softmax.default:
+                widths.append(args[0].shape[0])
+            return func(*args, **(kwargs or {}))
+
+    asked = [Continuation(tuple(range(100, 150)), 49), Continuation(tuple(range(100, 140)), 3)]
+    with Watching():
+        found = answered(RowScorer(llama, tokens=64, rows=8), asked)
+    assert max(widths) == 8
+    assert sum(widths) == 49 + 3
+    assert_alike(found, answered(RowScorer(llama, tokens=64, rows=_MANY), asked))
+    assert_as_alone(llama, RowScorer(llama, tokens=64, rows=8), asked)
+
+
+def test_rows_of_one_length_alone(llama: PreTrainedModel) -> None:
+    """For a model that padding confuses, no row is padded."""
+    asked = _of_lengths(3, 9, 4, 9, 3, 5)
+    with passes(llama) as seen:
+        answered(RowScorer(llama, tokens=100, rows=_MANY, alike=True), asked)
+    assert [tuple(ids.shape) for ids in seen] == [(2, 9), (1, 5), (1, 4), (2, 3)]
 
 
 def test_progress_counts_tokens_without_padding(llama: PreTrainedModel) -> None:

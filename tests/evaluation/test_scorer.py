@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from qlora_cli.evaluation.answering.questions import Continuation
-from qlora_cli.evaluation.answering.scorer import choose_scorer
+from qlora_cli.evaluation.answering.row_scorer import RowScorer
+from qlora_cli.evaluation.answering.scorer import _TreeFirst, choose_scorer
+from qlora_cli.evaluation.answering.tree_scorer import TreeScorer
 from qlora_cli.model.packing import VARIABLE_LENGTH, prepare_packing
-from tests.support.continuations import answered, assert_as_alone, passes
+from tests.support.continuations import answered, assert_alike, assert_as_alone, passes
 from tests.support.models import FAMILIES, tiny_config, tiny_model
 
 _SHAPE: dict[str, Any] = {
@@ -119,6 +121,39 @@ def test_progress_goes_through_both_parts() -> None:
     assert {all_tokens for _, all_tokens in told} == {total}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert (told[0][0], told[-1][0]) == (0, total)
+
+
+def test_rows_go_on_where_memory_does_not_hold_the_tree() -> None:
+    """Keys and values that are kept are what does not fit: what is not answered yet is scored without keeping any."""
+    model = tiny_model("llama")
+    remarks: list[str] = []
+    scorer = choose_scorer(model, batch_size=None, remark=remarks.append)
+    asked = _asked()
+    wanted = answered(scorer, asked)
+    trees = 0
+
+    def lacking(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal trees
+        if kwargs["use_cache"]:
+            trees += 1
+            if trees > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    tight = TreeScorer(model, tokens=20, rows=512)
+    scorer = _TreeFirst(tight, RowScorer(model, tokens=64, rows=512), None, remarks.append)
+    told: list[tuple[int, int]] = []
+    hook = model.register_forward_pre_hook(lacking, with_kwargs=True)
+    try:
+        found = answered(scorer, asked, lambda *both: told.append(both))
+    finally:
+        hook.remove()
+    assert_alike(found, wanted)
+    assert remarks == [
+        "memory does not hold the keys and values that shared prefixes take: 19 continuations of 35 are scored row by "
+        "row"
+    ]
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == told[-1][1]
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])

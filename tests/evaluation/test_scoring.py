@@ -169,18 +169,41 @@ def test_an_error_in_the_middle_keeps_what_was_answered(tmp_path: Path) -> None:
     assert again.kept > 0
 
 
-def test_equal_questions_are_asked_once() -> None:
-    """Twice the same questions are no more tokens than once."""
+def test_equal_questions_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same questions twice, each reaches the model once, and every one of them is answered."""
     model, tokenizer = made()
-    counting = Counting(model)
-    once, _ = heard(model, tokenizer)
-    answers = everything(once)
-    tokens, counting.tokens = counting.tokens, 0
-    twice, _ = heard(model, tokenizer)
-    asked = choices(3)
-    assert twice.loglikelihood([*asked, *asked]) == [*answers[0], *answers[0]]
-    everything_else = tokens
-    assert counting.tokens < everything_else
+    once = heard(model, tokenizer)[0].loglikelihood(asked := choices(3))
+    lm, _ = heard(model, tokenizer)
+    reached: list[int] = []
+    score = lm._scorer.score
+
+    def counting(some: Any, progress: Any) -> Any:
+        reached.append(len(some))
+        return score(some, progress)
+
+    monkeypatch.setattr(lm._scorer, "score", counting)
+    assert lm.loglikelihood([*asked, *asked]) == [*once, *once]
+    assert reached == [len({request.args for request in asked})]
+
+
+class _Watched(AnswerStore):
+    """Counts how often it is asked to keep up."""
+
+    times = 0
+
+    def keep_up(self) -> None:
+        self.times += 1
+        super().keep_up()
+
+
+def test_answers_that_came_together_do_not_wait_for_the_next(tmp_path: Path) -> None:
+    """The store is asked to keep up with every token, not with every answer only."""
+    model, tokenizer = made()
+    store = _Watched(tmp_path, "model")
+    lm, _ = heard(model, tokenizer, store=store)
+    asked = [request("generate_until", phrase(n, 5), {"until": [], "max_gen_toks": 20}) for n in range(4)]
+    lm.generate_until(asked)
+    assert store.times > 20 + len(asked)
 
 
 def test_drawn_answers_are_drawn_each_time(tmp_path: Path) -> None:

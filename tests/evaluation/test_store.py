@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,21 @@ def test_two_processes_and_a_kill(tmp_path: Path) -> None:
     store = AnswerStore(tmp_path, "m")
     assert all(store.get(f"whole-{number}") for number in range(200))
     assert all(store.get(f"killed-{number}") for number in range(191))
+
+
+def test_what_waits_is_written_half_a_second_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that come at once are on disk as soon as the store is asked to keep up, not with the next answer."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    store = AnswerStore(tmp_path, "m")
+    for key in "abc":
+        store.put(key, "text")
+    store.keep_up()
+    assert not list(tmp_path.glob("*.jsonl"))
+    now += 0.6
+    store.keep_up()
+    (file,) = tmp_path.glob("*.jsonl")
+    assert len(file.read_text().splitlines()) == 3
 
 
 def test_a_full_disk_ends_the_keeping_and_nothing_else(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.greedy_rules import not_a_number, sampled
 from qlora_cli.evaluation.answering.rows import Row
+from qlora_cli.evaluation.answering.together import padded_left
 
 # What belongs to drawing tokens alone; many models' generation configurations have it.
 _SAMPLING_KNOBS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -42,7 +43,7 @@ def write_rows(
         EvaluationError: `generate` refuses an argument, or the model's logits are NaN.
     """
     sampling = rows[0].prompt.sampling
-    ids, mask = _padded_left(rows, device=model.device)
+    ids, mask = padded_left([row.prompt.tokens for row in rows], model.device)
     arguments: dict[str, Any] = {
         **_choices(sampling),
         "max_length": None,
@@ -72,19 +73,6 @@ def _choices(sampling: Mapping[str, Any]) -> dict[str, Any]:
     if sampled(sampling):
         return {**sampling, "do_sample": True}
     return {**dict.fromkeys(_SAMPLING_KNOBS), **sampling, "do_sample": False, "temperature": None}
-
-
-def _padded_left(rows: Sequence[Row], *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The prompts, padded on the left to the longest, and which columns are tokens: [rows, columns] each, int64."""
-    columns = max(row.length for row in rows)
-    ids = torch.zeros((len(rows), columns), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        # Padding is of the row's own tokens: some of `generate`'s rules look at every token there is.
-        ids[place] = row.prompt.tokens[0]
-        ids[place, columns - row.length :] = torch.tensor(row.prompt.tokens)
-        mask[place, columns - row.length :] = 1
-    return ids.to(device), mask.to(device)
 
 
 def _padding_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> int:
@@ -117,18 +105,18 @@ class _RowsEnd(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, rows: Sequence[Row], read: int, each_token: Callable[[int], None]) -> None:
         self._rows = rows
         self._read = read
+        self._window = max(row.stops.window for row in rows)  # the whole of long answers, at each token, takes long
         self._each_token = each_token
 
     def __call__(self, input_ids: Tensor, scores: Any, **_kwargs: Any) -> Tensor:
         """Which rows of [rows × beams, tokens] are complete, [rows × beams], bool."""
-        self._each_token(input_ids.shape[1] - self._read)
+        columns = input_ids.shape[1]
+        count = columns - self._read
+        self._each_token(count)
         beams = len(input_ids) // len(self._rows)
-        complete = [
-            self._ends(self._rows[place // beams], written)
-            for place, written in enumerate(input_ids[:, self._read :].tolist())
-        ]
+        ends = input_ids[:, max(self._read, columns - self._window) :].tolist()
+        complete = []
+        for place, end in enumerate(ends):
+            row = self._rows[place // beams]
+            complete.append(count >= row.prompt.max_new_tokens or row.stops.reached(end))
         return torch.tensor(complete, dtype=torch.bool, device=input_ids.device)
-
-    @staticmethod
-    def _ends(row: Row, written: list[int]) -> bool:
-        return len(written) >= row.prompt.max_new_tokens or row.stops.reached(written)

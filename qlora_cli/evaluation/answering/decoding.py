@@ -48,6 +48,11 @@ class GreedyRows:
             self._penalty = _RepetitionPenalty(repetition_penalty, self._rows, logits.shape[-1], logits.device)
 
     @property
+    def logits(self) -> Tensor:
+        """What follows the last token of every row that is still here, [rows, vocabulary]."""
+        return self._logits
+
+    @property
     def unfinished(self) -> list[Row]:
         """The rows whose answers are not complete."""
         return [row for row, is_open in zip(self._rows, self._open, strict=True) if is_open]

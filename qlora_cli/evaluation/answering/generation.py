@@ -10,14 +10,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.evaluation.answering.borrowed_generation import write_rows
 from qlora_cli.evaluation.answering.decoding import GreedyRows
+from qlora_cli.evaluation.answering.decoding_trial import fault_in_decoding
 from qlora_cli.evaluation.answering.greedy_rules import is_greedy, repetition_penalty, unusual_settings
 from qlora_cli.evaluation.answering.memory import counted, within_memory
 from qlora_cli.evaluation.answering.prefill import PromptReader
 from qlora_cli.evaluation.answering.questions import Progress, Prompt
 from qlora_cli.evaluation.answering.row_limits import RowLimits
 from qlora_cli.evaluation.answering.rows import Row
+from qlora_cli.evaluation.answering.sizes import size
 from qlora_cli.evaluation.answering.stops import Stops, end_tokens
-from qlora_cli.evaluation.answering.trial import Verdict, examine
+from qlora_cli.evaluation.answering.together import Together, written_together
+from qlora_cli.evaluation.answering.trial import Verdict, examine, rope_reach
 
 
 class Generator:
@@ -58,7 +61,18 @@ class Generator:
         """Why greedy answers go through transformers' `generate`; None where they need not."""
         if settings := unusual_settings(self._model):
             return f"the model's generation configuration sets {', '.join(settings)}"
-        return self._verdict.fault
+        return self._verdict.fault or fault_in_decoding(self._model, self._tokenizer)
+
+    @functools.cached_property
+    def _together(self) -> Together:
+        """Which rows may share a batch of `generate`."""
+        together = written_together(self._model)
+        if together != "any":
+            which = "to prompts of one length only" if together == "one length" else "one by one"
+            self._remark(
+                f"Answers are written {which}, which takes longer: beside other prompts this model gives other answers"
+            )
+        return together
 
     @functools.cached_property
     def _verdict(self) -> Verdict:
@@ -91,7 +105,8 @@ class Generator:
         for index, prompt in enumerate(prompts):
             ends = stops.setdefault(prompt.until, Stops(self._tokenizer, prompt.until, self._stop_ids))
             if not is_greedy(prompt.sampling):
-                drawn.setdefault(repr(sorted(prompt.sampling.items())), []).append(Row(prompt, ends, [index]))
+                alike = drawn.setdefault(repr(sorted(prompt.sampling.items())), [])
+                alike.append(Row(prompt, ends, [index], number=len(alike)))
                 continue
             key = (prompt.tokens, prompt.until, prompt.max_new_tokens)
             same.setdefault(key, Row(prompt, ends, [])).questions.append(index)
@@ -122,14 +137,29 @@ class Generator:
                 yield _OwnWriter(self._model, own, tally)
             rows = [row for row in rows if not self._fits_own(row)]
             self._tell_borrowed(rows)
-        for together in self._within_context(rows):
-            yield _BorrowedWriter(
-                self._model, self._tokenizer, together, tally, stop_ids=self._stop_ids, seed=self._seed
-            )
+        for together in self._alike(rows):
+            for group in self._within_context(together):
+                yield _BorrowedWriter(
+                    self._model, self._tokenizer, group, tally, stop_ids=self._stop_ids, seed=self._seed
+                )
+
+    def _alike(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Rows that may share a batch, padded to one length, without changing each other's answers."""
+        if len(rows) == 1 or (rows and self._together == "none"):
+            yield from ([row] for row in rows)
+            return
+        padded: list[Row] = []
+        by_length: dict[int, list[Row]] = {}
+        reach = rope_reach(self._model)
+        for row in rows:
+            free = self._together == "any" and (reach is None or row.most <= reach)
+            (padded if free else by_length.setdefault(row.length, [])).append(row)
+        # The longest first, as in the hf backend: dynamic frequencies stay those of the longest row before.
+        yield from filter(None, (padded, *(by_length[length] for length in sorted(by_length, reverse=True))))
 
     def _within_context(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Rows that may share a batch: `generate` reads complete ones on, for as long as the longest answer takes."""
-        context = getattr(self._model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        """Rows that `generate` can read on together: complete ones for as long as the longest answer takes."""
+        context = size(self._model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
         limit = max([context or sum(row.most for row in rows), *(row.most for row in rows)])
         while rows:
             longest = max(row.prompt.max_new_tokens for row in rows)
@@ -215,7 +245,7 @@ class _BorrowedWriter:
             batch,
             stop_ids=self._stop_ids,
             # Another for each batch: they would all be drawn with the same luck.
-            seed=self._seed + batch[0].questions[0],
+            seed=self._seed + batch[0].number,
             each_token=lambda count: self._tally.write(dict.fromkeys(batch, count)),
         )
         if written:

@@ -62,27 +62,40 @@ def _slice(ascending: Ints, begin: int, end: int) -> slice:
 
 
 @torch.no_grad()
-def token_answers(logits: Tensor, row: Ints, target: Ints) -> Answers:
+def token_answers(logits: Tensor, row: Ints, target: Ints, at_once: int | None = None) -> Answers:
     """The logarithms of tokens' probabilities, and whether each is the likeliest.
 
     Args:
         logits: [rows, vocabulary], of any floating dtype; the softmax is float32.
         row, target: int64 [asked], the row that a token is looked up in, and its id.
+        at_once: so many rows at most are copied and held in float32 at a time; None is all of them.
 
     Raises:
         EvaluationError: if logits are NaN.
     """
-    rows = torch.from_numpy(row).to(logits.device)
-    targets = torch.from_numpy(target).to(logits.device)
-    likeliest = logits.argmax(dim=-1)[rows] == targets
-    found = F.log_softmax(logits, dim=-1, dtype=torch.float32)[rows, targets]
-    values = found.double().cpu().numpy()
+    order = np.argsort(row, kind="stable")
+    needed, place = np.unique(row[order], return_inverse=True)
+    step = at_once or max(len(needed), 1)
+    parts = []
+    for begin in range(0, len(needed), step):
+        some = needed[begin : begin + step]
+        first, last = np.searchsorted(place, (begin, begin + step))
+        whole = len(some) == len(logits)  # and in order: no copy
+        picked = logits if whole else logits[torch.from_numpy(some).to(logits.device)]
+        rows = torch.from_numpy(place[first:last] - begin).to(logits.device)
+        targets = torch.from_numpy(target[order[first:last]]).to(logits.device)
+        found = F.log_softmax(picked, dim=-1, dtype=torch.float32)[rows, targets]
+        parts.append((found, picked.argmax(dim=-1)[rows] == targets))
+    values, likeliest = np.empty(len(row), np.float64), np.empty(len(row), np.bool_)
+    if parts:
+        values[order] = torch.cat([found for found, _ in parts]).double().cpu().numpy()
+        likeliest[order] = torch.cat([is_highest for _, is_highest in parts]).cpu().numpy()
     if np.isnan(values).any():
         raise EvaluationError(
             "the model's logits are NaN, so that nothing can be said about likelihoods. Look at its weights, or try "
             "another --bits; answers that were given are kept"
         )
-    return values, likeliest.cpu().numpy()
+    return values, likeliest
 
 
 class Tally:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from qlora_cli.errors import EvaluationError
+from qlora_cli.evaluation.answering.sizes import size
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -23,6 +24,11 @@ _FEWEST = 16
 _ON_CPU = 256
 _MOST = 4096
 _LEAST = 256
+
+# Of configurations that do not tell: a model of some size.
+_USUAL_WIDTH = 4096
+_USUAL_LAYERS = 32
+_USUAL_VOCABULARY = 1 << 17
 
 # The share of what is free that a forward pass is planned to take: it takes more than is counted here.
 _SHARE = 0.25
@@ -68,7 +74,7 @@ class Budget:
         """Go on with half of the tokens that were too many.
 
         Raises:
-            EvaluationError: if that is too few to go on with.
+            ExhaustedError: if that is too few to go on with.
         """
         half = min(self.tokens, tokens) // 2
         if half < self._fewest:
@@ -76,9 +82,13 @@ class Budget:
         self.tokens = half
 
 
-def exhausted(tokens: int) -> EvaluationError:
+class ExhaustedError(EvaluationError):
+    """Memory does not suffice for a forward pass that cannot be cut further."""
+
+
+def exhausted(tokens: int) -> ExhaustedError:
     """Memory does not suffice for so many tokens, and they cannot be cut further."""
-    return EvaluationError(
+    return ExhaustedError(
         f"memory ran out in a forward pass of {counted(tokens, 'token')}, which cannot be cut further. Free memory, "
         "evaluate with --bits 4, or on a machine with more of it; answers that were given are kept"
     )
@@ -94,11 +104,11 @@ def planned_tokens(model: PreTrainedModel) -> int:
     device = model.get_input_embeddings().weight.device
     if device.type != "cuda":
         return _ON_CPU
-    config = model.config.get_text_config()
-    width = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * width
+    config = model.config.get_text_config(decoder=True)
+    width = size(config, "hidden_size", _USUAL_WIDTH)
+    inner = size(config, "intermediate_size", 4 * width)
     # The residual stream and its copies, a block's inside, keys and values of all layers, and the mask's row.
-    each = 4 * (8 * width + 4 * inner) + 4 * width * config.num_hidden_layers + 4 * _MOST
+    each = 4 * (8 * width + 4 * inner) + 4 * width * size(config, "num_hidden_layers", _USUAL_LAYERS) + 4 * _MOST
     return max(_LEAST, min(_MOST, int(_SHARE * free_bytes(device) / each)))
 
 
@@ -112,4 +122,4 @@ def planned_rows(model: PreTrainedModel) -> int:
     """How many rows of logits a forward pass is planned with: float32, as wide as the vocabulary."""
     device = model.get_input_embeddings().weight.device
     most = 1 << 30 if device.type == "cuda" else 1 << 28
-    return max(1, most // (4 * int(model.config.get_text_config().vocab_size)))
+    return max(1, most // (4 * size(model.config.get_text_config(decoder=True), "vocab_size", _USUAL_VOCABULARY)))

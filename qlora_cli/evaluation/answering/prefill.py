@@ -52,7 +52,7 @@ class PromptReader:
         nodes = self._unread(int(last[0]), int(last[-1]) + 1)
         asked = np.unique(last)
         logits, seen, parts = self._read(nodes, asked)
-        cache = self._as_rows(batch, parts)
+        cache = self._as_rows(batch, parts)  # which takes the parts apart
         self._begin = int(last[-1]) + 1
         self._kept = seen.only(self._tree.ancestors(self._begin))
         return cache, logits[torch.from_numpy(np.searchsorted(asked, last)).to(logits.device)]
@@ -85,17 +85,22 @@ class PromptReader:
         self._stretch = most  # not where fewer rows are the remedy: they are read as fast as planned
         return torch.cat(logits), seen, parts
 
-    def _as_rows(self, batch: Sequence[Row], parts: Sequence[Kept]) -> RowCache:
-        """Keys and values of each row's tokens, padded on the left, with room for the first tokens of the answer."""
+    def _as_rows(self, batch: Sequence[Row], parts: list[Kept]) -> RowCache:
+        """Keys and values of each row's tokens, padded on the left, with room for the first tokens of the answer.
+
+        The parts are taken apart, layer by layer: both forms of all layers would be more than memory is planned for.
+        """
         columns = max(row.length for row in batch)
         nodes = np.concatenate([part.nodes for part in parts])
         paths = np.full((len(batch), columns + BLOCK), nodes[0])  # padding is of any node: it is never seen
         for place, row in enumerate(batch):
             paths[place, columns - row.length : columns] = self._tree.path(self._last[id(row)])
         places = torch.from_numpy(np.searchsorted(nodes, paths))
+        waiting = [list(reversed(part.layers)) for part in parts if part.layers]
+        parts.clear()
         layers = []
-        for layer in range(len(parts[-1].layers)):
-            pairs = [part.layers[layer] for part in parts if part.layers]
+        while waiting[0]:
+            pairs = [part.pop() for part in waiting]
             keys, values = (torch.cat([pair[side] for pair in pairs], dim=-2) for side in (0, 1))
             layers.append((_gathered(keys, places), _gathered(values, places)))
         return RowCache(layers, columns)

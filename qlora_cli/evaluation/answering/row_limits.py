@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.answering.memory import free_bytes
 from qlora_cli.evaluation.answering.rows import Row
+from qlora_cli.evaluation.answering.sizes import size
 
 # More rows than these cost as much time as they save.
 _MOST_ROWS = {"cpu": 32, "cuda": 256}
@@ -85,7 +86,7 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
     A model that keeps fewer, behind a window or in a state of fixed size, is over-estimated.
     """
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", None) or 1
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(2 * config.num_hidden_layers * key_heads * width * model.dtype.itemsize)
+    heads = size(config, "num_attention_heads", 1)
+    key_heads = size(config, "num_key_value_heads", heads)
+    width = size(config, "head_dim", max(1, size(config, "hidden_size", 4096) // heads))
+    return 2 * size(config, "num_hidden_layers", 32) * key_heads * width * int(model.dtype.itemsize)

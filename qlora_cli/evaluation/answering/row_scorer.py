@@ -45,20 +45,29 @@ class RowScorer:
     Args:
         model: any causal language model, in eval mode.
         tokens: how many tokens a forward pass computes at most, padding counted; but one row in any case.
-        rows: how many rows of logits it gives at most; but one row's own in any case.
+        rows: how many rows of logits it gives at most, but one row's own in any case; and is held in float32.
         sequences: how many rows it computes at most; None is no limit.
+        alike: whether only rows of one length share a forward pass, for models that padding confuses.
         why: the reason that this model's rows do not share what they begin with alike.
     """
 
     name = "row by row"
 
     def __init__(
-        self, model: PreTrainedModel, *, tokens: int, rows: int, sequences: int | None = None, why: str | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        tokens: int,
+        rows: int,
+        sequences: int | None = None,
+        alike: bool = False,
+        why: str | None = None,
     ) -> None:
         self._model = model
         self._budget = Budget(tokens)
         self._rows = rows
         self._sequences = sequences
+        self._alike = alike
         self._slices = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.why = why
 
@@ -102,6 +111,8 @@ class RowScorer:
             first = min(first, rows[end].first)
             if count > 1 and (count * longest > self._budget.tokens or count * (longest - first) > self._rows):
                 break
+            if self._alike and len(rows[end].tokens) < longest:
+                break
             end += 1
         return rows[begin:end]
 
@@ -124,10 +135,8 @@ class RowScorer:
                 target += continuations[index].tokens[-scored:]
                 place += range(start - scored, start)
                 final += [False] * (scored - 1) + [True]
-        needed, at = np.unique(np.array(place, np.int64), return_inverse=True)
         logits = self._logits(batch, first).flatten(0, 1)
-        logits = logits[torch.from_numpy(needed).to(logits.device)]
-        answers = token_answers(logits, at, np.array(target, np.int64))
+        answers = token_answers(logits, np.array(place, np.int64), np.array(target, np.int64), self._rows)
         return np.array(owner, np.int64), np.array(final), answers
 
     def _logits(self, batch: Sequence[_Row], first: int) -> Tensor:

@@ -16,12 +16,15 @@ class Row:
         prompt: what is read.
         stops: what ends the answer, before `prompt.max_new_tokens` does.
         questions: the indices of all questions that are this one.
+        number: of answers that are drawn, its place among those with the same sampling arguments. It seeds what is
+            drawn, whatever else is asked or was answered before.
         written: ids of the tokens that were written, those that ended the answer among them.
     """
 
     prompt: Prompt
     stops: Stops
     questions: list[int]
+    number: int = 0
     written: list[int] = field(default_factory=list)
 
     @property

@@ -24,6 +24,9 @@ class Stops:
         tokenizer: decodes what was written.
         until: stop texts; empty ones are ignored.
         tokens: ids of tokens that end an answer.
+
+    Attributes:
+        window: of what was written, so many of the last tokens tell whether it is complete.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, until: Sequence[str], tokens: Collection[int]) -> None:
@@ -32,7 +35,7 @@ class Stops:
         self._tokens = frozenset(tokens)
         self._last_characters = frozenset(text[-1] for text in self._until)
         # Every token holds at least a byte, whatever it was that cut the text into tokens.
-        self._window = max((len(text.encode()) for text in self._until), default=0) + _MARGIN
+        self.window = max((len(text.encode()) for text in self._until), default=0) + _MARGIN
         self._completing: dict[int, bool] = {}
 
     def reached(self, written: Sequence[int]) -> bool:
@@ -44,7 +47,7 @@ class Stops:
     def first_end(self, written: Sequence[int], limit: int) -> int:
         """How many of these tokens belong to the answer: up to the first that ends it, and at most `limit`."""
         for count in range(1, min(limit, len(written)) + 1):
-            if self.reached(written[:count]):
+            if self.reached(written[max(0, count - self.window) : count]):
                 return count
         return min(limit, len(written))
 
@@ -71,7 +74,7 @@ class Stops:
         return not self._last_characters.isdisjoint(piece)
 
     def _holds_stop(self, written: Sequence[int]) -> bool:
-        text = self._decoded(written[-self._window :], skip_special_tokens=False)
+        text = self._decoded(written[-self.window :], skip_special_tokens=False)
         return any(stop in text for stop in self._until)
 
     def _decoded(self, written: Sequence[int], *, skip_special_tokens: bool) -> str:

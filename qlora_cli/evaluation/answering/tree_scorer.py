@@ -36,7 +36,8 @@ class TreeScorer:
         """Each continuation's number and likelihood, as soon as it is known; the longest branches come first.
 
         Raises:
-            EvaluationError: if memory runs out however little is computed at once, or logits are NaN.
+            ExhaustedError: if memory runs out however little is computed at once.
+            EvaluationError: if logits are NaN.
         """
         tree = PrefixTree.of([c.tokens[:-1] for c in continuations])
         asked = Asked.of(tree, continuations)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from qlora_cli.evaluation.answering.prefix_tree import Ints, PrefixTree
 
@@ -56,7 +57,7 @@ class TreeWalk:
         self._model = model
         self._slices = "logits_to_keep" in inspect.signature(model.forward).parameters
         # Eager attention adds the mask to the scores; the others are told what may be seen.
-        self._adds = model.config.get_text_config()._attn_implementation == "eager"
+        self._adds = model.config.get_text_config(decoder=True)._attn_implementation == "eager"
         weight = model.get_input_embeddings().weight
         self._device = weight.device
         self._dtype = weight.dtype
@@ -88,8 +89,7 @@ class TreeWalk:
             inputs["logits_to_keep"] = places
         # With no config it holds plain layers, and no window drops what a later branch may need.
         cache = DynamicCache()
-        for index, (keys, values) in enumerate(kept.layers):
-            cache.update(keys, values, index)
+        cache.layers = [_KeptLayer(keys, values) for keys, values in kept.layers]
         logits = self._model(**inputs, past_key_values=cache, use_cache=True).logits[0]
         if len(logits) != len(places):
             logits = logits[places]
@@ -111,6 +111,16 @@ class TreeWalk:
             low = torch.finfo(self._dtype).min
             mask = torch.zeros(mask.shape, dtype=self._dtype, device=self._device).masked_fill_(~mask, low)
         return mask[None, None]
+
+
+class _KeptLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer that holds given keys and values themselves: put in by `update`, they would be copied."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        self.keys, self.values = keys, values
+        self.is_initialized = True
 
 
 def _select(states: Tensor, places: Tensor) -> Tensor:

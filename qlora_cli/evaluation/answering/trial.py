@@ -10,21 +10,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from qlora_cli.evaluation.answering.likeness import BRANCHES, difference, logits_alone, made_up_rows, rounding
 from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.evaluation.answering.prefix_tree import PrefixTree
 from qlora_cli.evaluation.answering.tree_walk import Kept, TreeWalk
 
-# Branches of the trial's tree: what each begins with of the one before it, and its length.
-_BRANCHES = ((0, 13), (6, 11), (9, 10), (6, 8), (2, 9), (0, 5))
 # Odd, so that stretches end within branches.
 _STRETCH = 7
-# Mean over nodes of |in the tree - alone| / |alone|, logits centred: so little is rounding, and so is what is no more
-# than a few times the difference that rows show to themselves when they are padded. SmolLM2-135M on a CPU shows 2e-6
-# in float32 and 0.01 in bfloat16 and in 4 bits; with a mask that is not heeded 0.11, with positions that are not 0.15.
-_ROUNDING = {torch.float32: 1e-4}
-_HALF_ROUNDING = 0.03
-_TIMES = 3
-_MOST = 0.1
 
 # Names of settings that say how far back a layer looks, and those that sound like it.
 _WINDOWS = ("window", "chunk_size")
@@ -52,7 +44,7 @@ def examine(model: PreTrainedModel) -> Verdict:
     if fault is not None:
         return Verdict(fault)
     reach = _reach(model)
-    if reach is not None and reach < max(length for _, length in _BRANCHES):
+    if reach is not None and reach < max(length for _, length in BRANCHES):
         return Verdict(f"its attention looks back {reach} tokens only")
     return Verdict(_fault_in_trial(model), reach)
 
@@ -88,18 +80,29 @@ def _alibi(settings: dict[str, Any]) -> bool:
 
 def _reach(model: PreTrainedModel) -> int | None:
     """The longest row in which every token sees all before it, at positions that mean the same in any row."""
-    config = model.config.get_text_config()
+    config = model.config.get_text_config(decoder=True)
     limits = [layer.sliding_window for layer in DynamicCache(config=config).layers if hasattr(layer, "sliding_window")]
     for name, value in config.to_dict().items():
         window = any(part in name for part in _WINDOWS) and not any(part in name for part in _NO_WINDOWS)
         if window and isinstance(value, int) and not isinstance(value, bool) and value > 0:
             limits.append(value)
-    for rope in _ropes(getattr(config, "rope_parameters", None)):
-        # Frequencies that change where a row is longer than what the model was first made for.
-        if rope.get("rope_type") in ("dynamic", "longrope"):
-            original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-            limits.append(original)
-    return min(map(int, limits)) if limits else None
+    if (turned := rope_reach(model)) is not None:
+        limits.append(turned)
+    return min(map(int, limits), default=None)
+
+
+def rope_reach(model: PreTrainedModel) -> int | None:
+    """The longest row that turns all others in its batch as they turn alone; None is any.
+
+    Some rotary frequencies change where the longest row is longer than what the model was first made for.
+    """
+    config = model.config.get_text_config(decoder=True)
+    limits = [
+        rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        for rope in _ropes(getattr(config, "rope_parameters", None))
+        if rope.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(map(int, limits), default=None)
 
 
 def _ropes(parameters: Any) -> Iterator[dict[str, Any]]:
@@ -111,31 +114,18 @@ def _ropes(parameters: Any) -> Iterator[dict[str, Any]]:
 
 
 def _fault_in_trial(model: PreTrainedModel) -> str | None:
-    rows = _rows(model)
+    rows = made_up_rows(model)
     try:
-        with torch.no_grad():
-            alone = [_alone(model, row) for row in rows]
-            usual = _difference(_padded(model, rows), alone)
-            found = _difference(_in_tree(model, rows), alone)
+        alone = [logits_alone(model, row) for row in rows]
+        most = rounding(model, rows, alone)
+        found = difference(_in_tree(model, rows), alone)
     except Exception as error:  # there is another way, and remote code may do anything with a mask
         if ran_out(error):
             raise
         return f"a trial fails with {type(error).__name__} ({next(iter(str(error).splitlines()), '')})"
-    rounding = _ROUNDING.get(model.get_input_embeddings().weight.dtype, _HALF_ROUNDING)
-    if not found <= min(max(rounding, _TIMES * usual), _MOST):  # nor NaN
+    if not found <= most:  # nor NaN
         return f"in a trial its logits differed by {found:.1%} from those of the rows alone"
     return None
-
-
-def _rows(model: PreTrainedModel) -> list[list[int]]:
-    """Made-up rows that begin alike; no draw touches the global random state."""
-    # From the second quarter: special tokens stand at the ends.
-    quarter = max(model.get_input_embeddings().weight.shape[0] // 4, 1)
-    generator = np.random.default_rng(0)
-    rows: list[list[int]] = [[]]
-    for shared, length in _BRANCHES:
-        rows.append(rows[-1][:shared] + generator.integers(quarter, 2 * quarter, length - shared).tolist())
-    return rows[1:]
 
 
 def _in_tree(model: PreTrainedModel, rows: list[list[int]]) -> list[Tensor]:
@@ -151,24 +141,3 @@ def _in_tree(model: PreTrainedModel, rows: list[list[int]]) -> list[Tensor]:
         kept = kept.only(tree.ancestors(end))
     every = torch.cat(found)
     return [every[torch.from_numpy(tree.path(last)).to(every.device)] for last in tree.last.tolist()]
-
-
-def _padded(model: PreTrainedModel, rows: list[list[int]]) -> list[Tensor]:
-    """The logits of each row, [length, vocabulary], from one batch."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    device = model.get_input_embeddings().weight.device
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    return [logits[number, : len(row)] for number, row in enumerate(rows)]
-
-
-def _alone(model: PreTrainedModel, row: list[int]) -> Tensor:
-    return _padded(model, [row])[0]
-
-
-def _difference(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """The mean over all positions of relative errors of logits, [length, vocabulary] for each row."""
-    one, other = torch.cat(found).float(), torch.cat(wanted).float()
-    centred = other - other.mean(-1, keepdim=True)
-    return float(((one - other).norm(dim=-1) / centred.norm(dim=-1)).mean())
