@@ -17,6 +17,7 @@ from qlora_cli.evaluation.answering.generation import Generator
 from qlora_cli.evaluation.answering.questions import Continuation, Prompt
 from qlora_cli.evaluation.answering.row_scorer import RowScorer
 from qlora_cli.evaluation.answering.scorer import choose_scorer
+from qlora_cli.evaluation.answering.together import written_together
 from qlora_cli.evaluation.answering.tree_scorer import TreeScorer
 from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource
@@ -98,17 +99,54 @@ def test_memory_runs_out(tmp_path: Path) -> None:
     wanted = answered(TreeScorer(model, tokens=32, rows=4096), asked)
     failed = 0
 
-    def lacking(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def lacking(_module: torch.nn.Module, args: Any, _kwargs: Any) -> None:
         nonlocal failed
-        if kwargs["input_ids"].shape[1] > 64:
+        if args[0].shape[1] > 64:  # in the last layer: the others have been computed, and kept
             failed += 1
             torch.empty(2**50, dtype=torch.uint8, device=_cuda())
 
-    hook = model.register_forward_pre_hook(lacking, with_kwargs=True)
+    held = torch.cuda.memory_allocated()
+    last = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))[-1]
+    hook = last.register_forward_pre_hook(lacking, with_kwargs=True)
     found = answered(TreeScorer(model, tokens=512, rows=4096), asked)
     hook.remove()
     assert failed >= 2
     assert_alike(found, wanted, 1e-4)
+    assert torch.cuda.memory_allocated() <= held + 2**20  # nothing of the passes in vain is kept alive
+
+
+@pytest.mark.parametrize("borrowed", [False, True])
+def test_memory_runs_out_while_answers_are_written(tmp_path: Path, borrowed: bool) -> None:
+    """By our loop and by transformers': fewer rows at once, and every text is the same."""
+    model = _model(tmp_path / "base", STORAGES["float32"][0])
+    prompts = [Prompt(each.tokens, (" the",), 12) for each in _asked()[::3]]
+    tokenizer = tiny_tokenizer()
+    wanted = dict(Generator(model, tokenizer, batch_size=2).generate(prompts, lambda _done, _of: None))
+    if borrowed:
+        model.generation_config.no_repeat_ngram_size = 60  # only transformers' own follows it; it changes nothing here
+    generator = Generator(model, tokenizer)
+    assert (generator.why is not None) is borrowed
+    failed = 0
+
+    def lacking(_module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal failed
+        if kwargs["input_ids"].shape[0] > 4:
+            failed += 1
+            torch.empty(2**50, dtype=torch.uint8, device=_cuda())
+
+    hook = model.register_forward_pre_hook(lacking, with_kwargs=True)
+    found = dict(generator.generate(prompts, lambda _done, _of: None))
+    hook.remove()
+    assert failed >= 1
+    assert found == wanted
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_loop_of_our_own_is_chosen(tmp_path: Path, storage: str) -> None:
+    """Its trial holds on this device in every storage, and so does that of padded prompts for `generate`."""
+    model = _model(tmp_path / "base", STORAGES[storage][0])
+    assert Generator(model, tiny_tokenizer()).why is None
+    assert written_together(model) == "any"
 
 
 def test_texts_are_those_of_the_cpu(tmp_path: Path) -> None:
