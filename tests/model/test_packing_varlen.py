@@ -41,17 +41,18 @@ def test_where_rows_begin() -> None:
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("shape", [{}, {"key_heads": 2}, {"key_heads": 1, "value_dim": 24}, {"dim": 20}])
 def test_equals_masked_attention(shape: dict[str, int], scale: float | None) -> None:
-    """Output and gradients in float32, with grouped heads and values of another width."""
+    """Output and gradients in float32, with grouped heads and values of another width; sums of a few values near 1 are
+    rounded by up to a few times 1e-7, more on some processors than on others."""
     ours, theirs = _tensors(**shape), _tensors(**shape)
     out, weights = varlen_attention(nn.Module(), *ours, None, scaling=scale, **run_lengths(POSITIONS))
     assert weights is None
     wanted = _masked(*theirs, scale)
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=5e-6)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     out.backward(upstream)
     wanted.backward(upstream)
     for x, y in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize("takes_groups", [False, True])
