@@ -139,7 +139,7 @@ Tasks = Annotated[
         "--tasks",
         metavar="NAME,...",
         rich_help_panel=_TASKS,
-        help="Tasks, groups and tags of lm-eval, as in mmlu,arc_easy; patterns such as 'mmlu_*', too.",
+        help="Tasks, groups and tags of lm-eval, as in mmlu,arc_easy; patterns such as 'arc_*', too.",
         show_default=False,
     ),
 ]

@@ -110,8 +110,8 @@ def test_a_group_misses_subjects(index: Index, root: Path) -> None:
     assert "".join(names).count("mmlu_") == 53
     assert max(map(len, names)) <= 104
     assert looked == (
-        f"    looked, for the first of them, for {root}/cais/mmlu/astronomy/test.jsonl and "
-        f"{root}/mmlu/test/astronomy_test.csv, also as .json, .csv, .tsv or .parquet"
+        f"    looked, for the first of them, for {root}/cais/mmlu/astronomy/test.jsonl, also as .json, .csv, .tsv or "
+        f".parquet, and {root}/mmlu/test/astronomy_test.csv"
     )
     assert leave == "    --allow-partial runs mmlu on the 4 that are there"
 
@@ -151,8 +151,8 @@ def test_a_task_that_is_named_is_never_left_out(index: Index, root: Path) -> Non
     lines = _refused(["glue", "mrpc", "hellaswag", "mmlu_social_sciences"], index, root, allow_partial=True)
     assert lines[0] == "mrpc: the split 'validation' of nyu-mll/glue, mrpc is not below --data-root"
     assert lines[1] == (
-        f"    looked for {root}/nyu-mll/glue/mrpc/validation.jsonl and {root}/glue/MRPC/dev.tsv, "
-        f"also as .json, .csv, .tsv or .parquet"
+        f"    looked for {root}/nyu-mll/glue/mrpc/validation.jsonl, also as .json, .csv, .tsv or .parquet, "
+        f"and {root}/glue/MRPC/dev.tsv"
     )
     assert lines[2] == "hellaswag: the split 'validation' of Rowan/hellaswag is not below --data-root"
     assert lines[4] == "mmlu_social_sciences: 12 of its 12 tasks have no data below --data-root:"
