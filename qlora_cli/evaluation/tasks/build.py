@@ -172,8 +172,8 @@ def _refuse(built: list[_Built], factory: Any, options: TaskOptions) -> None:
 
 
 def _missing_data(built: _Built, options: TaskOptions) -> str:
-    name, missing = built.listed.name, list(built.missing)
-    first = next(iter(built.missing.values()))
+    name, missing = built.listed.name, built.missing
+    first = next(iter(missing.values()))
     if built.is_task:
         return "\n".join(_missing_splits(name, first))
     count = len(built.there) + len(built.absent)
@@ -182,8 +182,11 @@ def _missing_data(built: _Built, options: TaskOptions) -> str:
         *(f"    {line}" for line in textwrap.wrap(", ".join(missing), _LINE, break_on_hyphens=False)),
         f"    looked, for the first of them, for {', and for '.join(_looked_for(error) for error in first.missing)}",
     ]
-    if built.there and not options.allow_partial:
-        lines.append(f"    --allow-partial runs {name} on the {len(built.there)} that are there")
+    otherwise = sum(any(error.instead for error in leaf.missing) for leaf in missing.values())
+    if (built.there or otherwise) and not options.allow_partial:
+        count = len(built.there) + otherwise
+        splits = f", {otherwise} of them on the validation split" if otherwise else ""
+        lines.append(f"    --allow-partial runs {name} on the {count} that are there{splits}")
     return "\n".join(lines)
 
 

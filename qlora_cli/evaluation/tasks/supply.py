@@ -168,6 +168,8 @@ def describe_failure(error: BaseException, files: list[Path]) -> str:
     """Why a task could not be made of its rows, with the files that were read for it."""
     if isinstance(error, ImportError):
         return needs_package(error)
+    if isinstance(error, SystemExit):
+        return f"its code ends the program, with sys.exit({error.code!r}). Look at its functions, or leave it out."
     if isinstance(error, IndexError) and "size 0" in str(error):
         return f"its `process_docs` leaves no row to ask about of {', '.join(map(shown_path, files)) or 'its dataset'}."
     read = f" Its rows are those of {', '.join(dict.fromkeys(map(shown_path, files)))}." if files else ""

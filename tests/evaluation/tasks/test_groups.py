@@ -93,6 +93,21 @@ def test_what_a_pattern_brings_is_missing(tmp_path: Path) -> None:
     ]
 
 
+def test_another_split_counts_as_there(index: Mapping[str, Listed], root: Path) -> None:
+    """Where leave would have a task scored on it."""
+    (root / "allenai" / "ai2_arc" / "ARC-Easy" / "test.jsonl").unlink()
+    with pytest.raises(TaskError) as caught:
+        build_tasks(choose(["arc_e*y"], index), index, TaskOptions(data_root=root))
+    first, *_, leave = str(caught.value).splitlines()
+    assert first == "'arc_e*y': 2 of its 2 tasks have no data below --data-root:"
+    assert leave == "    --allow-partial runs 'arc_e*y' on the 1 that are there, 1 of them on the validation split"
+    loaded = build_tasks(choose(["arc_e*y"], index), index, TaskOptions(data_root=root, allow_partial=True))
+    assert loaded.remarks == (
+        "arc_easy: scored on its validation split, since the test split is not there.",
+        "'arc_e*y': there is no data for arc_eu_easy, left out.",
+    )
+
+
 def test_what_a_pattern_brings_may_be_left_out(tmp_path: Path) -> None:
     """With leave, and said; not what was asked for by its name, nor all of it."""
     index = _index(tmp_path, {"mine_group": ["mine_one", "mine_three"], "mine_other": ["mine_four"]}, _FOUR)

@@ -211,7 +211,9 @@ def test_rows_that_a_function_leaves_none_of(tmp_path: Path) -> None:
 def test_a_function_that_ends_the_program(tmp_path: Path) -> None:
     """It ends the task, and no more."""
     index = _index(tmp_path, "import sys\ndef all(docs): sys.exit(3)\n", process_docs=_Function("utils.all"))
-    assert _problems(tmp_path, index) == ["it cannot be set up: SystemExit: 3."]
+    assert _problems(tmp_path, index) == [
+        "its code ends the program, with sys.exit(3). Look at its functions, or leave it out."
+    ]
 
 
 def test_classes_that_fetch_their_own_rows_need_the_hub(tmp_path: Path) -> None:
