@@ -63,7 +63,7 @@ def list_tasks(pattern: str | None, task_paths: Sequence[Path], *, given: Mappin
     """List the names that `--tasks` takes; returns the exit code.
 
     Args:
-        pattern: of names, as in `mmlu_*`; None lists all.
+        pattern: of names, as in `arc_*`; None lists all.
         task_paths: folders with tasks beside lm-eval's.
         given: all parameters of the command that somebody gave, by their names.
     """

@@ -139,7 +139,7 @@ Tasks = Annotated[
         "--tasks",
         metavar="NAME,...",
         rich_help_panel=_TASKS,
-        help="Tasks, groups and tags of lm-eval, as in mmlu,arc_easy; patterns such as 'mmlu_*', too.",
+        help="Tasks, groups and tags of lm-eval, as in mmlu,arc_easy; patterns such as 'arc_*', too.",
         show_default=False,
     ),
 ]
@@ -203,7 +203,7 @@ AllowPartial = Annotated[
     typer.Option(
         "--allow-partial",
         rich_help_panel=_TASKS,
-        help="Score a group on those of its tasks whose data is there, and say so.",
+        help="Score a group, or what a pattern stands for, on those of its tasks whose data is there, and say so.",
     ),
 ]
 Bits = Annotated[

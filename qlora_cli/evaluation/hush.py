@@ -14,6 +14,9 @@ from typing import TextIO
 # lm-eval asks for it in place of a switch: a pool of processes, forked out of a program with threads and a GPU.
 _NO_POOL = "DISABLE_MULTIPROC"
 
+_LONGEST = 300  # letters of a warning that are told
+_BEGINNING = 80  # of one that was told before
+
 
 class _Nowhere(io.TextIOBase):
     """Takes what is printed and forgets it. A console that shows progress meanwhile writes to what was there."""
@@ -32,19 +35,38 @@ class _Nowhere(io.TextIOBase):
 
 
 class _Warnings(logging.Handler):
+    """Tells of each line of code that warns the first that it says, at once, and in the end how much more it said.
+
+    Some warn of each document, and hold it whole: of two thousand such, one says what the others do.
+    """
+
     def __init__(self, tell: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self._tell = tell
+        self._said: dict[tuple[str, int], dict[str, None]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._tell(f"lm-eval: {' '.join(record.getMessage().split())}")
+        text = _shortened(" ".join(record.getMessage().split()), _LONGEST)
+        said = self._said.setdefault((record.pathname, record.lineno), {})
+        said[text] = None
+        if len(said) == 1:
+            self._tell(f"lm-eval: {text}")
+
+    def tell_the_rest(self) -> None:
+        for first, *others in self._said.values():
+            if others:
+                self._tell(f"lm-eval: {len(others):,} more like this one: {_shortened(first, _BEGINNING)}")
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length].rstrip()} …"
 
 
 class Hush:
     """Silence for a while, which may be lifted in between."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        """`tell` is called with what lm-eval warns of, each time that it does."""
+        """`tell` is called with what lm-eval warns of, once for each kind, and in the end with how often it did."""
         self._tell = tell
         self._before: tuple[TextIO, TextIO] | None = None
 
@@ -57,11 +79,13 @@ class Hush:
             stack.enter_context(contextlib.redirect_stderr(_Nowhere(sys.stderr)))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            stack.enter_context(_logger_telling("lm_eval", _Warnings(self._tell)))
+            warned = _Warnings(self._tell)
+            stack.enter_context(_logger_telling("lm_eval", warned))
             stack.enter_context(_environment(_NO_POOL, "1"))
             try:
                 yield
             finally:
+                warned.tell_the_rest()
                 self._before = None
 
     @contextlib.contextmanager

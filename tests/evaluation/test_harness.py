@@ -165,6 +165,32 @@ def test_nothing_is_printed_or_logged(capfd: pytest.CaptureFixture[str], caplog:
     assert [event.text for event in told if isinstance(event, Remark)] == ["lm-eval: mind the gap"]
 
 
+def test_what_lm_eval_says_of_each_document_is_told_once() -> None:
+    """The first of its kind as it comes, the others by their number; what is said elsewhere is another kind."""
+    task = choice_task(documents=6)
+    inner = task.process_results
+    logger = logging.getLogger("lm_eval.tasks.mine")
+
+    def chatty(doc: Any, results: Any) -> Any:
+        logger.warning(f"Label not in range, Sample:\n\n{doc['question']} {'and on ' * 99}")
+        if doc["label"] == 2:
+            logger.warning("two is a large number")
+        return inner(doc, results)
+
+    task.process_results = chatty
+    told: list[Any] = []
+    lm = AnsweringModel(*model_and_words(), report=told.append)
+    for _ in range(2):
+        score_tasks(lm, small_tasks(task))
+    first, two, others = [event.text for event in told if isinstance(event, Remark)]
+    assert first.startswith("lm-eval: Label not in range, Sample: ")
+    assert first.endswith(" …")
+    assert len(first) <= 311
+    assert two == "lm-eval: two is a large number"
+    assert others.startswith("lm-eval: 5 more like this one: Label not in range, Sample: ")
+    assert len(others) < 120
+
+
 def test_what_is_reported_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
     """Who prints when told of progress reaches the terminal, in the middle of the silence."""
     lm = AnsweringModel(*model_and_words(), report=lambda event: sys.stdout.write(f"{type(event).__name__}\n"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.index import Index, Listed, entries
 from qlora_cli.evaluation.tasks.loaded import LoadedTasks, Partial, TaskOptions
+from qlora_cli.evaluation.tasks.names import Chosen, unknown
 from qlora_cli.hub import go_offline_if_unreachable
 
 _LINE = 100  # letters of a line of names
@@ -26,7 +27,8 @@ def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> Loa
 
     Raises:
         TaskError: with all that is wrong: data that is missing (in a group too, unless partial ones are allowed), rows
-            that cannot be read, code that may not run, metrics that there are none of, a hub that gives no answer.
+            that cannot be read, code that may not run, metrics that there are none of, groups that are part of
+            themselves or of which nothing is left, a hub that gives no answer.
     """
     if options.data_root is None:
         go_offline_if_unreachable(["org/dataset"])  # whatever the tasks need, it is on the hub
@@ -43,11 +45,13 @@ def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> Loa
                     built.append(_Built(index[name], factory.build(registry[name], registry=registry), Absent))
                 except TaskError:
                     raise
-                except Exception as error:  # of a group's file, or of code that it names
+                except (Exception, SystemExit) as error:  # of a group's file, or of code that it names
                     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
                     factory.problems.append(f"{name} ({index[name].file}): it cannot be set up: {reason}.")
-    _refuse(built, factory, options)
-    return _loaded(built, factory, options)
+    factory.problems += _broken_groups(built, factory, index)
+    together = _matched_together(built, names.patterns if isinstance(names, Chosen) else {})
+    _refuse([*(each for each in built if not each.pattern), *together.values()], factory, options)
+    return _loaded(built, factory, together)
 
 
 @contextlib.contextmanager
@@ -74,6 +78,7 @@ class _Built:
     listed: Listed
     item: Any
     absent_type: type[Any]
+    pattern: str | None = None  # that brought it together with others
     there: dict[str, Any] = field(default_factory=dict)
     absent: dict[str, Any] = field(default_factory=dict)
 
@@ -93,15 +98,54 @@ class _Built:
 
 
 def _needed(names: Sequence[str], index: Index) -> dict[str, Listed]:
-    """The part of the index that these names lead to."""
+    """The part of the index that these names lead to. Raises TaskError for a group that is part of itself."""
     found: dict[str, Listed] = {}
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            circle = " > ".join([*above[above.index(name) :], name])
+            raise TaskError(
+                f"{_with_file(name, index)}: the group is part of itself ({circle}). Take it out of one list."
+            )
         if name in index and name not in found:
             found[name] = index[name]
-            waiting.extend(index[name].members)
+            for member in index[name].members:
+                visit(member, (*above, name))
+
+    for name in names:
+        visit(name, ())
     return found
+
+
+def _matched_together(built: list[_Built], patterns: Mapping[str, str]) -> dict[str, _Built]:
+    """By pattern, what it brought, where that is several names: in one, as a tag has it. Sets their `pattern`."""
+    by_pattern: dict[str, list[_Built]] = {}
+    for each in built:
+        if each.listed.name in patterns:
+            by_pattern.setdefault(patterns[each.listed.name], []).append(each)
+    together = {}
+    for pattern, some in by_pattern.items():
+        if len(some) > 1:
+            items = [each.item for each in some]
+            together[pattern] = _Built(Listed(repr(pattern), "tag", None), items, some[0].absent_type)
+            for each in some:
+                each.pattern = pattern
+    return together
+
+
+def _broken_groups(built: list[_Built], factory: Any, index: Index) -> Iterator[str]:
+    """What is wrong with groups' lists: names that there are not, and no names at all."""
+    for name, member in factory.unknown:
+        yield f"{_with_file(name, index)}: {unknown(member, index)}"
+    told = {name for name, _ in factory.unknown}
+    for each in built:
+        for group in [each.item, *each.item.get_all_groups()] if each.listed.kind == "group" else []:
+            if not told and next(_leaves(group), None) is None:
+                yield f"{_with_file(group.name, index)}: there is no task in this group. List some under `task`."
+
+
+def _with_file(name: str, index: Index) -> str:
+    return f"{name} ({index[name].file})" if name in index and index[name].file else name
 
 
 def _leaves(item: Any) -> Iterator[Any]:
@@ -128,19 +172,21 @@ def _refuse(built: list[_Built], factory: Any, options: TaskOptions) -> None:
 
 
 def _missing_data(built: _Built, options: TaskOptions) -> str:
-    name, missing = built.listed.name, list(built.missing)
-    first = next(iter(built.missing.values()))
+    name, missing = built.listed.name, built.missing
+    first = next(iter(missing.values()))
     if built.is_task:
         return "\n".join(_missing_splits(name, first))
     count = len(built.there) + len(built.absent)
-    places = [place for error in first.missing for place in error.places]
     lines = [
         f"{name}: {len(missing)} of its {count} tasks have no data below --data-root:",
         *(f"    {line}" for line in textwrap.wrap(", ".join(missing), _LINE, break_on_hyphens=False)),
-        f"    looked, for the first of them, for {' and '.join(places)}, also as .json, .csv, .tsv or .parquet",
+        f"    looked, for the first of them, for {', and for '.join(_looked_for(error) for error in first.missing)}",
     ]
-    if built.there and not options.allow_partial:
-        lines.append(f"    --allow-partial runs {name} on the {len(built.there)} that are there")
+    otherwise = sum(any(error.instead for error in leaf.missing) for leaf in missing.values())
+    if (built.there or otherwise) and not options.allow_partial:
+        count = len(built.there) + otherwise
+        splits = f", {otherwise} of them on the validation split" if otherwise else ""
+        lines.append(f"    --allow-partial runs {name} on the {count} that are there{splits}")
     return "\n".join(lines)
 
 
@@ -148,14 +194,25 @@ def _missing_splits(name: str, absent: Any) -> Iterator[str]:
     for error in absent.missing:
         there = f" (there: {', '.join(error.there)})" if error.there else ""
         yield f"{name}: the split {error.split!r} of {error.dataset} is not below --data-root{there}"
-        yield f"    looked for {' and '.join(error.places)}, also as .json, .csv, .tsv or .parquet"
+        yield f"    looked for {_looked_for(error)}"
         if error.instead:
             yield f"    --allow-partial scores {name} on its split {error.instead!r}"
 
 
-def _loaded(built: list[_Built], factory: Any, options: TaskOptions) -> LoadedTasks:
+def _looked_for(error: Any) -> str:
+    """Where a split was looked for: what authors give out comes in one kind of file only."""
+    first, *others = error.places
+    kinds = "also as .json, .csv, .tsv or .parquet"
+    return f"{first}, {kinds}, and {' and '.join(others)}" if others else f"{first}, {kinds}"
+
+
+def _loaded(built: list[_Built], factory: Any, together: Mapping[str, _Built]) -> LoadedTasks:
     remarks = [_split_remark(name, split) for name, split in factory.splits.items()]
     partial: dict[str, Partial] = {}
+    for pattern, all_of_it in together.items():
+        if all_of_it.missing:
+            remarks.append(f"{pattern!r}: there is no data for {_few(list(all_of_it.missing))}, left out.")
+    built = [each for each in built if each.there or not each.pattern]
     for each in built:
         if each.missing:
             partial[each.listed.name] = Partial(tuple(each.there), tuple(each.missing))

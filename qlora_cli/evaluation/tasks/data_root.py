@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.layouts import glue, hub_folders, mmlu
-from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Found, Needed
+from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Found, Needed, Numbers
 from qlora_cli.recipe.data_files import near_name, shown_path
 
 _USUAL = ("train", "validation", "test", "dev")
@@ -28,12 +28,14 @@ class DataRoot:
                 raise TaskError(f"--data-root: {shown} is a file. Give the folder that holds the data.")
             raise TaskError(f"--data-root: {shown}: there is no such folder{near_name(folder)}")
         self.folder = folder
-        self._read: dict[tuple[Path, ...], tuple[Needed, Any]] = {}
+        self._read: dict[tuple[tuple[Path, ...], Numbers], tuple[Needed, Any]] = {}
 
     def find(self, dataset: DatasetName, split: str) -> Found | None:
         """The files of a split; None if it is not there."""
         finders: tuple[Callable[[Path, DatasetName, str], Found | None], ...]
-        finders = (hub_folders.find, mmlu.find, glue.find)
+        # What authors give out first: `glue/RTE/train.tsv` is a table in the dataset's own name `glue`, too, and what
+        # its cells mean only its own reader knows.
+        finders = (mmlu.find, glue.find, hub_folders.find)
         return next(filter(None, (find(self.folder, dataset, split) for find in finders)), None)
 
     def places(self, dataset: DatasetName, split: str) -> list[str]:
@@ -46,9 +48,10 @@ class DataRoot:
         names = [*hub_folders.splits(self.folder, dataset), *_USUAL, "validation_matched", "validation_mismatched"]
         return [name for name in dict.fromkeys(names) if self.find(dataset, name)]
 
-    def read(self, found: Found, needed: Needed) -> Any:
+    def read(self, found: Found, needed: Needed, numbers: Numbers = None) -> Any:
         """A datasets.Dataset. Raises TaskError, with file and row, for what cannot be read."""
-        kept = self._read.get(found.files)
+        key = (found.files, numbers if found.guessed else None)
+        kept = self._read.get(key)
         if kept is None or not needed <= kept[0]:
-            kept = self._read[found.files] = (needed, found.read(needed))
+            kept = self._read[key] = (needed, found.read(needed, numbers))
         return kept[1]

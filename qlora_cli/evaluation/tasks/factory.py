@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._factory import TaskFactory, _ctor_accepts_config
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -15,8 +16,9 @@ from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.randomness import other_seed
 from qlora_cli.evaluation.tasks.data_root import DataRoot
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
-from qlora_cli.evaluation.tasks.readiness import check_rows, columns_in_templates
+from qlora_cli.evaluation.tasks.readiness import RowsError, check_rows, why_not_set_up
 from qlora_cli.evaluation.tasks.refusals import refusals, unknown_words
+from qlora_cli.evaluation.tasks.supplied import Processed, downloads_itself, with_supply
 from qlora_cli.evaluation.tasks.supply import (
     MissingSplitError,
     SilentHubError,
@@ -26,8 +28,15 @@ from qlora_cli.evaluation.tasks.supply import (
     describe_failure,
     needs_package,
 )
+from qlora_cli.evaluation.tasks.templates import columns_in_templates
 
 Config = dict[str, Any]
+
+_DEFINING = {"group", "class", "include", "dataset_path", "custom_dataset"}  # keys of what is no mere name
+_MAYBE_CELLS = (
+    "numbers and texts look alike in CSV and TSV, and it can be asked about the cells as neither. If that is what is "
+    "wrong: JSON Lines and Parquet tell the two apart, and so does a dataset's card, README.md."
+)
 
 
 class Absent(NamedTuple):
@@ -37,54 +46,6 @@ class Absent(NamedTuple):
     missing: tuple[MissingSplitError, ...] = ()
 
 
-class Supplied:
-    """Mixed into a task class: its rows come from `supply`, and no examples are read where none are asked for."""
-
-    supply: ClassVar[Supply]
-    dataset: Any
-
-    def download(self, *arguments: Any, **named: Any) -> None:
-        """Set `dataset`. Raises TaskError."""
-        as_usual: Any = super()
-        self.dataset = self.supply.dataset(self, lambda: as_usual.download(*arguments, **named))
-
-    def fewshot_docs(self) -> Any:
-        """The rows that examples are drawn from; None where none are needed."""
-        as_usual: Any = super()
-        return None if self.supply.zero_shot else as_usual.fewshot_docs()
-
-
-class Processed:
-    """What the tasks' `process_docs` have made of their splits.
-
-    lm-eval calls them again and again: for prompts, and once more to compare the answers. Some of them shuffle (the
-    choices of GPQA), and are only ever right because `datasets` finds the first result in its cache on disk. Rows
-    that came from a folder are in no such cache.
-    """
-
-    def __init__(self) -> None:
-        # The rows are kept with what was made of them, or another split might come to have their id.
-        self._made: dict[tuple[Any, int], tuple[Any, Any]] = {}
-
-    def remember(self, config: Config) -> None:
-        """Have the functions of a configuration, which are replaced, process the rows of a split once."""
-        if callable(config.get("process_docs")):
-            config["process_docs"] = self._once(config["process_docs"])
-        examples = config.get("fewshot_config")
-        if isinstance(examples, dict) and callable(examples.get("process_docs")):
-            config["fewshot_config"] = {**examples, "process_docs": self._once(examples["process_docs"])}
-
-    def _once(self, process: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        @functools.wraps(process)  # whose source is what the results tell
-        def once(docs: Any) -> Any:
-            key = (process, id(docs))
-            if key not in self._made:
-                self._made[key] = (docs, process(docs))
-            return self._made[key][1]
-
-        return once
-
-
 class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
     """Builds tasks and groups; what cannot be built is an `Absent` in its place.
 
@@ -92,6 +53,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         problems: what is wrong with tasks, other than that their data is missing, each with the task's name.
         splits: tasks that are asked about another split than their own.
         silent: datasets for which the hub gave no answer.
+        unknown: groups, each with a name in its list that there is not.
     """
 
     def __init__(self, options: TaskOptions) -> None:
@@ -101,6 +63,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         self.problems: list[str] = []
         self.splits: dict[str, str] = {}
         self.silent: list[str] = []
+        self.unknown: list[tuple[str, str]] = []
         self._processed = Processed()
 
     def _build_task(self, entry: Any, overrides: Config | None) -> Any:
@@ -119,7 +82,10 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
     ) -> list[Any]:
         children: list[Any] = []
         for item in member_list:
-            if isinstance(item, dict) and "group" not in item and item.get("task", "") not in registry:
+            name = item if isinstance(item, str) else item.get("task") if isinstance(item, dict) else None
+            if isinstance(name, str) and name not in registry and not _defines(item, overrides):
+                self.unknown.append((group_name, name))
+            elif isinstance(item, dict) and "group" not in item and name not in registry:
                 children.append(self._inline_task(item, group_name, overrides))
             else:
                 children += super()._build_group_members([item], group_name, overrides, registry)
@@ -148,7 +114,7 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
             self.silent.append(str(error))
         except TaskError as error:
             self._complain(name, file, str(error))
-        except Exception as error:  # of the task's own code, and of lm-eval over a task's configuration
+        except (Exception, SystemExit) as error:  # of the task's code, and of lm-eval over a task's configuration
             self._complain(name, file, describe_failure(error, []))
         return Absent(name)
 
@@ -162,12 +128,11 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         shots = self._shots(config.get("num_fewshot"))
         supply = Supply(self._root, columns_in_templates(config), zero_shot=shots == 0)
         if "class" in config:
-            return self._of_class(name, config, supply)
+            return self._asked(lambda supply: self._of_class(name, config, supply), supply)
         config["num_fewshot"] = shots
         self._processed.remember(config)
         self._settle_splits(name, config, supply)
-        task = _construct(_with_supply(ConfigurableTask, supply), {"config": config}, supply)
-        return self._ready(task, supply)
+        return self._asked(lambda supply: self._of_config(config, supply), supply, str(config.get("doc_to_target")))
 
     def _shots(self, own: int | None) -> int:
         """The number of examples, by the rule of lm-eval's `simple_evaluate`."""
@@ -192,22 +157,59 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         config["test_split"] = None
         self.splits[name] = instead
 
+    def _asked(self, make: Callable[[Supply], Any], supply: Supply, target: str = "") -> Any:
+        """What `make` makes of rows that can be asked about.
+
+        In CSV, 1 may be a number, or the text that a task compares it with: if cells read as numbers will not do, they
+        are texts, but for those of the column `target`, which often is the number of a choice, and then those, too.
+        """
+        try:
+            return make(supply)
+        except RowsError as error:
+            if not supply.guessed:
+                raise
+            for numbers in (frozenset([target]), frozenset[str]()):
+                with contextlib.suppress(TaskError):
+                    return make(dataclasses.replace(supply, numbers=numbers, files={}))
+            if error.every:
+                raise TaskError(f"{error}\n{_MAYBE_CELLS}") from error
+            raise
+
+    def _of_config(self, config: Config, supply: Supply) -> Any:
+        """A task of a YAML file."""
+        task = self._construct(ConfigurableTask, {"config": dict(config)}, supply)
+        return self._ready(task, supply)
+
+    def _construct(self, cls: Any, arguments: Mapping[str, Any], supply: Supply) -> Any:
+        """Raises TaskError, as specific as it can be."""
+        supplied: Any = with_supply(cls, supply)
+        task = supplied.__new__(supplied)
+        try:
+            task.__init__(**arguments)  # in two steps: where the second fails, what there is of it says why
+        except TaskError:
+            raise
+        except ImportError as error:
+            raise TaskError(needs_package(error)) from error
+        except Exception as error:  # of the task's own code and templates over its first row
+            raise why_not_set_up(task, error, supply, self._options) from error
+        return task
+
     def _of_class(self, name: str, config: Config, supply: Supply) -> Any:
         """A task that is a Python class."""
         cls = config["class"]
-        if self._root is not None and _downloads_itself(cls):
+        if self._root is not None and downloads_itself(cls):
             raise TaskError(
                 f"its class {cls.__name__} fetches its rows by code of its own, in the place of which --data-root "
                 f"can put nothing. Leave the task out, or --data-root."
             )
         arguments = {"config": config} if _ctor_accepts_config(cls) else {}
-        task = _construct(_with_supply(cls, supply), arguments, supply)
+        task = self._construct(cls, arguments, supply)
         if hasattr(task, "config") and hasattr(task.config, "task"):
             task.config.task = name
         shots = self._shots(task.get_config("num_fewshot"))
         if shots and supply.zero_shot:  # as the class says, not its file
             supply.zero_shot = False
-            task = _construct(_with_supply(cls, supply), arguments, supply)
+            task = self._construct(cls, arguments, supply)
             task.config.task = name
         task.set_config(key="num_fewshot", value=shots)
         return self._ready(task, supply)
@@ -231,25 +233,11 @@ def _refuse(problems: list[str]) -> None:
         raise TaskError("\n".join(problems))
 
 
-def _construct(cls: Any, arguments: Mapping[str, Any], supply: Supply) -> Any:
-    try:
-        return cls(**arguments)
-    except TaskError:
-        raise
-    except ImportError as error:
-        raise TaskError(needs_package(error)) from error
-    except Exception as error:  # of the task's own code and templates over its first row
-        raise TaskError(describe_failure(error, supply.files)) from error
-
-
-def _with_supply(cls: type[Any], supply: Supply) -> type[Any]:
-    """The same class, by the same name, with rows from `supply`."""
-    return type(cls.__name__, (Supplied, cls), {"supply": supply, "__module__": cls.__module__})
-
-
-def _downloads_itself(cls: type[Any]) -> bool:
-    owner = next((base for base in cls.__mro__ if "download" in vars(base)), None)
-    return owner not in (Task, ConfigurableTask, None)
+def _defines(item: object, overrides: Config | None) -> bool:
+    """Whether an entry of a group's list defines a task, or a group, in place of naming one."""
+    if not isinstance(item, dict):
+        return False
+    return bool({**(overrides or {}), **item}.keys() & _DEFINING)
 
 
 def _example_split(config: Config) -> list[str | None]:

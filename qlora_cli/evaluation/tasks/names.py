@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,20 @@ class Listing:
     output_type: str | None
 
 
-def choose(names: Sequence[str], index: Index) -> list[str]:
-    """The names of the index that these mean, each once, in their order; `mmlu_*` stands for all that match.
+class Chosen(list[str]):
+    """Names of the index, each once, in their order.
+
+    `patterns` has those that nothing but a pattern brought, by name: what was not asked for by its name may be left
+    out, as a task of a group may.
+    """
+
+    def __init__(self, names: Iterable[str], patterns: Mapping[str, str] | None = None) -> None:
+        super().__init__(names)
+        self.patterns: Mapping[str, str] = patterns or {}
+
+
+def choose(names: Sequence[str], index: Index) -> Chosen:
+    """The names of the index that these mean; `arc_*` stands for all that match.
 
     A name may hold several, with commas between them.
 
@@ -37,16 +49,17 @@ def choose(names: Sequence[str], index: Index) -> list[str]:
     given = [name for name in given if name]
     if not given:
         raise TaskError("no task is named. qlora eval --list shows those there are.")
-    chosen: dict[str, None] = {}
+    chosen: dict[str, str] = {}  # by name, what brought it
     problems = []
     for name in dict.fromkeys(given):
         found = [name] if name in index else _matches(name, index)
         if not found:
-            problems.append(_unknown(name, index))
-        chosen.update(dict.fromkeys(found))
+            problems.append(unknown(name, index))
+        for one in found:
+            chosen.setdefault(one, name)
     if problems:
         raise TaskError("\n".join(problems))
-    return list(chosen)
+    return Chosen(chosen, {one: name for one, name in chosen.items() if one not in given})
 
 
 def listing(pattern: str | None, index: Index) -> list[Listing]:
@@ -64,7 +77,7 @@ def listing(pattern: str | None, index: Index) -> list[Listing]:
     ordered = sorted(found, key=lambda name: (name.lower() != word, not name.lower().startswith(word), name))
     lines = [Listing(name, index[name].kind, len(task_names(name, index)), index[name].output_type) for name in ordered]
     if not lines:
-        raise TaskError(_unknown(pattern or "", index))
+        raise TaskError(unknown(pattern or "", index))
     return lines
 
 
@@ -74,7 +87,8 @@ def _matches(pattern: str, index: Index) -> list[str]:
     return sorted(name for name in index if fnmatch.fnmatchcase(name, pattern))
 
 
-def _unknown(name: str, index: Index) -> str:
+def unknown(name: str, index: Index) -> str:
+    """That there is no such name, and which was probably meant."""
     if _MAGIC & set(name):
         return f"no task, group or tag matches {name!r}. qlora eval --list shows those there are."
     meant = _meant(name, index)

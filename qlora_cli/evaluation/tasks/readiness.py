@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import operator
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlora_cli.data.raw_rows import name_columns
 from qlora_cli.errors import TaskError
-from qlora_cli.evaluation.tasks.layouts.found import Needed, refuse_problems
+from qlora_cli.evaluation.randomness import seeded
+from qlora_cli.evaluation.tasks.layouts.found import PROBLEMS
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
-from qlora_cli.evaluation.tasks.supply import Supply
+from qlora_cli.evaluation.tasks.rows import BadRow, bad_examples, bad_questions, misnamed_columns
+from qlora_cli.evaluation.tasks.supply import Supply, describe_failure
+from qlora_cli.evaluation.tasks.templates import key_that_takes
 from qlora_cli.recipe.data_files import shown_path
+from qlora_cli.recipe.words import nearest
 
-_TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
-_WORD = re.compile(r"[A-Za-z_]\w*")
-_FIELD = re.compile(r"\{\{(.*?)\}\}|\{%(.*?)%\}", re.DOTALL)
+_UNDEFINED = re.compile(r"'(\w+)' is undefined")
 
 
-def columns_in_templates(config: Mapping[str, Any]) -> Needed:
-    """Every word in the templates of a task that may be the name of a column."""
-    words: set[str] = set()
-    for key in _TEMPLATES:
-        template = config.get(key)
-        if isinstance(template, str):
-            # Without braces it is the name of a column, or plain text.
-            fields = [inner for pair in _FIELD.findall(template) for inner in pair] or [template]
-            words.update(word for inner in fields for word in _WORD.findall(inner))
-    return frozenset(words)
+class RowsError(TaskError):
+    """There are rows that a task cannot be asked about. `every`: no row is otherwise, as far as is known."""
+
+    def __init__(self, problems: Iterable[str], *, every: bool = False) -> None:
+        self.every = every
+        super().__init__("\n".join(itertools.islice(problems, PROBLEMS)))
 
 
 def check_rows(task: Any, supply: Supply, options: TaskOptions) -> None:
@@ -39,72 +36,94 @@ def check_rows(task: Any, supply: Supply, options: TaskOptions) -> None:
     With rows from the data root, that every row gives a question and an answer is checked as well.
     """
     docs = getattr(task, "task_docs", None) or task.eval_docs
+    asked = supply.files_of(_split_asked(task))
     if not len(docs):
-        raise TaskError(f"there is no row to ask about{_of(supply.files)}.")
-    for metric, function in getattr(task, "_metric_fn_list", {}).items():
-        if function is None and task.config.process_results is None:
-            raise TaskError(f"metric {metric!r} is neither one of lm-eval nor could it be had from the hub.")
+        raise TaskError(f"there is no row to ask about{_of(asked)}.")
+    _refuse_metrics(task)
     shots = task.get_config("num_fewshot") or 0
-    pool = getattr(getattr(task, "sampler", None), "df", None)
-    if shots and pool is not None:
+    pool = getattr(getattr(task, "sampler", None), "df", None) if shots else None
+    drawn_from = supply.files_of(_split_drawn_from(task)) if pool is not None else []
+    if pool is not None:
         # One more is drawn where the question itself may be among them.
         asked_itself = task.fewshot_cfg.split == task.config.test_split
         if len(pool) < shots + asked_itself:
             raise TaskError(
                 f"expected {shots + asked_itself} rows at least to draw {shots} examples from, got {len(pool)}"
-                f"{_of(supply.files)}."
+                f"{_of(drawn_from)}."
             )
-    if options.data_root is not None and task.OUTPUT_TYPE == "multiple_choice":
-        refuse_problems(_bad_choices(task, docs, supply.files))
-
-
-def _bad_choices(task: Any, docs: Any, files: list[Path]) -> Iterator[str]:
-    """What is wrong with rows that give no prompt or no choices, or whose right answer is none of them."""
-    if task.multiple_input or task.config.process_results is not None or not hasattr(task, "features"):
+    if options.data_root is None or not hasattr(task, "features"):
         return
-    config = task.config
-    text_of = _reader(config.doc_to_text, task.features, str)
-    target_of = _reader(config.doc_to_target, task.features, _target) or task.doc_to_target
-    choices_of = _reader(config.doc_to_choice, task.features, ast.literal_eval) or task.doc_to_choice
-    for number, doc in enumerate(docs, 1):
-        try:
-            _ = text_of(doc) if text_of else None
-            choices, target = choices_of(doc), target_of(doc)
-            answers = target if isinstance(target, list) else [target]
-            # An answer in words that is none of the choices is the task's own business: some ask so.
-            wrong = [answer for answer in answers if isinstance(answer, int) and not 0 <= answer < len(choices)]
-        except Exception as error:  # of a template over this row
-            yield f"question {number}{_of(files)}: {type(error).__name__}: {' '.join(str(error).split())}."
-            continue
-        for answer in wrong:
-            yield (
-                f"question {number}{_of(files)}: expected the number of one of {len(choices)} choices as the answer, "
-                f"from 0, got {answer}."
-            )
+    with seeded(options.seed):  # a task's functions may draw, and the next task is to draw as if they had not
+        _refuse_rows(task, docs, asked)
+        if pool is not None:
+            _refuse(_problems("example", bad_examples(task, pool), drawn_from))
 
 
-def _reader(template: object, columns: list[str], convert: Callable[[str], Any]) -> Callable[[Any], Any] | None:
-    """How lm-eval takes a value out of a row; None for what is neither a column nor a template.
+def why_not_set_up(task: Any, error: Exception, supply: Supply, options: TaskOptions) -> TaskError:
+    """What is to be told of a task whose `__init__` failed; the last thing that it does is to look at the first row."""
+    try:
+        _refuse_metrics(task)
+        if not hasattr(task, "features"):
+            return TaskError(describe_failure(error, supply.all_files))
+        files = supply.files_of(_split_asked(task))
+        undefined = _UNDEFINED.fullmatch(str(error))
+        if undefined and undefined[1] not in task.features:
+            return TaskError(_no_column(key_that_takes(undefined[1], task.config), undefined[1], task, files))
+        if options.data_root is not None:
+            with seeded(options.seed):
+                _refuse_rows(task, task.task_docs, files)
+    except TaskError as problem:
+        return problem
+    except Exception:  # the closer look failed as the first did
+        pass
+    return RowsError([describe_failure(error, files)], every=True)
 
-    lm-eval compiles a template anew for every row, which takes thirty times as long as to fill it in.
-    """
-    if not isinstance(template, str):
-        return None
-    if template in columns:
-        return operator.itemgetter(template)
-    from lm_eval.utils import env
 
-    compiled = env.from_string(template)
-    return lambda doc: convert(compiled.render(**doc))
+def _refuse_metrics(task: Any) -> None:
+    if getattr(task, "config", None) is None or task.config.process_results is not None:
+        return
+    for metric, function in getattr(task, "_metric_fn_list", {}).items():
+        if function is None:
+            raise TaskError(f"metric {metric!r} is neither one of lm-eval nor could it be had from the hub.")
 
 
-def _target(text: str) -> Any:
-    """A rendered target as lm-eval understands it: the number of a choice, a list of such, or words."""
-    if text.isdigit():
-        return int(text)
-    with contextlib.suppress(SyntaxError, ValueError):
-        return ast.literal_eval(text) if text[:1] == "[" and text[-1:] == "]" else text
-    return text
+def _refuse_rows(task: Any, docs: Any, files: list[Path]) -> None:
+    misnamed = [_no_column(key, name, task, files) for key, name in misnamed_columns(task)]
+    if misnamed:
+        raise TaskError("\n".join(misnamed))
+    bad = bad_questions(task, docs)
+    if len(bad) == len(docs) > 1 and len({row.problem for row in bad}) == 1:
+        raise RowsError([f"every question{_of(files)}: {bad[0].problem}"], every=True)
+    _refuse(_problems("question", bad, files))
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise RowsError(problems)
+
+
+def _no_column(key: str, name: str, task: Any, files: list[Path]) -> str:
+    close = nearest(name, task.features)
+    return (
+        f"{key}: expected the name of a column, got {name!r}{f'; did you mean {close}?' if close else '.'} "
+        f"The rows{_of(files)} have {name_columns(task.features)}."
+    )
+
+
+def _problems(what: str, rows: Sequence[BadRow], files: list[Path]) -> list[str]:
+    return [f"{what} {row.number}{_of(files)}: {row.problem}" for row in rows]
+
+
+def _split_asked(task: Any) -> str | None:
+    config = getattr(task, "config", None)
+    split: str | None = getattr(config, "test_split", None) or getattr(config, "validation_split", None)
+    return split
+
+
+def _split_drawn_from(task: Any) -> str | None:
+    """By the rule of lm-eval."""
+    split: str | None = task.fewshot_cfg.split or task.config.training_split or _split_asked(task)
+    return split
 
 
 def _of(files: list[Path]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.data_root import DataRoot
-from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Needed
+from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Needed, Numbers
 from qlora_cli.hub import is_unreachable
 from qlora_cli.recipe.data_files import shown_path
 from qlora_cli.recipe.paths import looks_local
@@ -46,13 +46,26 @@ class Supply:
         root: the data root, if one was given.
         needed: columns that every row must have, of those that are there.
         zero_shot: whether no examples will be asked for: then none are read.
-        files: those that were read so far.
+        numbers: columns of CSV and TSV that may be numbers; None: all. The others are texts.
+        files: those that were read so far, by split.
+        guessed: whether cells were among them, whose kind nothing but the cells says.
     """
 
     root: DataRoot | None
     needed: Needed = frozenset()
     zero_shot: bool = False
-    files: list[Path] = field(default_factory=list)
+    numbers: Numbers = None
+    files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    guessed: bool = False
+
+    @property
+    def all_files(self) -> list[Path]:
+        """Those of all splits that were read."""
+        return [file for files in self.files.values() for file in files]
+
+    def files_of(self, split: str | None) -> list[Path]:
+        """Those of a split, or of all where it is not known."""
+        return list(self.files.get(split or "", ())) or self.all_files
 
     def dataset(self, task: Any, as_usual: Callable[[], None]) -> Any:
         """What `task.dataset` is to be: splits by name. `as_usual` is how lm-eval fetches it."""
@@ -85,8 +98,9 @@ class Splits(dict[str, Any]):
         found = self._root.find(self._name, split)
         if found is None:
             raise _missing(self._root, self._name, split)
-        self._supply.files.extend(found.files)
-        self[split] = self._root.read(found, self._supply.needed)
+        self._supply.files[split] = found.files
+        self._supply.guessed |= found.guessed
+        self[split] = self._root.read(found, self._supply.needed, self._supply.numbers)
         return self[split]
 
 
@@ -150,10 +164,12 @@ def _summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def describe_failure(error: Exception, files: list[Path]) -> str:
+def describe_failure(error: BaseException, files: list[Path]) -> str:
     """Why a task could not be made of its rows, with the files that were read for it."""
     if isinstance(error, ImportError):
         return needs_package(error)
+    if isinstance(error, SystemExit):
+        return f"its code ends the program, with sys.exit({error.code!r}). Look at its functions, or leave it out."
     if isinstance(error, IndexError) and "size 0" in str(error):
         return f"its `process_docs` leaves no row to ask about of {', '.join(map(shown_path, files)) or 'its dataset'}."
     read = f" Its rows are those of {', '.join(dict.fromkeys(map(shown_path, files)))}." if files else ""

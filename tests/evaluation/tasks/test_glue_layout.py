@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,36 @@ def test_other_bytes_are_told(tmp_path: Path) -> None:
     file.write_bytes(b"sentence\tlabel\nfine\t1\ncaf\xe9\t0\n")
     with pytest.raises(TaskError, match=r"SST-2/dev\.tsv, line 3: expected UTF-8, got other bytes"):
         _read(tmp_path, "sst2", "validation")
+    file.write_bytes(b"sentence\tl\xe4bel\nfine\t1\n")
+    with pytest.raises(TaskError) as caught:
+        _read(tmp_path, "sst2", "validation")
+    assert str(caught.value) == f"{file}, line 1: expected UTF-8, got other bytes. Save the file as UTF-8."
+
+
+def test_what_is_no_text_is_told(tmp_path: Path) -> None:
+    """Without the name of an error of ours."""
+    file = tmp_path / "glue" / "SST-2" / "dev.tsv"
+    file.parent.mkdir(parents=True)
+    file.write_bytes("sentence\tlabel\nfine\t1\n".encode("utf-16"))
+    with pytest.raises(TaskError) as caught:
+        _read(tmp_path, "sst2", "validation")
+    assert str(caught.value) == f"{file}, line 1: expected UTF-8, got UTF-16. Save the file as UTF-8."
+
+
+@pytest.mark.parametrize("name", ["glue", "nyu-mll/glue"])
+def test_both_names_are_read_alike(tmp_path: Path, name: str) -> None:
+    """The old name of the dataset is that of the folder, too, whose tables are no plain ones."""
+    _write(tmp_path, "SST-2/train.tsv", 'sentence\tlabel\n"fine\t1\n')
+    _write(tmp_path, "sst2/train.tsv", "sentence\tlabel\nanother\t0\n")
+    root = DataRoot(tmp_path)
+    found = root.find(DatasetName(name, "sst2"), "train")
+    assert found is not None
+    assert root.read(found, frozenset()).to_list() == [{"sentence": '"fine', "label": 1, "idx": 0}]
+
+
+def test_packed_files(tmp_path: Path) -> None:
+    """As gzip leaves them."""
+    file = tmp_path / "glue" / "SST-2" / "dev.tsv.gz"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(gzip.compress(b"sentence\tlabel\nfine\t1\n"))
+    assert _read(tmp_path, "sst2", "validation")["sentence"][:] == ["fine"]

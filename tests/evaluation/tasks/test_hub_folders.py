@@ -100,6 +100,16 @@ def test_a_split_is_not_taken_for_another(tmp_path: Path) -> None:
     assert root.splits(_NAME) == ["dev", "test.old", "test_matched", "testing"]
 
 
+def test_what_datasets_leaves_beside_rows_is_no_split(tmp_path: Path) -> None:
+    """Of a DatasetDict, of a Dataset that lies where its split's folder should, and of a repository."""
+    folder = tmp_path / "org" / "Set" / "easy"
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(_ROWS)}).save_to_disk(str(folder))
+    (folder / "dataset_infos.json").write_text("{}")
+    assert DataRoot(tmp_path).splits(_NAME) == ["train"]
+    datasets.Dataset.from_list(_ROWS).save_to_disk(str(tmp_path / "org" / "Set" / "hard"))
+    assert DataRoot(tmp_path).splits(DatasetName("org/Set", "hard")) == []
+
+
 def test_parts_follow_one_another(tmp_path: Path) -> None:
     """Several files of a split are read in the order of their names."""
     folder = tmp_path / "org" / "Set" / "easy"
@@ -164,6 +174,30 @@ def test_a_copy_of_the_repository_is_read_by_its_card(tmp_path: Path, config: st
     assert dataset.to_list() == [{"text": "a", "label": 1}]
     if config:
         assert dataset.features["label"] == datasets.ClassLabel(names=["no", "yes"])
+
+
+def test_cells_are_what_the_card_says(tmp_path: Path) -> None:
+    """Texts that look like numbers stay texts."""
+    folder = tmp_path / "org" / "Set"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "parts" / "easy-1.csv").write_text("text,label\n12,1\n,0\n")
+    (folder / "README.md").write_text(_CARD.replace(".jsonl", ".csv"))
+    dataset = _read(tmp_path, DatasetName("org/Set", "easy"), "test")
+    assert dataset["text"][:] == ["12", None]
+    assert dataset.features["label"] == datasets.ClassLabel(names=["no", "yes"])
+
+
+def test_cells_may_be_asked_for_as_texts(tmp_path: Path) -> None:
+    """All of them, or all but those of some columns; lists are lists and empty cells none all the same."""
+    file = tmp_path / "org" / "Set" / "easy" / "test.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text('x,y,z\n1,2.5,"[3]"\n4,,"[5]"\n')
+    root = DataRoot(tmp_path)
+    found = root.find(_NAME, "test")
+    assert found is not None
+    assert root.read(found, frozenset())[:] == {"x": [1, 4], "y": [2.5, None], "z": [[3], [5]]}
+    assert root.read(found, frozenset(), frozenset("x"))[:] == {"x": [1, 4], "y": ["2.5", None], "z": [[3], [5]]}
+    assert root.read(found, frozenset(), frozenset())["x"][:] == ["1", "4"]
 
 
 def test_files_that_a_task_names_are_found_where_the_hub_has_them(tmp_path: Path) -> None:

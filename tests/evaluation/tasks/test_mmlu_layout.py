@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import datasets
@@ -54,6 +55,10 @@ def test_splits_have_their_folders(tmp_path: Path) -> None:
         ),
         ('q,a,b,c,d,A\n"q,a,b,c,d,A\n', "anatomy_test.csv, line 2: unexpected end of data"),
         (b"q,a,b,c,d,A\nq,\xff,b,c,d,A\n", "anatomy_test.csv, line 2: expected UTF-8, got the byte 0xff"),
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n",
+            "anatomy_test.csv: expected text, got a Git LFS pointer in place of the file. Fetch the file with git lfs",
+        ),
     ],
 )
 def test_broken_files_are_told_with_their_row(tmp_path: Path, content: str | bytes, problem: str) -> None:
@@ -64,6 +69,14 @@ def test_broken_files_are_told_with_their_row(tmp_path: Path, content: str | byt
     with pytest.raises(TaskError) as caught:
         _read(tmp_path, _ANATOMY, "test")
     assert problem in str(caught.value)
+
+
+def test_packed_files(tmp_path: Path) -> None:
+    """As gzip leaves them."""
+    file = tmp_path / "mmlu" / "test" / "anatomy_test.csv.gz"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(gzip.compress(b"q,a,b,c,d,A\n"))
+    assert _read(tmp_path, _ANATOMY, "test")["question"][:] == ["q"]
 
 
 def test_other_datasets_are_not_looked_for_there(tmp_path: Path) -> None:

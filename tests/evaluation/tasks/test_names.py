@@ -16,6 +16,13 @@ def test_names_are_taken_apart_and_counted_once(index: dict[str, Listed]) -> Non
     assert "mmlu_anatomy" in choose(["mmlu_*"], index)
 
 
+def test_what_only_a_pattern_brought_is_known(index: dict[str, Listed]) -> None:
+    """Not what was asked for by its name as well, before it or after."""
+    chosen = choose(["mmlu_anatom?,mmlu_virolog?", "mmlu_anatomy"], index)
+    assert chosen == ["mmlu_anatomy", "mmlu_virology"]
+    assert chosen.patterns == {"mmlu_virology": "mmlu_virolog?"}
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [

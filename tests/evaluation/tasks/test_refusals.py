@@ -154,6 +154,16 @@ def test_a_metric_of_the_hub_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_metric_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of the hub is allowed, and there is none of that name, or no hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for metric in ({"metric": "zorb"}, {"metric": "zorb", "aggregation": "mean", "higher_is_better": True}):
+        index = _index(tmp_path, metric_list=[metric])
+        assert _problems(tmp_path, index, trust_remote_code=True) == [
+            "metric 'zorb' is neither one of lm-eval nor could it be had from the hub."
+        ]
+
+
 def test_a_task_names_its_own_metrics(tmp_path: Path) -> None:
     """With a function that computes them, any name will do."""
     index = _index(
@@ -195,6 +205,14 @@ def test_rows_that_a_function_leaves_none_of(tmp_path: Path) -> None:
     index = _index(tmp_path, code, process_docs=_Function("utils.none"))
     assert _problems(tmp_path, index) == [
         f"its `process_docs` leaves no row to ask about of {tmp_path}/data/org/set/test.jsonl."
+    ]
+
+
+def test_a_function_that_ends_the_program(tmp_path: Path) -> None:
+    """It ends the task, and no more."""
+    index = _index(tmp_path, "import sys\ndef all(docs): sys.exit(3)\n", process_docs=_Function("utils.all"))
+    assert _problems(tmp_path, index) == [
+        "its code ends the program, with sys.exit(3). Look at its functions, or leave it out."
     ]
 
 

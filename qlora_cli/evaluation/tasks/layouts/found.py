@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, TypeAlias
 from qlora_cli.data.files import BadRow, Row
 from qlora_cli.errors import DataError, TaskError
 
-_PROBLEMS = 5  # that are told of one file
+PROBLEMS = 5  # that are told of one file
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,21 @@ class DatasetName:
 
 # The names of columns that every row has to have, of those that there are in the file at all.
 Needed: TypeAlias = frozenset[str]
+# The names of columns of CSV and TSV whose cells may be read as numbers; None: all of them.
+Numbers: TypeAlias = frozenset[str] | None
 
 
 @dataclass(frozen=True)
 class Found:
     """A split that is there: its files, and how a datasets.Dataset is made of them.
 
-    `read` raises TaskError with file and row for what cannot be read, and for a file without rows.
+    `read` raises TaskError with file and row for what cannot be read, and for a file without rows. `guessed` tells that
+    only the cells say which columns are numbers.
     """
 
     files: tuple[Path, ...]
-    read: Callable[[Needed], Any]
+    read: Callable[[Needed, Numbers], Any]
+    guessed: bool = False
 
 
 def child(folder: Path, name: str) -> Path | None:
@@ -61,6 +66,12 @@ def descendant(folder: Path, *names: str) -> Path | None:
     return found
 
 
+def packed_or_not(folder: Path, below: str) -> Path | None:
+    """The file `below` a folder, or what it is when it is packed; None if there is neither."""
+    paths = (descendant(folder, below + suffix) for suffix in ("", ".gz", ".zst"))
+    return next((path for path in paths if path is not None and path.is_file()), None)
+
+
 def sound_rows(rows: Iterable[tuple[int, Row | BadRow]], shown: str) -> Iterator[tuple[int, Row]]:
     """The rows with their numbers. Raises TaskError for what cannot be read: the first few problems."""
     problems = []
@@ -68,7 +79,7 @@ def sound_rows(rows: Iterable[tuple[int, Row | BadRow]], shown: str) -> Iterator
         for number, row in rows:
             if isinstance(row, BadRow):
                 problems.append(row.problem)
-                if len(problems) == _PROBLEMS:
+                if len(problems) == PROBLEMS:
                     break
             elif not problems:
                 yield number, row
@@ -78,8 +89,17 @@ def sound_rows(rows: Iterable[tuple[int, Row | BadRow]], shown: str) -> Iterator
         raise TaskError("\n".join(problems))
 
 
+@contextlib.contextmanager
+def telling_of_data() -> Iterator[None]:
+    """A block in which what is wrong with a file, a DataError, is raised as TaskError."""
+    try:
+        yield
+    except DataError as error:
+        raise TaskError(str(error)) from error
+
+
 def refuse_problems(problems: Iterable[str]) -> None:
     """Raise TaskError with the first few of them, if there are any."""
-    some = list(itertools.islice(problems, _PROBLEMS))
+    some = list(itertools.islice(problems, PROBLEMS))
     if some:
         raise TaskError("\n".join(some))

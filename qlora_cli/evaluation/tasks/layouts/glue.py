@@ -12,10 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.data.files import BadRow, Row, shorten
+from qlora_cli.data.files import BadRow, shorten
 from qlora_cli.data.opening import open_bytes, uncounted
 from qlora_cli.errors import TaskError
-from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Found, Needed, descendant, refuse_problems, sound_rows
+from qlora_cli.evaluation.tasks.layouts.found import (
+    DatasetName,
+    Found,
+    Needed,
+    Numbers,
+    packed_or_not,
+    refuse_problems,
+    sound_rows,
+    telling_of_data,
+)
 from qlora_cli.recipe.data_files import shown_path
 
 _NAMES = ("nyu-mll/glue", "glue")
@@ -92,12 +101,12 @@ _TABLES = {
 def find(root: Path, dataset: DatasetName, split: str) -> Found | None:
     """The file of a task and split; None if it is not there or this is another dataset."""
     below = place(dataset, split)
-    path = descendant(root, below) if below else None
-    if path is None or not path.is_file():
+    file = packed_or_not(root, below) if below else None
+    if file is None:
         return None
-    file, config = path, (dataset.config or "").lower()
+    config = (dataset.config or "").lower()
 
-    def read(_: Needed) -> Any:
+    def read(_: Needed, __: Numbers) -> Any:
         return _read(file, config, has_label=not split.startswith("test"))
 
     return Found((file,), read)
@@ -118,7 +127,7 @@ def _read(file: Path, config: str, *, has_label: bool) -> Any:
 
     shown, table = shown_path(file), _TABLES[config]
     expected = {column for _, column in table.texts} | ({table.label} if has_label else set())
-    with open_bytes(file, shown, uncounted) as stream:
+    with telling_of_data(), open_bytes(file, shown, uncounted) as stream:
         rows = list(sound_rows(_rows(stream, shown, table, expected), shown))
     # The hub's QQP is without the few rows that are cut off, and counts them all the same.
     numbered = [(idx, line, row) for idx, (line, row) in enumerate(rows) if expected <= row.keys()]
@@ -153,14 +162,17 @@ def _rows(stream: io.BufferedReader, shown: str, table: _Table, expected: set[st
         cells = line.rstrip("\n").split("\t")
         if cells == [""]:
             continue
+        foreign = not line.isascii() and any("\udc80" <= letter <= "\udcff" for letter in line)
+        if foreign:
+            yield number, BadRow(f"{shown}, line {number}: expected UTF-8, got other bytes. Save the file as UTF-8.")
+            if not header:  # nor is there one
+                return
+            continue
         if not header:
             header = _header(cells, table, expected, shown)
             if header == cells:
                 continue
-        row: Row | BadRow = dict(zip(header, cells, strict=False))
-        if not line.isascii() and any("\udc80" <= letter <= "\udcff" for letter in line):
-            row = BadRow(f"{shown}, line {number}: expected UTF-8, got other bytes. Save the file as UTF-8.")
-        yield number, row
+        yield number, dict(zip(header, cells, strict=False))
 
 
 def _header(cells: list[str], table: _Table, expected: set[str], shown: str) -> list[str]:

@@ -19,14 +19,16 @@ from typing import Any
 import yaml
 
 from qlora_cli.errors import TaskError
-from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Found, Needed, child, descendant
-from qlora_cli.evaluation.tasks.layouts.tables import read_files
+from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Found, Needed, Numbers, child, descendant
+from qlora_cli.evaluation.tasks.layouts.tables import CELLS, read_files
 from qlora_cli.recipe.data_files import DATA_SUFFIXES, data_kind, data_stem, shown_path
 
 _DEFAULT = "default"
 _PART = re.compile(r"-\d.*")  # of several files: -00000-of-00002
 _OF = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _SAVED = "state.json"  # what `save_to_disk` leaves in the folder of every split
+# JSON that `datasets` leaves beside rows, which are none.
+_ABOUT_ROWS = frozenset({"dataset_dict.json", "dataset_info.json", "dataset_infos.json", _SAVED})
 _REMOTE = re.compile(r"hf://datasets/(?P<dataset>[^/]+/[^/@]+)(@[^/]+)?/(?P<file>.+)")
 
 
@@ -74,7 +76,8 @@ def splits(root: Path, dataset: DatasetName) -> list[str]:
     names: set[str] = set()
     for folder in (folder for repository in repositories for folder in _folders(repository, dataset)):
         for path in folder.iterdir() if folder.is_dir() else []:
-            if (path.is_file() and data_kind(path)) or (path / _SAVED).is_file():
+            of_rows = data_kind(path) and path.name not in _ABOUT_ROWS and path.is_file()
+            if of_rows or (path / _SAVED).is_file():
                 names.add(_PART.sub("", data_stem(path) if path.is_file() else path.name))
     return sorted(names)
 
@@ -144,7 +147,7 @@ def _saved(folder: Path, split: str) -> Path | None:
 
 
 def _found_on_disk(folder: Path) -> Found:
-    return Found((folder,), lambda _: _from_disk(folder))
+    return Found((folder,), lambda _, __: _from_disk(folder))
 
 
 def _from_disk(folder: Path) -> Any:
@@ -209,10 +212,10 @@ def _entries(value: object) -> list[dict[str, Any]]:
 def _found(files: list[Path], dataset: DatasetName, root: Path) -> Found:
     repository = descendant(root, dataset.path)
 
-    def read(needed: Needed) -> Any:
-        return read_files(files, needed, _features(repository, dataset.config))
+    def read(needed: Needed, numbers: Numbers) -> Any:
+        return read_files(files, needed, _features(repository, dataset.config), numbers)
 
-    return Found(tuple(files), read)
+    return Found(tuple(files), read, guessed=data_kind(files[0]) in CELLS)
 
 
 def _features(repository: Path | None, config: str | None) -> Any:

@@ -12,7 +12,16 @@ from qlora_cli.data.files import Row
 from qlora_cli.data.opening import open_bytes, uncounted
 from qlora_cli.data.separated_rows import read_separated
 from qlora_cli.errors import TaskError
-from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Found, Needed, descendant, refuse_problems, sound_rows
+from qlora_cli.evaluation.tasks.layouts.found import (
+    DatasetName,
+    Found,
+    Needed,
+    Numbers,
+    packed_or_not,
+    refuse_problems,
+    sound_rows,
+    telling_of_data,
+)
 from qlora_cli.recipe.data_files import shown_path
 
 _NAMES = ("cais/mmlu", "hails/mmlu_no_train")
@@ -26,12 +35,11 @@ def find(root: Path, dataset: DatasetName, split: str) -> Found | None:
     subject = dataset.config
     if dataset.path not in _NAMES or not subject or split not in _SPLITS:
         return None
-    path = descendant(root, _place(subject, split))
-    if path is None or not path.is_file():
+    file = packed_or_not(root, _place(subject, split))
+    if file is None:
         return None
-    file = path
 
-    def read(_: Needed) -> Any:
+    def read(_: Needed, __: Numbers) -> Any:
         return _read(file, subject)
 
     return Found((file,), read)
@@ -54,7 +62,7 @@ def _read(file: Path, subject: str) -> Any:
     import datasets
 
     shown = shown_path(file)
-    with open_bytes(file, shown, uncounted) as stream:
+    with telling_of_data(), open_bytes(file, shown, uncounted) as stream:
         rows = list(sound_rows(read_separated(stream, shown, ",", _COLUMNS), shown))
     if not rows:
         raise TaskError(f"{shown}: there is no row in it. Expected rows of question, A, B, C, D, answer.")

@@ -9,24 +9,27 @@ import itertools
 import json
 import re
 import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qlora_cli.data.files import Row, describe, read_file, shorten
 from qlora_cli.errors import TaskError
-from qlora_cli.evaluation.tasks.layouts.found import Needed, refuse_problems, sound_rows
+from qlora_cli.evaluation.tasks.layouts.found import Needed, Numbers, refuse_problems, sound_rows
 from qlora_cli.recipe.data_files import data_kind, shown_path
+
+CELLS = (".csv", ".tsv")  # kinds of files that say of no cell what it is
 
 _WHOLE = re.compile(r"-?(0|[1-9]\d*)")
 _DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _TRUTH = {"true": True, "false": False, "True": True, "False": False}
 
 
-def read_files(files: Sequence[Path], needed: Needed, features: Any = None) -> Any:
+def read_files(files: Sequence[Path], needed: Needed, features: Any = None, numbers: Numbers = None) -> Any:
     """A datasets.Dataset of the rows of files, all of one kind, in their order.
 
     `features` are the types of the columns where they are known. What Parquet files say of themselves comes first.
+    `numbers` are the columns whose cells may be read as numbers.
 
     Raises:
         TaskError: with file and line or row for what cannot be read, for a row that lacks a column of `needed` that
@@ -53,9 +56,10 @@ def read_files(files: Sequence[Path], needed: Needed, features: Any = None) -> A
         if name in needed and name not in row
     )
     columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in names}
-    if kind in (".csv", ".tsv"):
+    if kind in CELLS:
         refuse_problems(_no_lists(columns, needed, wheres))
-        columns = {name: _as_said(values) for name, values in columns.items()}
+        texts = _texts(features, columns) if numbers is None else columns.keys() - numbers
+        columns = {name: _as_said(values, no_number=name in texts) for name, values in columns.items()}
     if kind == ".parquet":
         features = _parquet_features(files[0]) or features
     if features is not None and set(features) == set(columns):
@@ -80,19 +84,27 @@ def _parquet_features(file: Path) -> Any:
         return None
 
 
-def _as_said(cells: list[str]) -> list[Any]:
+def _texts(features: Any, columns: Collection[str]) -> set[str]:
+    """The columns that are texts whatever they look like, by the types that are known."""
+    if features is None or set(features) != set(columns):
+        return set()
+    return {name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")}
+
+
+def _as_said(cells: list[str], *, no_number: bool) -> list[Any]:
     """Numbers, truth values, lists and objects of the cells of a column, if all of them say such; else the text.
 
     An empty cell among such values is None. A number is one as it would be written again: `007` and `+1` are text.
+    With `no_number` so are all others.
     """
     filled = [cell for cell in cells if cell != ""]
     if not filled:
         return cells
     convert: Callable[[str], Any]
     if all(map(_WHOLE.fullmatch, filled)):
-        convert = int
+        convert = str if no_number else int
     elif all(map(_DECIMAL.fullmatch, filled)):
-        convert = float
+        convert = str if no_number else float
     elif all(cell in _TRUTH for cell in filled):
         convert = _TRUTH.__getitem__
     elif all(map(_is_bracketed, filled)):
