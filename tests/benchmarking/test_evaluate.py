@@ -89,6 +89,7 @@ def test_groups_as_lm_eval_has_them(folder: Path) -> None:
         "mmlu_other": (1, "1 of 13 tasks"),
         "mmlu_humanities": (1, "1 of 13 tasks"),
     } | {row.task: (2, None) for row in scores if not row.is_group}
+    assert {row.higher_is_better for row in scores} == {True}, "of a group of groups lm-eval does not say"
     rows = {row.task: row for row in scores}
     leaves = [row for row in scores if not row.is_group]
     assert rows["mmlu"].documents == sum(row.documents for row in leaves) == 24
