@@ -17,14 +17,13 @@ from qlora_cli.benchmarking.dataset_loss import DatasetRows, DatasetScore, datas
 from qlora_cli.benchmarking.dataset_section import dataset_section
 from qlora_cli.benchmarking.events import Evaluated, Event, Listener, LossRow, Prepared, Turn, Who
 from qlora_cli.benchmarking.request import EvalRequest
-from qlora_cli.benchmarking.results_file import write_file
+from qlora_cli.benchmarking.results_file import write_files
 from qlora_cli.benchmarking.rows import score_rows
 from qlora_cli.benchmarking.target import Target, find_target
 from qlora_cli.errors import EvaluationError, RequestError
 from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.evaluation.events import Asking, Remark
 from qlora_cli.evaluation.harness import TaskScores, score_tasks
-from qlora_cli.evaluation.results import write_samples
 from qlora_cli.evaluation.scoring import AnsweringModel
 from qlora_cli.evaluation.store import AnswerStore, answers_folder
 from qlora_cli.evaluation.tasks.build import build_tasks
@@ -70,10 +69,8 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
         seed=request.seed,
         system_instruction=request.system_instruction,
     )
-    if request.output is not None and accelerator.is_main_process:
-        evaluated = _write(request, target, ours, theirs, evaluated)
-    job.emit(evaluated)
-    return evaluated
+    job.emit(evaluated)  # before anything is written, which may fail
+    return _write(job, target, loaded, ours, theirs, evaluated)
 
 
 @dataclass(frozen=True)
@@ -283,13 +280,17 @@ def _loss_row(rows: DatasetRows, ours: DatasetScore, theirs: DatasetScore | None
     )
 
 
-def _write(request: EvalRequest, target: Target, ours: _Answers, theirs: _Answers, evaluated: Evaluated) -> Evaluated:
-    """Write the results and, if that is asked for, every answer: of the base as well."""
-    if (output := request.output) is None:
-        return evaluated
-    write_file(output, target, ours.tasks, theirs.tasks, evaluated)
-    samples: list[Path] = []
-    if request.log_samples:
-        for scores, beside in ((ours.tasks, output), (theirs.tasks, output.with_name(f"{output.stem}-base.json"))):
-            samples += [] if scores is None else write_samples(beside, scores.samples)
-    return replace(evaluated, output=output, samples=tuple(samples))
+def _write(
+    job: _Job, target: Target, loaded: LoadedTasks, ours: _Answers, theirs: _Answers, all_: Evaluated
+) -> Evaluated:
+    """Write and tell of the files that are asked for: of several processes, the first does."""
+    request = job.request
+    if request.output is None or not job.accelerator.is_main_process:
+        return all_
+    files: dict[str, tuple[Path, ...]] = {}
+    for written in write_files(
+        request.output, target, loaded, ours.tasks, theirs.tasks, all_, log_samples=request.log_samples
+    ):
+        job.emit(written)
+        files[written.what] = written.files
+    return replace(all_, output=files["results"][0], samples=files.get("samples", ()))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qlora_cli.benchmarking.evaluate import evaluate
-from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow, Turn
+from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow, Turn, Written
 from qlora_cli.benchmarking.request import EvalRequest
 from qlora_cli.benchmarking.target import Target
 from qlora_cli.errors import EvaluationError, RequestError, TaskError
@@ -112,6 +112,19 @@ def test_the_results_file(folder: Path, tmp_path: Path) -> None:
     assert [len(file.read_text().splitlines()) for file in found.samples] == [8, 8]
 
 
+def test_the_results_file_says_what_is_partial(folder: Path, tmp_path: Path) -> None:
+    """Of a tag, too, and of a group that is a list only: neither has a score of its own to say it beside."""
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "both.yaml").write_text("group: both\ntask: [arc_easy, arc_challenge]\n")
+    output = tmp_path / "r.json"
+    asked = request(folder, tasks=("glue", "both"), task_paths=(tasks,), limit=2, baseline=False, output=output)
+    assert {row.task: row.depth for row in evaluate(asked).scores} == dict.fromkeys(
+        ("cola", "mrpc", "rte", "sst2", "arc_easy"), 0
+    )
+    assert json.loads(output.read_text())["qlora"]["partial"] == {"glue": "4 of 9 tasks", "both": "1 of 2 tasks"}
+
+
 def test_a_second_start_asks_nothing(folder: Path) -> None:
     """What was answered is kept, of target and base apart: the same scores, and no question asked again."""
     asked = request(folder, tasks=("arc_easy",))
@@ -157,14 +170,25 @@ def test_what_was_asked_for_is_told_with_the_scores(folder: Path) -> None:
     assert (found.limit, found.seed, found.system_instruction) == (3, 7, "Be terse.")
 
 
-def test_what_is_told(folder: Path) -> None:
-    """What is scored is told before the first question, then each of the two as it is asked."""
+def test_what_is_told(folder: Path, tmp_path: Path) -> None:
+    """What is scored is told before the first question, then each of the two as it is asked, the scores before they
+    are written, and each kind of files once it is there."""
     events: list[Event] = []
-    evaluate(request(folder, tasks=("arc_easy",)), listeners=[events.append])
+    output = tmp_path / "out.json"
+
+    def listen(event: Event) -> None:
+        assert output.exists() == isinstance(event, Written)
+        events.append(event)
+
+    asked = request(folder, tasks=("arc_easy",), output=output, log_samples=True)
+    found = evaluate(asked, listeners=[listen])
     prepared = next(event for event in events if isinstance(event, Prepared))
     assert (prepared.tasks, prepared.documents, prepared.base) == (1, 8, "base")
-    told = [event for event in events if isinstance(event, Prepared | Turn | Evaluated)]
-    assert [type(event).__name__ for event in told] == ["Prepared", "Turn", "Turn", "Evaluated"]
+    told = [event for event in events if isinstance(event, Prepared | Turn | Evaluated | Written)]
+    names = ["Prepared", "Turn", "Turn", "Evaluated", "Written", "Written"]
+    assert [type(event).__name__ for event in told] == names
+    assert told[-2:] == [Written("results", (output,)), Written("samples", found.samples)]
+    assert (found.output, len(found.samples)) == (output, 2)
     last = [event for event in events if isinstance(event, Asking)][-1]
     assert last.answered == last.questions
 
