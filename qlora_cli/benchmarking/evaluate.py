@@ -15,11 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.benchmarking.dataset_loss import DatasetRows, DatasetScore, dataset_loss, read_dataset
 from qlora_cli.benchmarking.dataset_section import dataset_section
-from qlora_cli.benchmarking.events import Evaluated, Event, Listener, LossRow, Prepared, Turn, Who
+from qlora_cli.benchmarking.events import Evaluated, Event, Listener, Prepared, Turn, Who
 from qlora_cli.benchmarking.request import EvalRequest
 from qlora_cli.benchmarking.results_file import write_files
-from qlora_cli.benchmarking.rows import score_rows
+from qlora_cli.benchmarking.rows import loss_row, metrics_of, score_rows
 from qlora_cli.benchmarking.target import Target, find_target
+from qlora_cli.benchmarking.unscored import unscored
 from qlora_cli.errors import EvaluationError, RequestError
 from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.evaluation.events import Asking, Remark
@@ -61,6 +62,7 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
     with _telling_of_memory(target, accelerator.device):
         asked = _Asked(job, target, loaded, rows, tokenizer, target.load(accelerator.device))
         ours = asked.ask("target")
+        job.tell_unscored(loaded, ours)
         theirs = asked.ask("base") if request.baseline else _Answers()
     evaluated = replace(
         _evaluated(prepared, loaded, ours, theirs, rows),
@@ -134,6 +136,17 @@ class _Job:
         for remark in loaded.remarks:
             self.emit(Notice(remark))
         return loaded
+
+    def tell_unscored(self, loaded: LoadedTasks, answers: _Answers) -> None:
+        """Remark on what has no score; raise EvaluationError if nothing has one."""
+        if answers.tasks is None:
+            return
+        results = answers.tasks.results["results"]
+        told = list(unscored(loaded, results))
+        if answers.rows is None and not any(map(metrics_of, results.values())):
+            raise EvaluationError("\n".join(told))
+        for remark in told:
+            self.emit(Notice(remark))
 
     def read_rows(self, target: Target, tokenizer: PreTrainedTokenizerBase) -> DatasetRows | None:
         request = self.request
@@ -254,29 +267,12 @@ def _evaluated(
         prepared=prepared,
         # Samples are there on the first process alone.
         scores=() if ours.tasks is None or not ours.tasks.samples else score_rows(loaded, ours.tasks, theirs.tasks),
-        losses=() if rows is None or ours.rows is None else (_loss_row(rows, ours.rows, theirs.rows),),
+        losses=() if rows is None or ours.rows is None else (loss_row(rows, ours.rows, theirs.rows),),
         template=template,
         way=None if ours.tasks is None else ours.tasks.way,
         answers=sum(scores.questions for scores in tasks),
         kept=sum(scores.kept for scores in tasks),
         seconds=0.0,
-    )
-
-
-def _loss_row(rows: DatasetRows, ours: DatasetScore, theirs: DatasetScore | None) -> LossRow:
-    return LossRow(
-        dataset=rows.source,
-        rows=ours.rows,
-        tokens=ours.tokens,
-        loss=ours.loss,
-        error=ours.standard_error,
-        perplexity=ours.perplexity,
-        bits_per_byte=ours.bits_per_byte,
-        base=None if theirs is None else theirs.loss,
-        base_error=None if theirs is None else theirs.standard_error,
-        base_perplexity=None if theirs is None else theirs.perplexity,
-        base_bits_per_byte=None if theirs is None else theirs.bits_per_byte,
-        comparison=None if theirs is None else ours.against(theirs),
     )
 
 

@@ -1,4 +1,4 @@
-"""The table of an evaluation: one row for each metric of each task and group, with the base beside it."""
+"""The tables of an evaluation: a row for each metric of each task and group, and for each dataset, with the base."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean
 
-from qlora_cli.benchmarking.events import ScoreRow
+from qlora_cli.benchmarking.events import LossRow, ScoreRow
 from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.statistics import (
     Comparison,
@@ -25,6 +25,7 @@ from qlora_cli.evaluation.statistics import (
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
+    from qlora_cli.benchmarking.dataset_loss import DatasetRows, DatasetScore
     from qlora_cli.evaluation.harness import TaskScores
     from qlora_cli.evaluation.tasks.loaded import LoadedTasks
 
@@ -38,6 +39,24 @@ def score_rows(loaded: LoadedTasks, target: TaskScores, base: TaskScores | None)
         base: the same of the base; None without a baseline.
     """
     return tuple(_Table(loaded, target, base).rows())
+
+
+def loss_row(rows: DatasetRows, ours: DatasetScore, theirs: DatasetScore | None) -> LossRow:
+    """The loss on a dataset's rows, with the base's beside it if there is one."""
+    return LossRow(
+        dataset=rows.source,
+        rows=ours.rows,
+        tokens=ours.tokens,
+        loss=ours.loss,
+        error=ours.standard_error,
+        perplexity=ours.perplexity,
+        bits_per_byte=ours.bits_per_byte,
+        base=None if theirs is None else theirs.loss,
+        base_error=None if theirs is None else theirs.standard_error,
+        base_perplexity=None if theirs is None else theirs.perplexity,
+        base_bits_per_byte=None if theirs is None else theirs.bits_per_byte,
+        comparison=None if theirs is None else ours.against(theirs),
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class _Table:
 
     def _within(self, name: str, depth: int) -> Iterator[ScoreRow]:
         """The rows of a task or a group, and of all that is in it: of a group without a score, as if it were not."""
-        metrics = _metrics(self.target.results["results"].get(name, {}))
+        metrics = metrics_of(self.target.results["results"].get(name, {}))
         for metric, filter_name in metrics:
             yield self._row(name, depth, metric, filter_name, self._compared(name, metric, filter_name))
         for child in self._members().get(name, ()):
@@ -164,8 +183,8 @@ def _values(scores: TaskScores, task: str, metric: str, filter_name: str) -> lis
     ]
 
 
-def _metrics(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The metrics, with their filters, that a task's results hold."""
+def metrics_of(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The metrics, with their filters, of which a task's or a group's results hold a number."""
     keys = [key.split(",", 1) for key in found if "," in key]
     return [
         (metric, filter_name)

@@ -15,6 +15,7 @@ from qlora_cli.benchmarking.request import EvalRequest
 from qlora_cli.benchmarking.target import Target
 from qlora_cli.errors import EvaluationError, RequestError, TaskError
 from qlora_cli.evaluation.events import Asking
+from qlora_cli.training.events import Notice
 from tests.support.adapters import write_adapter
 from tests.support.benchmarks import keep_index, write_data_root, write_jsonl
 from tests.support.models import save_tiny_model
@@ -123,6 +124,57 @@ def test_the_results_file_says_what_is_partial(folder: Path, tmp_path: Path) -> 
         ("cola", "mrpc", "rte", "sst2", "arc_easy"), 0
     )
     assert json.loads(output.read_text())["qlora"]["partial"] == {"glue": "4 of 9 tasks", "both": "1 of 2 tasks"}
+
+
+_ODD = """
+task: {name}
+dataset_path: allenai/ai2_arc
+dataset_name: ARC-Easy
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices.text}}}}"
+doc_to_target: 0
+metric_list: [{{metric: {metric}}}]
+"""
+_NONE = "answers of the kind multiple_choice give no number for perplexity; see metric_list in the definition"
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Tasks whose answers give no number for their metric, and a group that aggregates what its tasks have not."""
+    tasks = tmp_path / "odd"
+    tasks.mkdir()
+    for name, metric in (("fine", "acc"), *((f"odd{n}", "perplexity") for n in range(5))):
+        (tasks / f"{name}.yaml").write_text(_ODD.format(name=name, metric=metric))
+    (tasks / "g.yaml").write_text("group: g\ntask: [fine, odd0]\naggregate_metric_list: [{metric: zork}]\n")
+    return tasks
+
+
+def test_what_has_no_score_is_named(folder: Path, odd: Path) -> None:
+    """A row that is not there would be missed by nobody; nor is what has no score called done."""
+    events: list[Event] = []
+    asked = request(folder, tasks=("g",), task_paths=(odd,), limit=2, baseline=False)
+    found = evaluate(asked, listeners=[events.append])
+    assert [(row.task, row.depth) for row in found.scores] == [("fine", 0)]
+    assert [event.text for event in events if isinstance(event, Notice) and "no score" in event.text] == [
+        f"no score came of odd0: {_NONE}",
+        "no score came of the group g: it is to have zork, and its tasks have acc; see aggregate_metric_list in its "
+        "definition",
+    ]
+
+
+def test_tasks_without_any_score_have_failed(folder: Path, odd: Path) -> None:
+    """Unless there is something else to show."""
+    events: list[Event] = []
+    asked = request(folder, tasks=("odd*",), task_paths=(odd,), limit=2)
+    with pytest.raises(EvaluationError) as caught:
+        evaluate(asked, listeners=[events.append])
+    assert str(caught.value) == f"no score came of odd0, odd1, odd2 and 2 others: {_NONE}"
+    assert Turn("base") not in events
+    rows = evaluate(replace(asked, tasks=("odd0",), dataset=str(folder / "rows.jsonl")), listeners=[events.append])
+    assert (rows.scores, len(rows.losses)) == ((), 1)
+    assert Notice(f"no score came of odd0: {_NONE}") in events
 
 
 def test_a_second_start_asks_nothing(folder: Path) -> None:
