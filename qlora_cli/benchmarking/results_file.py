@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_cli.benchmarking.events import Evaluated, Written
+from qlora_cli.benchmarking.model_args import model_args, model_name
 from qlora_cli.benchmarking.target import Target
 from qlora_cli.evaluation.harness import TaskScores
 from qlora_cli.evaluation.new_files import base_of
@@ -41,8 +42,8 @@ def write_files(
     if ours is None:
         file = write_facts(output, {"results": {}, "qlora": own})
     else:
-        facts = target.facts()
-        file = write_results(output, ours, ResultFacts(str(facts["target"]), facts["base_revision"], own=own))
+        facts = ResultFacts(model_name(target), model_args(target), target.base.revision, own=own)
+        file = write_results(output, ours, facts)
     yield Written("results", (file,), None if file == output else output, is_lm_evals=ours is not None)
     if log_samples and ours is not None:
         samples = write_samples(file, ours.samples)

@@ -17,6 +17,8 @@ from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list, s
 from qlora_cli.evaluation.harness import TaskScores
 from qlora_cli.evaluation.new_files import samples_file, write_new
 
+_BACKEND = "qlora"  # where lm-eval has `hf`, `vllm` and the like
+
 
 @dataclass(frozen=True)
 class ResultFacts:
@@ -24,16 +26,14 @@ class ResultFacts:
 
     Attributes:
         model: what was scored, as a person would name it: a hub name, or a folder.
-        revision: of a model on the hub; None where there is none.
         model_args: as lm-eval's command line would have it, for tools that look there.
-        gen_kwargs: how answers were to be written, where that was not left to the tasks.
+        revision: of a model on the hub; None where there is none.
         own: what lm-eval has no place for; it is under `qlora`.
     """
 
     model: str
+    model_args: str
     revision: str | None = None
-    model_args: str | None = None
-    gen_kwargs: str | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,14 +63,14 @@ def results_json(scores: TaskScores, facts: ResultFacts) -> dict[str, Any]:
     return {
         **scores.results,
         "config": {
-            "model": facts.model,
+            "model": _BACKEND,
             "model_args": facts.model_args,
             "model_revision": facts.revision,
             **model,
             "use_cache": None,
             "limit": settings["limit"],
             "bootstrap_iters": settings["bootstrap_iters"],
-            "gen_kwargs": facts.gen_kwargs,
+            "gen_kwargs": {},  # as the tasks have them
             "random_seed": seed["python"],
             "numpy_seed": seed["other"],
             "torch_seed": seed["other"],
@@ -84,7 +84,7 @@ def results_json(scores: TaskScores, facts: ResultFacts) -> dict[str, Any]:
         "upper_git_hash": None,
         **tokenizer,
         "task_hashes": {task: _task_hash(rows) for task, rows in scores.samples.items()},
-        "model_source": "qlora",
+        "model_source": _BACKEND,
         "model_name": facts.model,
         "model_name_sanitized": sanitize_model_name(facts.model),
         "system_instruction": settings["system_instruction"],

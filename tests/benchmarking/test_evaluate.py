@@ -107,6 +107,8 @@ def test_the_results_file(folder: Path, tmp_path: Path) -> None:
     assert results["results"]["arc_easy"]["acc,none"] == acc.value
     assert results["qlora"]["base"]["arc_easy"]["acc,none"] == acc.base
     assert results["qlora"]["adapter_sha256"]
+    assert results["model_name"] == results["qlora"]["target"] == "adapter"
+    assert results["config"]["model_args"] == "pretrained=base,peft=adapter,dtype=float32"
     assert results["qlora"]["scores"][0]["comparison"]["n"] == 8
     assert str(Path.home()) not in output.read_text()
     assert found.samples == (tmp_path / "samples_arc_easy_one.jsonl", tmp_path / "samples_arc_easy_one-base.jsonl")
