@@ -19,6 +19,8 @@ from qlora_cli.evaluation.new_files import samples_file, write_new
 
 _BACKEND = "qlora"  # where lm-eval has `hf`, `vllm` and the like
 
+_HASHED = ("system_instruction", "chat_template")  # as they are: their hashes stand beside them
+
 
 @dataclass(frozen=True)
 class ResultFacts:
@@ -51,7 +53,8 @@ def write_results(file: Path, scores: TaskScores, facts: ResultFacts) -> Path:
 
 def write_facts(file: Path, facts: Mapping[str, Any]) -> Path:
     """Write anything else as results are written; returns and raises what `write_results` does."""
-    text = json.dumps(_homeless(facts), indent=2, default=handle_non_serializable, ensure_ascii=False)
+    told = {**_homeless(facts), **{name: facts[name] for name in _HASHED if name in facts}}
+    text = json.dumps(told, indent=2, default=handle_non_serializable, ensure_ascii=False)
     return write_new(file, [text, "\n"])
 
 
@@ -134,13 +137,16 @@ def _line(sample: Mapping[str, Any]) -> str:
     return json.dumps(told, default=handle_non_serializable, ensure_ascii=False) + "\n"
 
 
-def _homeless(value: Any) -> Any:
+def _homeless(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same with `~` in place of the home folder, wherever it is named."""
     try:
         home = str(Path.home())
     except RuntimeError:
         return value
-    return value if home in ("", "/") else _replaced(value, re.compile(re.escape(home) + r"(?=$|[/\\\s'\",;:)])"))
+    if home in ("", "/"):
+        return value
+    homeless: dict[str, Any] = _replaced(value, re.compile(re.escape(home) + r"(?=$|[/\\\s'\",;:)])"))
+    return homeless
 
 
 def _replaced(value: Any, home: re.Pattern[str]) -> Any:

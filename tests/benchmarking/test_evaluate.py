@@ -224,6 +224,16 @@ def test_what_was_asked_for_is_told_with_the_scores(folder: Path) -> None:
     assert (found.limit, found.seed, found.system_instruction) == (3, 7, "Be terse.")
 
 
+def test_an_empty_system_instruction_is_none(folder: Path, tmp_path: Path) -> None:
+    """A script may have nothing to say: then it is not told that something was said."""
+    output = tmp_path / "r.json"
+    found = evaluate(
+        request(folder, tasks=("arc_easy",), baseline=False, limit=3, system_instruction="", output=output)
+    )
+    assert found.system_instruction is None
+    assert json.loads(output.read_text())["system_instruction"] is None
+
+
 def test_what_is_told(folder: Path, tmp_path: Path) -> None:
     """What is scored is told before the first question, then each of the two as it is asked, the scores before they
     are written, and each kind of files once it is there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 from lm_eval.models.huggingface import HFLM
-from lm_eval.utils import get_file_datetime, get_file_task_name, make_table
+from lm_eval.utils import get_file_datetime, get_file_task_name, hash_string, make_table
 
 from qlora_cli.errors import RunError
 from qlora_cli.evaluation.harness import TaskScores, score_tasks
@@ -173,13 +174,13 @@ def test_the_home_folder_is_not_named(tmp_path: Path, scores: TaskScores, monkey
     """Wherever a path has got into what is written."""
     monkeypatch.setenv("HOME", "/home/somebody")
     own = {"data": "/home/somebody/data/x.csv", "/home/somebody": ["in '/home/somebody'", "/home/somebodyelse"]}
-    write_results(
-        tmp_path / "r.json",
-        scores,
-        ResultFacts("/home/somebody/models/a", "pretrained=/home/somebody/models/a", own=own),
-    )
+    said = "Look into /home/somebody/notes."  # as it was said: its hash stands beside it
+    scores = replace(scores, settings=scores.settings | {"system_instruction": said})
+    facts = ResultFacts("/home/somebody/models/a", "pretrained=/home/somebody/models/a", own=own)
+    write_results(tmp_path / "r.json", scores, facts)
     found = json.loads((tmp_path / "r.json").read_text())
     assert (found["model_name"], found["config"]["model_args"]) == ("~/models/a", "pretrained=~/models/a")
+    assert (found["system_instruction"], found["system_instruction_sha"]) == (said, hash_string(said))
     assert (found["qlora"]["data"], found["qlora"]["~"]) == ("~/data/x.csv", ["in '~'", "/home/somebodyelse"])
 
 
