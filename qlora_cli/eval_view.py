@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, Turn
+from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, Turn, Written
 from qlora_cli.console import plural, show_paragraph
 from qlora_cli.encoding_view import EncodingView
 from qlora_cli.evaluation.events import Asking
@@ -68,7 +68,7 @@ class EvalView:
                 self._stop()
                 self._tell(event)
 
-    def _tell(self, event: Stage | Prepared | Turn | Evaluated) -> None:
+    def _tell(self, event: Stage | Prepared | Turn | Evaluated | Written) -> None:
         match event:
             case Stage(text):
                 self._line("", f"{text} …", style="dim")
@@ -80,6 +80,8 @@ class EvalView:
                     self._line("ask", _TURNS[who])
             case Evaluated():
                 self._finish(event)
+            case Written():
+                self._written(event)
 
     def _line(self, label: str, text: str, style: str = "") -> None:
         show_paragraph(self._console, label, text, style)
@@ -154,10 +156,12 @@ class EvalView:
         kept = _kept(event.kept, event.answers)
         answers = f"{plural(event.answers, 'answer')}{kept}, " if event.answers else ""
         self._line("done", f"{answers}in {_seconds(event.seconds)}")
-        if event.output is not None:
-            self._line("results", f"{shown_path(event.output)}  (in lm-eval's format)")
-        if event.samples:
-            self._line("samples", _files(event.samples))
+
+    def _written(self, event: Written) -> None:
+        told = ["in lm-eval's format"] * (event.what == "results" and event.is_lm_evals)
+        if event.instead_of is not None:
+            told.append(f"{shown_path(event.instead_of)} has come to be there, and is not written over")
+        self._line(event.what, _files(event.files) + (f"  ({'; '.join(told)})" if told else ""))
 
     def _scores(self, event: Evaluated) -> None:
         width = self._console.width if self._console.is_terminal else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlora_cli.benchmarking import evaluate as evaluating
-from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow
+from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow, Written
 from qlora_cli.benchmarking.request import EvalRequest
 from qlora_cli.cli import app
 from qlora_cli.data.cache import cache_folder
@@ -127,6 +128,41 @@ def test_the_same_command_goes_on(here: Path) -> None:
     assert first[-4:-2] == again[-5:-3]  # the scores
 
 
+def test_a_file_that_came_to_be_there_is_not_written_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two evaluations may have been given one name: of neither is anything lost."""
+    run = evaluating.evaluate
+
+    def evaluate(request: EvalRequest, *, listeners: Sequence[Callable[[Event], None]]) -> Evaluated:
+        (here / "out.json").write_text("another's")
+        (here / "samples_arc_easy_out-2.jsonl").write_text("another's")
+        return run(request, listeners=listeners)
+
+    monkeypatch.setattr(evaluating, "evaluate", evaluate)
+    lines = scored("run", *TASK, "--output", "out.json", "--log-samples")
+    assert lines[-2:] == [
+        "results  out-2.json  (in lm-eval's format; out.json has come to be there, and is not written over)",
+        "samples  samples_arc_easy_out-2-2.jsonl",
+    ]
+    assert Path("out.json").read_text() == Path("samples_arc_easy_out-2.jsonl").read_text() == "another's"
+    assert json.loads(Path("out-2.json").read_text())["results"]["arc_easy"]
+    assert len(Path("samples_arc_easy_out-2-2.jsonl").read_text().splitlines()) == EVAL_ROWS
+
+
+def test_scores_are_shown_though_they_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full at the end does not take them along."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    result = invoke("run", *TASK, "--no-keep", "--output", "out.json")
+    assert result.exit_code == 1
+    assert result.stderr == "error: out.json: could not be written: No space left on device\n"
+    lines = result.stdout.splitlines()
+    assert [line.partition(" ")[0] for line in lines[-4:]] == ["arc_easy", "", "asked", "done"]
+    assert not [path.name for path in here.iterdir() if path.name.endswith((".json", ".writing"))]
+
+
 def test_the_loss_on_rows(here: Path) -> None:
     """With and without tasks; with the base beside it."""
     lines = scored("run", "--dataset", "rows.jsonl", "--baseline", "--set", "dataset.max_length=200")
@@ -134,6 +170,8 @@ def test_the_loss_on_rows(here: Path) -> None:
     heads = next(n for n, line in enumerate(lines) if line.startswith("dataset "))
     assert lines[heads + 1].split()[2:5] == ["loss", "per", "token"]
     assert lines[heads + 2].split()[0] == "perplexity"
+    told = scored("run", "--dataset", "rows.jsonl", "--output", "rows.json")[-1]
+    assert told == "results  rows.json", "lm-eval has no losses"
     both = scored("run", "--dataset", "rows.jsonl", *TASK)
     assert [line.split()[0] for line in both if line.startswith(("task ", "dataset "))] == ["task", "dataset"]
 
@@ -355,10 +393,29 @@ def test_an_output_in_the_way(here: Path) -> None:
         ("out.jsonl", "expected the name of a JSON file, such as results.json, got out.jsonl"),
         ("there.json/out.json", "there.json is no folder, so there.json/out.json cannot be made"),
         ("x" * 300 + ".json", f"{'x' * 200}: cannot be written: File name too long"),
+        (".", ". is a folder; expected the name of a file, such as ./results.json"),
+        ("~nobody-of-that-name/a.json", "~nobody-of-that-name/a.json: there is no user nobody-of-that-name; write the "
+         "folder's path"),
+        ("x" * 240 + ".json", f"the samples would be called samples_arc_easy_{'x' * 63}…, 263 bytes long, and a name "
+         "may have 255. Name a file whose name is shorter by 8"),
         ("a_b.json", "samples_arc_easy_a-b.jsonl is there already, and the samples of a_b.json would be written over "
          "it. Name another file, or delete it"),
     ):  # fmt: skip
         assert refused("run", *TASK, "--output", output, "--log-samples") == f"--output: {told}"
+
+
+def test_a_folder_may_be_called_after_a_home_that_is_none(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it is there; so may a file, and the longest name that there can be is one."""
+    asked: list[EvalRequest] = []
+    monkeypatch.setattr(evaluating, "evaluate", lambda request, *, listeners: asked.append(request))
+    Path("~nobody-of-that-name").mkdir()
+    outputs = ["~nobody-of-that-name/a.json", "~nobody.json", "é" * 113 + "x.json"]
+    for output in outputs:
+        scored("run", *TASK, "--output", output, "--log-samples", "--baseline")
+    assert [str(request.output) for request in asked] == outputs
+    assert refused("run", *TASK, "--output", "é" * 114 + ".json", "--log-samples", "--baseline").endswith(
+        "…, 256 bytes long, and a name may have 255. Name a file whose name is shorter by 1"
+    )
 
 
 def test_samples_that_an_evaluation_left_are_not_written_over(here: Path) -> None:
@@ -425,25 +482,24 @@ def test_what_there_is_when_it_was_stopped(here: Path, monkeypatch: pytest.Monke
     def stop(_: EvalRequest) -> None:
         raise KeyboardInterrupt
 
-    def write(request: EvalRequest) -> None:
-        assert request.output is not None
-        request.output.write_text("{}")
-        raise KeyboardInterrupt
-
     standing_in(monkeypatch, stop, PREPARED)
     assert refused("run", *TASK, code=130) == "stopped; no question was answered yet"
     standing_in(monkeypatch, stop, PREPARED, asking(20))
     assert refused("run", *TASK, "--no-keep", code=130) == "stopped; as --no-keep says, no answers are kept"
     standing_in(monkeypatch, stop, PREPARED, asking(33), DONE)
     assert refused("run", *TASK, code=130) == "stopped; all was scored"
-    standing_in(monkeypatch, write, PREPARED, asking(33), DONE)
-    for samples in ([], ["--log-samples"]):
-        result = invoke("run", *TASK, "--output", "out.json", *samples)
-        assert (result.exit_code, result.stderr) == (130, "error: stopped; out.json is whole\n")
-        Path("out.json").unlink()
-    standing_in(monkeypatch, write, PREPARED, asking(33))
-    result = invoke("run", *TASK, "--output", "out.json", "--log-samples")
-    assert result.stderr == "error: stopped; out.json is whole, but not all samples are there\n"
+    output = "--output", "out.json"
+    results = Written("results", (Path("out-2.json"),), Path("out.json"))
+    standing_in(monkeypatch, lambda request: (here / "out.json").touch() or stop(request), PREPARED, asking(33), DONE)
+    result = invoke("run", *TASK, *output)
+    assert (result.exit_code, result.stderr) == (130, "error: stopped; all was scored\n"), "another's file"
+    (here / "out.json").unlink()
+    standing_in(monkeypatch, stop, PREPARED, asking(33), DONE, results)
+    assert refused("run", *TASK, *output, code=130) == "stopped; out-2.json is whole"
+    told = refused("run", *TASK, *output, "--log-samples", code=130)
+    assert told == "stopped; out-2.json is whole, but not all samples are there"
+    standing_in(monkeypatch, stop, PREPARED, asking(33), DONE, results, Written("samples", (Path("a.jsonl"),)))
+    assert refused("run", *TASK, *output, "--log-samples", code=130) == "stopped; out-2.json is whole"
 
 
 def test_stopped_before_it_began(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

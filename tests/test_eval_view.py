@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from qlora_cli import encoding_view, eval_view
-from qlora_cli.benchmarking.events import Evaluated, Event, LossRow, Prepared, ScoreRow, Turn
+from qlora_cli.benchmarking.events import Evaluated, Event, LossRow, Prepared, ScoreRow, Turn, Written
 from qlora_cli.eval_view import EvalView
 from qlora_cli.evaluation.events import Asking
 from qlora_cli.evaluation.statistics import Comparison
@@ -331,8 +331,9 @@ def test_a_log(clock: _Clock) -> None:
         asking(9504, tokens=90_000, all_tokens=90_000, seconds=45.0),
         Turn("base"),
         asking(9504, kept=9504, seconds=0.0),
-        evaluated(*BESIDE, losses=(LOSS_BESIDE,), kept=9504, answers=19008, output=Path("out.json"),
-                  samples=(Path("samples_a_out.jsonl"),)),
+        evaluated(*BESIDE, losses=(LOSS_BESIDE,), kept=9504, answers=19008),
+        Written("results", (Path("out.json"),)),
+        Written("samples", (Path("samples_a_out.jsonl"),)),
     ]  # fmt: skip
     text = shown(*events, baseline=True)
     assert text == shown(*events, baseline=True, width=40)
@@ -415,9 +416,18 @@ def test_how_it_was_asked(rows: tuple[ScoreRow, ...], more: dict[str, object], t
 
 def test_many_files_of_samples_are_counted() -> None:
     files = tuple(Path(f"samples_{n}.jsonl") for n in range(61))
-    assert shown(evaluated(ROWS[0], samples=files)).splitlines()[-1] == (
-        "samples  samples_0.jsonl, samples_1.jsonl, samples_2.jsonl, … (61 files)"
+    assert shown(Written("samples", files)) == (
+        "samples  samples_0.jsonl, samples_1.jsonl, samples_2.jsonl, … (61 files)\n"
     )
+
+
+def test_a_results_file_says_where_it_is_and_what() -> None:
+    """Another name than was asked for is explained, and what lm-eval's tools cannot read is not called theirs."""
+    file, other = Path("out.json"), Path("out-2.json")
+    told = "out.json has come to be there, and is not written over"
+    assert shown(Written("results", (file,), is_lm_evals=False)) == "results  out.json\n"
+    assert shown(Written("results", (other,), file)) == f"results  out-2.json  (in lm-eval's format; {told})\n"
+    assert shown(Written("results", (other,), file, is_lm_evals=False)) == f"results  out-2.json  ({told})\n"
 
 
 # ------------------------------------------------------------------------------------------- How far it is

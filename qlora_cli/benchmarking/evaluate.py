@@ -15,16 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.benchmarking.dataset_loss import DatasetRows, DatasetScore, dataset_loss, read_dataset
 from qlora_cli.benchmarking.dataset_section import dataset_section
-from qlora_cli.benchmarking.events import Evaluated, Event, Listener, LossRow, Prepared, Turn, Who
+from qlora_cli.benchmarking.events import Evaluated, Event, Listener, Prepared, Turn, Who
 from qlora_cli.benchmarking.request import EvalRequest
-from qlora_cli.benchmarking.results_file import write_file
-from qlora_cli.benchmarking.rows import score_rows
+from qlora_cli.benchmarking.results_file import write_files
+from qlora_cli.benchmarking.rows import loss_row, metrics_of, score_rows
 from qlora_cli.benchmarking.target import Target, find_target
+from qlora_cli.benchmarking.unscored import unscored
 from qlora_cli.errors import EvaluationError, RequestError
 from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.evaluation.events import Asking, Remark
 from qlora_cli.evaluation.harness import TaskScores, score_tasks
-from qlora_cli.evaluation.results import write_samples
 from qlora_cli.evaluation.scoring import AnsweringModel
 from qlora_cli.evaluation.store import AnswerStore, answers_folder
 from qlora_cli.evaluation.tasks.build import build_tasks
@@ -50,6 +50,7 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
         RunError: if the results cannot be written.
     """
     began = time.monotonic()
+    request = replace(request, system_instruction=request.system_instruction or None)
     accelerator = make_accelerator(request.device, asked_with="--device", scores_tasks=bool(request.tasks))
     job = _Job(request, accelerator, tuple(listeners) if accelerator.is_main_process else ())
     target = job.find_target()
@@ -62,6 +63,7 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
     with _telling_of_memory(target, accelerator.device):
         asked = _Asked(job, target, loaded, rows, tokenizer, target.load(accelerator.device))
         ours = asked.ask("target")
+        job.tell_unscored(loaded, ours)
         theirs = asked.ask("base") if request.baseline else _Answers()
     evaluated = replace(
         _evaluated(prepared, loaded, ours, theirs, rows),
@@ -70,10 +72,8 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
         seed=request.seed,
         system_instruction=request.system_instruction,
     )
-    if request.output is not None and accelerator.is_main_process:
-        evaluated = _write(request, target, ours, theirs, evaluated)
-    job.emit(evaluated)
-    return evaluated
+    job.emit(evaluated)  # before anything is written, which may fail
+    return _write(job, target, loaded, ours, theirs, evaluated)
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,17 @@ class _Job:
         for remark in loaded.remarks:
             self.emit(Notice(remark))
         return loaded
+
+    def tell_unscored(self, loaded: LoadedTasks, answers: _Answers) -> None:
+        """Remark on what has no score; raise EvaluationError if nothing has one."""
+        if answers.tasks is None:
+            return
+        results = answers.tasks.results["results"]
+        told = list(unscored(loaded, results))
+        if answers.rows is None and not any(map(metrics_of, results.values())):
+            raise EvaluationError("\n".join(told))
+        for remark in told:
+            self.emit(Notice(remark))
 
     def read_rows(self, target: Target, tokenizer: PreTrainedTokenizerBase) -> DatasetRows | None:
         request = self.request
@@ -257,7 +268,7 @@ def _evaluated(
         prepared=prepared,
         # Samples are there on the first process alone.
         scores=() if ours.tasks is None or not ours.tasks.samples else score_rows(loaded, ours.tasks, theirs.tasks),
-        losses=() if rows is None or ours.rows is None else (_loss_row(rows, ours.rows, theirs.rows),),
+        losses=() if rows is None or ours.rows is None else (loss_row(rows, ours.rows, theirs.rows),),
         template=template,
         way=None if ours.tasks is None else ours.tasks.way,
         answers=sum(scores.questions for scores in tasks),
@@ -266,30 +277,17 @@ def _evaluated(
     )
 
 
-def _loss_row(rows: DatasetRows, ours: DatasetScore, theirs: DatasetScore | None) -> LossRow:
-    return LossRow(
-        dataset=rows.source,
-        rows=ours.rows,
-        tokens=ours.tokens,
-        loss=ours.loss,
-        error=ours.standard_error,
-        perplexity=ours.perplexity,
-        bits_per_byte=ours.bits_per_byte,
-        base=None if theirs is None else theirs.loss,
-        base_error=None if theirs is None else theirs.standard_error,
-        base_perplexity=None if theirs is None else theirs.perplexity,
-        base_bits_per_byte=None if theirs is None else theirs.bits_per_byte,
-        comparison=None if theirs is None else ours.against(theirs),
-    )
-
-
-def _write(request: EvalRequest, target: Target, ours: _Answers, theirs: _Answers, evaluated: Evaluated) -> Evaluated:
-    """Write the results and, if that is asked for, every answer: of the base as well."""
-    if (output := request.output) is None:
-        return evaluated
-    write_file(output, target, ours.tasks, theirs.tasks, evaluated)
-    samples: list[Path] = []
-    if request.log_samples:
-        for scores, beside in ((ours.tasks, output), (theirs.tasks, output.with_name(f"{output.stem}-base.json"))):
-            samples += [] if scores is None else write_samples(beside, scores.samples)
-    return replace(evaluated, output=output, samples=tuple(samples))
+def _write(
+    job: _Job, target: Target, loaded: LoadedTasks, ours: _Answers, theirs: _Answers, all_: Evaluated
+) -> Evaluated:
+    """Write and tell of the files that are asked for: of several processes, the first does."""
+    request = job.request
+    if request.output is None or not job.accelerator.is_main_process:
+        return all_
+    files: dict[str, tuple[Path, ...]] = {}
+    for written in write_files(
+        request.output, target, loaded, ours.tasks, theirs.tasks, all_, log_samples=request.log_samples
+    ):
+        job.emit(written)
+        files[written.what] = written.files
+    return replace(all_, output=files["results"][0], samples=files.get("samples", ()))

@@ -108,7 +108,7 @@ class Evaluated:
         way: how it was asked: `prefix tree` or `row by row`; None where nothing was asked by log-likelihood.
         answers: questions that were answered, `kept` of them by an earlier start.
         seconds: all of it, loading included.
-        output: the results file, and `samples`, the files of answers.
+        output: the results file, and `samples`, the files of answers; empty while they are still to be written.
         limit, seed, system_instruction: as they were asked for; None where they were not.
     """
 
@@ -127,5 +127,24 @@ class Evaluated:
     system_instruction: str | None = None
 
 
-Event: TypeAlias = Stage | Notice | Prepared | Turn | Asking | EncodingProgress | EvaluationProgress | Evaluated
+@dataclass(frozen=True)
+class Written:
+    """Files that are there now.
+
+    Attributes:
+        what: the results file, or the files of answers.
+        files: where they are.
+        instead_of: where the results were to be; None unless another file has come to be there.
+        is_lm_evals: whether it is in lm-eval's format.
+    """
+
+    what: Literal["results", "samples"]
+    files: tuple[Path, ...]
+    instead_of: Path | None = None
+    is_lm_evals: bool = True
+
+
+Event: TypeAlias = (
+    Stage | Notice | Prepared | Turn | Asking | EncodingProgress | EvaluationProgress | Evaluated | Written
+)
 Listener: TypeAlias = Callable[[Event], None]

@@ -27,7 +27,7 @@ class EvalRequest:
         trust_remote_code: whether code that comes with a model or a task's data may run.
         run_unsafe_code: whether code that the model writes may run, which some tasks are about.
         chat_template: whether prompts are rendered as conversations.
-        system_instruction: said before every prompt.
+        system_instruction: said before every prompt; none, if it is empty.
         baseline: whether the base is scored, too: the adapter's base.
         output: the results file; None writes none.
         log_samples: whether every answer is written beside it.

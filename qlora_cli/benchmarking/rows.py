@@ -1,17 +1,17 @@
-"""The table of an evaluation: one row for each metric of each task and group, with the base beside it."""
+"""The tables of an evaluation: a row for each metric of each task and group, and for each dataset, with the base."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean
 
-from qlora_cli.benchmarking.events import ScoreRow
+from qlora_cli.benchmarking.events import LossRow, ScoreRow
 from qlora_cli.errors import EvaluationError
 from qlora_cli.evaluation.statistics import (
     Comparison,
@@ -25,6 +25,7 @@ from qlora_cli.evaluation.statistics import (
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
+    from qlora_cli.benchmarking.dataset_loss import DatasetRows, DatasetScore
     from qlora_cli.evaluation.harness import TaskScores
     from qlora_cli.evaluation.tasks.loaded import LoadedTasks
 
@@ -38,6 +39,24 @@ def score_rows(loaded: LoadedTasks, target: TaskScores, base: TaskScores | None)
         base: the same of the base; None without a baseline.
     """
     return tuple(_Table(loaded, target, base).rows())
+
+
+def loss_row(rows: DatasetRows, ours: DatasetScore, theirs: DatasetScore | None) -> LossRow:
+    """The loss on a dataset's rows, with the base's beside it if there is one."""
+    return LossRow(
+        dataset=rows.source,
+        rows=ours.rows,
+        tokens=ours.tokens,
+        loss=ours.loss,
+        error=ours.standard_error,
+        perplexity=ours.perplexity,
+        bits_per_byte=ours.bits_per_byte,
+        base=None if theirs is None else theirs.loss,
+        base_error=None if theirs is None else theirs.standard_error,
+        base_perplexity=None if theirs is None else theirs.perplexity,
+        base_bits_per_byte=None if theirs is None else theirs.bits_per_byte,
+        comparison=None if theirs is None else ours.against(theirs),
+    )
 
 
 @dataclass(frozen=True)
@@ -57,20 +76,14 @@ class _Table:
         return members
 
     def _within(self, name: str, depth: int) -> Iterator[ScoreRow]:
-        """The rows of a task or a group, and of all that is in it."""
-        group = self.loaded.groups.get(name)
-        for metric, filter_name in _metrics(self.target.results["results"].get(name, {})):
-            comparison = None
-            if self.base is not None:
-                of = self._compare_task if group is None else self._compare_group
-                comparison = of(name, metric, filter_name)
-            yield self._row(name, depth, group is not None, metric, filter_name, comparison)
+        """The rows of a task or a group, and of all that is in it: of a group without a score, as if it were not."""
+        metrics = metrics_of(self.target.results["results"].get(name, {}))
+        for metric, filter_name in metrics:
+            yield self._row(name, depth, metric, filter_name, self._compared(name, metric, filter_name))
         for child in self._members().get(name, ()):
-            yield from self._within(child, depth + 1)
+            yield from self._within(child, depth + 1 if metrics else depth)
 
-    def _row(
-        self, name: str, depth: int, is_group: bool, metric: str, filter_name: str, comparison: Comparison | None
-    ) -> ScoreRow:
+    def _row(self, name: str, depth: int, metric: str, filter_name: str, comparison: Comparison | None) -> ScoreRow:
         results = self.target.results
         found = results["results"][name]
         of_base: Mapping[str, Any] = {} if self.base is None else self.base.results["results"][name]
@@ -79,13 +92,13 @@ class _Table:
             task=name,
             label=str(found.get("alias") or name).strip(" -"),
             depth=depth,
-            is_group=is_group,
+            is_group=name in self.loaded.groups,
             documents=self._documents(name),
             metric=metric,
             filter=filter_name,
             value=float(found[key]),
             error=_number(found.get(error)),
-            higher_is_better=(results["higher_is_better"].get(name) or {}).get(metric),
+            higher_is_better=self._higher(name, metric),
             num_fewshot=self._shots(name),
             partial=self.loaded.partly(name),
             base=_number(of_base.get(key)),
@@ -105,8 +118,25 @@ class _Table:
         shots = {self.target.results["n-shot"].get(task) for task in self._leaves(name)}
         return int(found) if len(shots) == 1 and (found := shots.pop()) is not None else None
 
-    def _higher(self, name: str, metric: str) -> bool:
-        return (self.target.results["higher_is_better"].get(name) or {}).get(metric) is not False
+    def _higher(self, name: str, metric: str) -> bool | None:
+        """Whether higher is better; None where no task says, or not all say the same.
+
+        A group's is asked of its tasks: lm-eval, which goes from the outermost group inwards, has none for a group of
+        groups.
+        """
+        told = [self.target.results["higher_is_better"].get(task) or {} for task in self._leaves(name)]
+        found = {each[metric] for each in told if metric in each}
+        return found.pop() if len(found) == 1 else None
+
+    def _compared(self, name: str, metric: str, filter_name: str) -> Comparison | None:
+        """With the base; where nothing tells which is better, no document is won or lost."""
+        if self.base is None:
+            return None
+        of = self._compare_group if name in self.loaded.groups else self._compare_task
+        comparison = of(name, metric, filter_name)
+        if comparison is None or self._higher(name, metric) is not None:
+            return comparison
+        return replace(comparison, wins=None, losses=None, ties=None)
 
     def _compare_task(self, name: str, metric: str, filter_name: str) -> Comparison | None:
         """A task's documents in pairs; aggregated anew in each resample where the metric is no mean."""
@@ -115,7 +145,7 @@ class _Table:
             return None
         aggregate = _aggregation(self.loaded.tasks[name], metric)
         if _is_mean(aggregate) and _are_numbers(ours) and _are_numbers(theirs):
-            return compare(ours, theirs, higher_is_better=self._higher(name, metric))
+            return compare(ours, theirs, higher_is_better=self._higher(name, metric) is not False)
         if aggregate is None:
             return None
         with warnings.catch_warnings(action="ignore"):  # of a resample in which all documents are alike
@@ -134,7 +164,8 @@ class _Table:
                 return None
             weight = float(len(ours)) if config is None or config.weight_by_size else 1.0
             strata.append(stratum(ours, theirs, weight))
-        return compare_group(strata, higher_is_better=self._higher(name, metric)) if strata else None
+        higher = self._higher(name, metric) is not False
+        return compare_group(strata, higher_is_better=higher) if strata else None
 
     def _pairs(self, task: str, metric: str, filter_name: str) -> tuple[list[Any], list[Any]]:
         """What the task's documents are worth to target and base, in one order; empty where no document has a value."""
@@ -152,8 +183,8 @@ def _values(scores: TaskScores, task: str, metric: str, filter_name: str) -> lis
     ]
 
 
-def _metrics(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The metrics, with their filters, that a task's results hold."""
+def metrics_of(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The metrics, with their filters, of which a task's or a group's results hold a number."""
     keys = [key.split(",", 1) for key in found if "," in key]
     return [
         (metric, filter_name)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_cli.benchmarking.request import EvalRequest
+from qlora_cli.commands.eval_output import check_output, check_samples_names, samples_patterns
 from qlora_cli.commands.invocation import as_written
 from qlora_cli.commands.stopping import exit_code
-from qlora_cli.errors import OutputError, RequestError, RunError
+from qlora_cli.errors import RequestError, RunError
 from qlora_cli.recipe.data_files import near_name, shown_path
 from qlora_cli.recipe.paths import expand_home
 
@@ -28,7 +27,6 @@ _OF_TASKS = (
     "seed", "no_keep", "run_unsafe_code",
 )  # fmt: skip
 _OF_ROWS = ("overrides",)
-_RESULTS = ".json"
 
 
 def evaluate(request: EvalRequest, *, given: Mapping[str, object]) -> int:
@@ -89,9 +87,11 @@ class _Listener:
     def __init__(self, view: EvalView, request: EvalRequest) -> None:
         self._view, self._request = view, request
         self._answered, self._done = False, False
+        self._results: Path | None = None
+        self._samples = False
 
     def __call__(self, event: Event) -> None:
-        from qlora_cli.benchmarking.events import Evaluated
+        from qlora_cli.benchmarking.events import Evaluated, Written
         from qlora_cli.evaluation.events import Asking
 
         match event:
@@ -99,14 +99,17 @@ class _Listener:
                 self._answered = self._answered or event.answered > 0
             case Evaluated():
                 self._done = True
+            case Written("results", (file,)):
+                self._results = file
+            case Written("samples"):
+                self._samples = True
         self._view(event)
 
     def how_it_stands(self) -> str:
         """What there is when it was stopped."""
-        written = self._request.output
-        if written is not None and written.exists():  # it was not there before, and takes its name whole
-            lost = "" if self._done or not self._request.log_samples else ", but not all samples are there"
-            return f"stopped; {shown_path(written)} is whole{lost}"
+        if self._results is not None:
+            lost = "" if self._samples or not self._request.log_samples else ", but not all samples are there"
+            return f"stopped; {shown_path(self._results)} is whole{lost}"
         if self._done:
             return "stopped; all was scored"
         if not self._answered:
@@ -150,12 +153,12 @@ def _check(request: EvalRequest, given: Mapping[str, object]) -> None:
     problems += absent
     if request.output is not None:
         output = request.output
-        problems += _attempt(lambda: _check_output(output, _samples_of(request, output)))
+        problems += _attempt(lambda: check_output(output, samples_patterns(request, output)))
     if (dataset := request.dataset) is not None:
         problems += _attempt(lambda: _look_for_rows(dataset))
         problems += _attempt(lambda: _look_at_overrides(request.overrides))
     if request.tasks and not absent:
-        problems += _attempt(lambda: _choose(request))
+        problems += _attempt(lambda: _look_at_names(request))
     _raise_all(problems)
 
 
@@ -191,11 +194,12 @@ def _look_at_overrides(overrides: Sequence[str]) -> None:
     check_overrides(overrides)
 
 
-def _choose(request: EvalRequest) -> None:
-    from qlora_cli.evaluation.tasks.index import load_index
+def _look_at_names(request: EvalRequest) -> None:
+    from qlora_cli.evaluation.tasks.index import load_index, task_names
     from qlora_cli.evaluation.tasks.names import choose
 
-    choose(request.tasks, load_index(request.task_paths, waiting=_say_it_takes_long))
+    index = load_index(request.task_paths, waiting=_say_it_takes_long)
+    check_samples_names(request, [task for name in choose(request.tasks, index) for task in task_names(name, index)])
 
 
 def _say_it_takes_long() -> None:
@@ -230,46 +234,6 @@ def _no_folder(option: str, path: Path) -> Iterator[str]:
             yield f"{option}: {shown_path(path)}: there is no such folder{near_name(path.absolute())}"
     except OSError as error:
         yield f"{option}: {str(path)[:200]}: cannot be looked up: {error.strerror or error}"
-
-
-def _check_output(output: Path, samples: Sequence[str]) -> None:
-    """Refuse a results file, and files of answers by the patterns `samples`, that must not or cannot be written.
-
-    Raises:
-        OutputError: if it is there, has another ending, or cannot be made.
-    """
-    shown = shown_path(output)
-    try:
-        if output.is_dir():
-            raise OutputError(
-                f"--output: {shown} is a folder; expected the name of a file, such as {shown}/results.json"
-            )
-        if output.suffix.lower() != _RESULTS:
-            raise OutputError(f"--output: expected the name of a JSON file, such as results.json, got {shown}")
-        if output.exists() or output.is_symlink():
-            raise OutputError(f"--output: {shown} is there already. Name another file, or delete it: nothing is ever "
-                              "written over")  # fmt: skip
-        folder = next(parent for parent in output.absolute().parents if parent.exists())
-        others = sorted(path for pattern in samples for path in output.parent.glob(pattern))
-    except OSError as error:
-        raise OutputError(f"--output: {str(output)[:200]}: cannot be written: {error.strerror or error}") from None
-    if others:
-        raise OutputError(
-            f"--output: {shown_path(others[0])} is there already, and the samples of {shown} would be written over it. "
-            "Name another file, or delete it"
-        )
-    if not folder.is_dir():
-        raise OutputError(f"--output: {shown_path(folder)} is no folder, so {shown} cannot be made")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"--output: {shown_path(folder)} cannot be written, so {shown} cannot be made there")
-
-
-def _samples_of(request: EvalRequest, output: Path) -> list[str]:
-    """What the files of answers will be called; see `evaluation.results.write_samples`."""
-    if not request.log_samples:
-        return []
-    name = glob.escape(output.stem.removeprefix("results_").replace("_", "-"))
-    return [f"samples_*_{name}{end}.jsonl" for end in ("", *(["-base"] if request.baseline else []))]
 
 
 def _set_up(request: EvalRequest, *, progress: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 from lm_eval.loggers.utils import get_commit_from_path
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list, sanitize_model_name
 
-from qlora_cli.disk import sync, telling_disk_errors
 from qlora_cli.evaluation.harness import TaskScores
+from qlora_cli.evaluation.new_files import samples_file, write_new
 
-_NOT_IN_NAMES = re.compile(r"[\"<>:/|\\?*\[\]\s]+")
+_BACKEND = "qlora"  # where lm-eval has `hf`, `vllm` and the like
+
+_HASHED = ("system_instruction", "chat_template")  # as they are: their hashes stand beside them
 
 
 @dataclass(frozen=True)
@@ -26,36 +28,34 @@ class ResultFacts:
 
     Attributes:
         model: what was scored, as a person would name it: a hub name, or a folder.
-        revision: of a model on the hub; None where there is none.
         model_args: as lm-eval's command line would have it, for tools that look there.
-        gen_kwargs: how answers were to be written, where that was not left to the tasks.
+        revision: of a model on the hub; None where there is none.
         own: what lm-eval has no place for; it is under `qlora`.
     """
 
     model: str
+    model_args: str
     revision: str | None = None
-    model_args: str | None = None
-    gen_kwargs: str | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_results(file: Path, scores: TaskScores, facts: ResultFacts) -> None:
+def write_results(file: Path, scores: TaskScores, facts: ResultFacts) -> Path:
     """Write the results file, whole or not at all; a folder is made for it. The home folder's name is not in it.
 
-    Raises:
-        RunError: if it cannot be written.
-    """
-    write_facts(file, results_json(scores, facts))
-
-
-def write_facts(file: Path, facts: Mapping[str, Any]) -> None:
-    """Write anything else as results are written.
+    Returns:
+        Where it is: where `file` has come to be there, under the next free name.
 
     Raises:
         RunError: if it cannot be written.
     """
-    text = json.dumps(_homeless(facts), indent=2, default=handle_non_serializable, ensure_ascii=False)
-    _write(file, [text, "\n"])
+    return write_facts(file, results_json(scores, facts))
+
+
+def write_facts(file: Path, facts: Mapping[str, Any]) -> Path:
+    """Write anything else as results are written; returns and raises what `write_results` does."""
+    told = {**_homeless(facts), **{name: facts[name] for name in _HASHED if name in facts}}
+    text = json.dumps(told, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    return write_new(file, [text, "\n"])
 
 
 def results_json(scores: TaskScores, facts: ResultFacts) -> dict[str, Any]:
@@ -66,14 +66,14 @@ def results_json(scores: TaskScores, facts: ResultFacts) -> dict[str, Any]:
     return {
         **scores.results,
         "config": {
-            "model": facts.model,
+            "model": _BACKEND,
             "model_args": facts.model_args,
             "model_revision": facts.revision,
             **model,
             "use_cache": None,
             "limit": settings["limit"],
             "bootstrap_iters": settings["bootstrap_iters"],
-            "gen_kwargs": facts.gen_kwargs,
+            "gen_kwargs": {},  # as the tasks have them
             "random_seed": seed["python"],
             "numpy_seed": seed["other"],
             "torch_seed": seed["other"],
@@ -87,7 +87,7 @@ def results_json(scores: TaskScores, facts: ResultFacts) -> dict[str, Any]:
         "upper_git_hash": None,
         **tokenizer,
         "task_hashes": {task: _task_hash(rows) for task, rows in scores.samples.items()},
-        "model_source": "qlora",
+        "model_source": _BACKEND,
         "model_name": facts.model,
         "model_name_sanitized": sanitize_model_name(facts.model),
         "system_instruction": settings["system_instruction"],
@@ -110,23 +110,16 @@ def results_json(scores: TaskScores, facts: ResultFacts) -> dict[str, Any]:
 def write_samples(file: Path, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Path]:
     """Write every document's prompt, answers and values beside the results file, a file for each task.
 
-    They are lm-eval's lines. `results_X.json` gets `samples_TASK_X.jsonl`, any other `NAME.json` gets
-    `samples_TASK_NAME.jsonl`; underscores in X or NAME become hyphens, since lm-eval's tools take what follows the
-    last one for it.
+    They are lm-eval's lines; see `samples_file` for the names.
 
     Returns:
-        The files, in the order of the tasks. Each is there whole or not at all.
+        The files, in the order of the tasks. Each is there whole or not at all; a name that is taken is left as it is,
+        and the next free one taken.
 
     Raises:
         RunError: if one cannot be written.
     """
-    name = file.stem.removeprefix("results_").replace("_", "-")
-    written = []
-    for task, rows in samples.items():
-        path = file.with_name(f"samples_{_NOT_IN_NAMES.sub('__', task)}_{name}.jsonl")
-        _write(path, map(_line, rows))
-        written.append(path)
-    return written
+    return [write_new(samples_file(file, task), map(_line, rows)) for task, rows in samples.items()]
 
 
 def _line(sample: Mapping[str, Any]) -> str:
@@ -144,27 +137,16 @@ def _line(sample: Mapping[str, Any]) -> str:
     return json.dumps(told, default=handle_non_serializable, ensure_ascii=False) + "\n"
 
 
-def _write(path: Path, pieces: Iterable[str]) -> None:
-    staging = path.with_name(f".{path.name}.writing")
-    with telling_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Half of a surrogate pair, which no UTF-8 has, is written out, as JSON has it.
-            with staging.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.writelines(pieces)
-            sync(staging)
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
-
-
-def _homeless(value: Any) -> Any:
+def _homeless(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same with `~` in place of the home folder, wherever it is named."""
     try:
         home = str(Path.home())
     except RuntimeError:
         return value
-    return value if home in ("", "/") else _replaced(value, re.compile(re.escape(home) + r"(?=$|[/\\\s'\",;:)])"))
+    if home in ("", "/"):
+        return value
+    homeless: dict[str, Any] = _replaced(value, re.compile(re.escape(home) + r"(?=$|[/\\\s'\",;:)])"))
+    return homeless
 
 
 def _replaced(value: Any, home: re.Pattern[str]) -> Any:

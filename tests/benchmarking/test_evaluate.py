@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from qlora_cli.benchmarking.evaluate import evaluate
-from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow, Turn
+from qlora_cli.benchmarking.events import Evaluated, Event, Prepared, ScoreRow, Turn, Written
 from qlora_cli.benchmarking.request import EvalRequest
 from qlora_cli.benchmarking.target import Target
 from qlora_cli.errors import EvaluationError, RequestError, TaskError
 from qlora_cli.evaluation.events import Asking
+from qlora_cli.training.events import Notice
 from tests.support.adapters import write_adapter
 from tests.support.benchmarks import keep_index, write_data_root, write_jsonl
 from tests.support.models import save_tiny_model
@@ -89,6 +90,7 @@ def test_groups_as_lm_eval_has_them(folder: Path) -> None:
         "mmlu_other": (1, "1 of 13 tasks"),
         "mmlu_humanities": (1, "1 of 13 tasks"),
     } | {row.task: (2, None) for row in scores if not row.is_group}
+    assert {row.higher_is_better for row in scores} == {True}, "of a group of groups lm-eval does not say"
     rows = {row.task: row for row in scores}
     leaves = [row for row in scores if not row.is_group]
     assert rows["mmlu"].documents == sum(row.documents for row in leaves) == 24
@@ -105,10 +107,76 @@ def test_the_results_file(folder: Path, tmp_path: Path) -> None:
     assert results["results"]["arc_easy"]["acc,none"] == acc.value
     assert results["qlora"]["base"]["arc_easy"]["acc,none"] == acc.base
     assert results["qlora"]["adapter_sha256"]
+    assert results["model_name"] == results["qlora"]["target"] == "adapter"
+    assert results["config"]["model_args"] == "pretrained=base,peft=adapter,dtype=float32"
     assert results["qlora"]["scores"][0]["comparison"]["n"] == 8
     assert str(Path.home()) not in output.read_text()
     assert found.samples == (tmp_path / "samples_arc_easy_one.jsonl", tmp_path / "samples_arc_easy_one-base.jsonl")
     assert [len(file.read_text().splitlines()) for file in found.samples] == [8, 8]
+
+
+def test_the_results_file_says_what_is_partial(folder: Path, tmp_path: Path) -> None:
+    """Of a tag, too, and of a group that is a list only: neither has a score of its own to say it beside."""
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "both.yaml").write_text("group: both\ntask: [arc_easy, arc_challenge]\n")
+    output = tmp_path / "r.json"
+    asked = request(folder, tasks=("glue", "both"), task_paths=(tasks,), limit=2, baseline=False, output=output)
+    assert {row.task: row.depth for row in evaluate(asked).scores} == dict.fromkeys(
+        ("cola", "mrpc", "rte", "sst2", "arc_easy"), 0
+    )
+    assert json.loads(output.read_text())["qlora"]["partial"] == {"glue": "4 of 9 tasks", "both": "1 of 2 tasks"}
+
+
+_ODD = """
+task: {name}
+dataset_path: allenai/ai2_arc
+dataset_name: ARC-Easy
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices.text}}}}"
+doc_to_target: 0
+metric_list: [{{metric: {metric}}}]
+"""
+_NONE = "answers of the kind multiple_choice give no number for perplexity; see metric_list in the definition"
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Tasks whose answers give no number for their metric, and a group that aggregates what its tasks have not."""
+    tasks = tmp_path / "odd"
+    tasks.mkdir()
+    for name, metric in (("fine", "acc"), *((f"odd{n}", "perplexity") for n in range(5))):
+        (tasks / f"{name}.yaml").write_text(_ODD.format(name=name, metric=metric))
+    (tasks / "g.yaml").write_text("group: g\ntask: [fine, odd0]\naggregate_metric_list: [{metric: zork}]\n")
+    return tasks
+
+
+def test_what_has_no_score_is_named(folder: Path, odd: Path) -> None:
+    """A row that is not there would be missed by nobody; nor is what has no score called done."""
+    events: list[Event] = []
+    asked = request(folder, tasks=("g",), task_paths=(odd,), limit=2, baseline=False)
+    found = evaluate(asked, listeners=[events.append])
+    assert [(row.task, row.depth) for row in found.scores] == [("fine", 0)]
+    assert [event.text for event in events if isinstance(event, Notice) and "no score" in event.text] == [
+        f"no score came of odd0: {_NONE}",
+        "no score came of the group g: it is to have zork, and its tasks have acc; see aggregate_metric_list in its "
+        "definition",
+    ]
+
+
+def test_tasks_without_any_score_have_failed(folder: Path, odd: Path) -> None:
+    """Unless there is something else to show."""
+    events: list[Event] = []
+    asked = request(folder, tasks=("odd*",), task_paths=(odd,), limit=2)
+    with pytest.raises(EvaluationError) as caught:
+        evaluate(asked, listeners=[events.append])
+    assert str(caught.value) == f"no score came of odd0, odd1, odd2 and 2 others: {_NONE}"
+    assert Turn("base") not in events
+    rows = evaluate(replace(asked, tasks=("odd0",), dataset=str(folder / "rows.jsonl")), listeners=[events.append])
+    assert (rows.scores, len(rows.losses)) == ((), 1)
+    assert Notice(f"no score came of odd0: {_NONE}") in events
 
 
 def test_a_second_start_asks_nothing(folder: Path) -> None:
@@ -156,14 +224,35 @@ def test_what_was_asked_for_is_told_with_the_scores(folder: Path) -> None:
     assert (found.limit, found.seed, found.system_instruction) == (3, 7, "Be terse.")
 
 
-def test_what_is_told(folder: Path) -> None:
-    """What is scored is told before the first question, then each of the two as it is asked."""
+def test_an_empty_system_instruction_is_none(folder: Path, tmp_path: Path) -> None:
+    """A script may have nothing to say: then it is not told that something was said."""
+    output = tmp_path / "r.json"
+    found = evaluate(
+        request(folder, tasks=("arc_easy",), baseline=False, limit=3, system_instruction="", output=output)
+    )
+    assert found.system_instruction is None
+    assert json.loads(output.read_text())["system_instruction"] is None
+
+
+def test_what_is_told(folder: Path, tmp_path: Path) -> None:
+    """What is scored is told before the first question, then each of the two as it is asked, the scores before they
+    are written, and each kind of files once it is there."""
     events: list[Event] = []
-    evaluate(request(folder, tasks=("arc_easy",)), listeners=[events.append])
+    output = tmp_path / "out.json"
+
+    def listen(event: Event) -> None:
+        assert output.exists() == isinstance(event, Written)
+        events.append(event)
+
+    asked = request(folder, tasks=("arc_easy",), output=output, log_samples=True)
+    found = evaluate(asked, listeners=[listen])
     prepared = next(event for event in events if isinstance(event, Prepared))
     assert (prepared.tasks, prepared.documents, prepared.base) == (1, 8, "base")
-    told = [event for event in events if isinstance(event, Prepared | Turn | Evaluated)]
-    assert [type(event).__name__ for event in told] == ["Prepared", "Turn", "Turn", "Evaluated"]
+    told = [event for event in events if isinstance(event, Prepared | Turn | Evaluated | Written)]
+    names = ["Prepared", "Turn", "Turn", "Evaluated", "Written", "Written"]
+    assert [type(event).__name__ for event in told] == names
+    assert told[-2:] == [Written("results", (output,)), Written("samples", found.samples)]
+    assert (found.output, len(found.samples)) == (output, 2)
     last = [event for event in events if isinstance(event, Asking)][-1]
     assert last.answered == last.questions
 

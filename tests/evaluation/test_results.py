@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from datasets import load_dataset
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
+from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 from lm_eval.models.huggingface import HFLM
-from lm_eval.utils import get_file_datetime, get_file_task_name, make_table
+from lm_eval.utils import get_file_datetime, get_file_task_name, hash_string, make_table
 
 from qlora_cli.errors import RunError
 from qlora_cli.evaluation.harness import TaskScores, score_tasks
@@ -22,7 +24,7 @@ from tests.support.models import tiny_model
 from tests.support.small_tasks import choice_task, small_tasks, writing_task
 from tests.support.tokenizers import tiny_tokenizer
 
-FACTS = ResultFacts("org/model", own={"storage": "NF4, double quantisation"})
+FACTS = ResultFacts("org/model", "pretrained=org/model,dtype=float32", own={"storage": "NF4, double quantisation"})
 
 
 def parts() -> tuple[Any, Any]:
@@ -47,7 +49,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, words = parts()
     oracle = HFLM(pretrained=model, tokenizer=words)
     asked = list(tasks().groups.values())
-    results = simple_evaluate(model=oracle, tasks=asked, bootstrap_iters=100, evaluation_tracker=tracker)
+    results = simple_evaluate(model=oracle, tasks=asked, gen_kwargs={}, bootstrap_iters=100, evaluation_tracker=tracker)
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
     for task, rows in samples.items():
@@ -74,6 +76,18 @@ def test_results_have_what_lm_evals_have(tmp_path: Path, scores: TaskScores, pub
     assert unlike <= {"device"}  # a person gives lm-eval's on the command line
     assert make_table(found).splitlines()[:3] == make_table(expected).splitlines()[:3]
     assert make_table(found, "groups") == make_table(expected, "groups")
+
+
+def test_the_model_is_where_lm_evals_tools_look_for_it(scores: TaskScores) -> None:
+    """`config.model` is the backend; the name is what they find in `model_args`, a text that may be taken apart."""
+    found = results_json(scores, FACTS)
+    config = found["config"]
+    assert (config["model"], found["model_source"]) == ("qlora", "qlora")
+    assert dict(item.split("=", 1) for item in config["model_args"].split(",")) == {
+        "pretrained": "org/model", "dtype": "float32",
+    }  # fmt: skip
+    assert GeneralConfigTracker._get_model_name(config["model_args"]) == found["model_name"] == "org/model"
+    assert config["gen_kwargs"] == {}
 
 
 def test_ours_is_beside_it(scores: TaskScores) -> None:
@@ -160,28 +174,29 @@ def test_the_home_folder_is_not_named(tmp_path: Path, scores: TaskScores, monkey
     """Wherever a path has got into what is written."""
     monkeypatch.setenv("HOME", "/home/somebody")
     own = {"data": "/home/somebody/data/x.csv", "/home/somebody": ["in '/home/somebody'", "/home/somebodyelse"]}
-    write_results(tmp_path / "r.json", scores, ResultFacts("/home/somebody/models/a", own=own))
+    said = "Look into /home/somebody/notes."  # as it was said: its hash stands beside it
+    scores = replace(scores, settings=scores.settings | {"system_instruction": said})
+    facts = ResultFacts("/home/somebody/models/a", "pretrained=/home/somebody/models/a", own=own)
+    write_results(tmp_path / "r.json", scores, facts)
     found = json.loads((tmp_path / "r.json").read_text())
-    assert (found["model_name"], found["config"]["model"]) == ("~/models/a", "~/models/a")
+    assert (found["model_name"], found["config"]["model_args"]) == ("~/models/a", "pretrained=~/models/a")
+    assert (found["system_instruction"], found["system_instruction_sha"]) == (said, hash_string(said))
     assert (found["qlora"]["data"], found["qlora"]["~"]) == ("~/data/x.csv", ["in '~'", "/home/somebodyelse"])
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, scores: TaskScores) -> None:
     """A write that fails leaves what was there, and nothing beside it."""
     file = tmp_path / "results.json"
-    write_results(file, scores, FACTS)
+    assert write_results(file, scores, FACTS) == file
     before = file.read_bytes()
 
     def breaking() -> Any:
         yield scores.samples["one"][0]
         raise OSError(28, "No space left on device")
 
-    (samples,) = write_samples(file, {"one": scores.samples["one"]})
-    whole = samples.read_bytes()
     with pytest.raises(RunError, match=r"samples_one_results\.jsonl: could not be written: No space left on device$"):
         write_samples(file, {"one": breaking()})
-    assert samples.read_bytes() == whole
-    assert sorted(tmp_path.iterdir()) == [file, samples]
+    assert sorted(tmp_path.iterdir()) == [file]
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
         (tmp_path / "file").write_text("")
