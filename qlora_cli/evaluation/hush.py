@@ -43,19 +43,22 @@ class _Warnings(logging.Handler):
     def __init__(self, tell: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self._tell = tell
-        self._said: dict[tuple[str, int], dict[str, None]] = {}
+        self._said: dict[tuple[str, int], tuple[str, int]] = {}  # the first text, and how many there were
 
     def emit(self, record: logging.LogRecord) -> None:
+        place = (record.pathname, record.lineno)
+        if place in self._said:
+            first, count = self._said[place]
+            self._said[place] = (first, count + 1)
+            return
         text = _shortened(" ".join(record.getMessage().split()), _LONGEST)
-        said = self._said.setdefault((record.pathname, record.lineno), {})
-        said[text] = None
-        if len(said) == 1:
-            self._tell(f"lm-eval: {text}")
+        self._said[place] = (text, 1)
+        self._tell(f"lm-eval: {text}")
 
     def tell_the_rest(self) -> None:
-        for first, *others in self._said.values():
-            if others:
-                self._tell(f"lm-eval: {len(others):,} more like this one: {_shortened(first, _BEGINNING)}")
+        for first, count in self._said.values():
+            if count > 1:
+                self._tell(f"lm-eval: {count - 1:,} more like this one: {_shortened(first, _BEGINNING)}")
 
 
 def _shortened(text: str, length: int) -> str:

@@ -162,7 +162,10 @@ def test_nothing_is_printed_or_logged(capfd: pytest.CaptureFixture[str], caplog:
     assert (logger.level, logger.propagate, logger.handlers, os.environ.get("DISABLE_MULTIPROC")) == before
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
-    assert [event.text for event in told if isinstance(event, Remark)] == ["lm-eval: mind the gap"]
+    assert [event.text for event in told if isinstance(event, Remark)] == [
+        "lm-eval: mind the gap",
+        "lm-eval: 5 more like this one: mind the gap",
+    ]
 
 
 def test_what_lm_eval_says_of_each_document_is_told_once() -> None:
@@ -182,13 +185,14 @@ def test_what_lm_eval_says_of_each_document_is_told_once() -> None:
     lm = AnsweringModel(*model_and_words(), report=told.append)
     for _ in range(2):
         score_tasks(lm, small_tasks(task))
-    first, two, others = [event.text for event in told if isinstance(event, Remark)]
+    first, two, others, *of_two = [event.text for event in told if isinstance(event, Remark)]
     assert first.startswith("lm-eval: Label not in range, Sample: ")
     assert first.endswith(" …")
     assert len(first) <= 311
     assert two == "lm-eval: two is a large number"
     assert others.startswith("lm-eval: 5 more like this one: Label not in range, Sample: ")
     assert len(others) < 120
+    assert of_two == ["lm-eval: 1 more like this one: two is a large number"]
 
 
 def test_what_is_reported_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
