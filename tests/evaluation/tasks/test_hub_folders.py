@@ -307,3 +307,26 @@ def test_a_split_with_a_file_missing_is_refused(tmp_path: Path) -> None:
     )
     write_jsonl(folder / "test-00001-of-00003.jsonl", _ROWS)
     assert len(_read(tmp_path, _NAME, "test")) == 6
+
+
+def test_what_datasets_leaves_beside_rows_is_not_read(tmp_path: Path) -> None:
+    """In the folder of a split."""
+    folder = tmp_path / "org" / "Set" / "easy" / "validation"
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_list(_ROWS).to_parquet(str(folder / "rows.parquet"))
+    (folder / "dataset_info.json").write_text("{}")
+    assert _read(tmp_path, _NAME, "validation").to_list() == _ROWS
+
+
+def test_truth_may_be_asked_for_as_texts(tmp_path: Path) -> None:
+    """By the columns that are to be numbers, as Python takes it for such, and by the card."""
+    file = tmp_path / "org" / "Set" / "parts" / "easy-1.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("text,label\ntrue,1\nfalse,0\n")
+    (tmp_path / "org" / "Set" / "README.md").write_text(_CARD.replace(".jsonl", ".csv"))
+    assert _read(tmp_path, DatasetName("org/Set", "easy"), "test")["text"][:] == ["true", "false"]
+    (tmp_path / "org" / "Set" / "test.csv").write_text("x,y\ntrue,true\n")
+    root = DataRoot(tmp_path)
+    found = root.find(DatasetName("org/Set"), "test")
+    assert found is not None
+    assert root.read(found, frozenset(), frozenset("x")).to_list() == [{"x": True, "y": "true"}]

@@ -29,7 +29,7 @@ class DatasetName:
 
 # The names of columns that every row has to have, of those that there are in the file at all.
 Needed: TypeAlias = frozenset[str]
-# The names of columns of CSV and TSV whose cells may be read as numbers; None: all of them.
+# The names of columns of CSV and TSV whose cells may be read as numbers or truth values; None: all of them.
 Numbers: TypeAlias = frozenset[str] | None
 
 
@@ -38,7 +38,7 @@ class Found:
     """A split that is there: its files, and how a datasets.Dataset is made of them.
 
     `read` raises TaskError with file and row for what cannot be read, and for a file without rows. `guessed` tells that
-    only the cells say which columns are numbers.
+    only the cells say which columns are numbers: there is no card that does.
     """
 
     files: tuple[Path, ...]

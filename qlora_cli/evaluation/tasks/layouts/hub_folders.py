@@ -20,7 +20,7 @@ import yaml
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.layouts.found import DatasetName, Found, Needed, Numbers, child, descendant
-from qlora_cli.evaluation.tasks.layouts.tables import CELLS, read_files
+from qlora_cli.evaluation.tasks.layouts.tables import CELLS, has_types, read_files
 from qlora_cli.recipe.data_files import DATA_SUFFIXES, data_kind, data_stem, shown_path
 
 _DEFAULT = "default"
@@ -76,8 +76,7 @@ def splits(root: Path, dataset: DatasetName) -> list[str]:
     names: set[str] = set()
     for folder in (folder for repository in repositories for folder in _folders(repository, dataset)):
         for path in folder.iterdir() if folder.is_dir() else []:
-            of_rows = data_kind(path) and path.name not in _ABOUT_ROWS and path.is_file()
-            if of_rows or (path / _SAVED).is_file():
+            if _is_of_rows(path) or (path / _SAVED).is_file():
                 names.add(_PART.sub("", data_stem(path) if path.is_file() else path.name))
     return sorted(names)
 
@@ -109,10 +108,10 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         stem = data_stem(path).casefold()
         return stem == wanted or (stem.startswith(wanted) and _PART.fullmatch(stem[len(wanted) :]) is not None)
 
-    files = sorted(path for path in folder.iterdir() if data_kind(path) and path.is_file() and is_of(path))
+    files = sorted(path for path in folder.iterdir() if _is_of_rows(path) and is_of(path))
     inner = child(folder, split)
     if not files and inner and inner.is_dir():
-        files = sorted(path for path in inner.iterdir() if data_kind(path) and path.is_file())
+        files = sorted(filter(_is_of_rows, inner.iterdir()))
     stems = [data_stem(path) for path in files]
     if len({data_kind(path) for path in files}) > 1 or len(set(stems)) < len(stems) or _whole_and_parts(stems, wanted):
         raise TaskError(
@@ -121,6 +120,10 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         )
     _refuse_gaps(folder, split, files)
     return files
+
+
+def _is_of_rows(path: Path) -> bool:
+    return data_kind(path) is not None and path.name not in _ABOUT_ROWS and path.is_file()
 
 
 def _refuse_gaps(folder: Path, split: str, files: list[Path]) -> None:
@@ -215,7 +218,8 @@ def _found(files: list[Path], dataset: DatasetName, root: Path) -> Found:
     def read(needed: Needed, numbers: Numbers) -> Any:
         return read_files(files, needed, _features(repository, dataset.config), numbers)
 
-    return Found(tuple(files), read, guessed=data_kind(files[0]) in CELLS)
+    cells = data_kind(files[0]) in CELLS
+    return Found(tuple(files), read, guessed=cells and not has_types(files[0], _features(repository, dataset.config)))
 
 
 def _features(repository: Path | None, config: str | None) -> Any:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.data.files import Row, describe, read_file, shorten
-from qlora_cli.errors import TaskError
+from qlora_cli.data.files import BadRow, Row, describe, read_file, shorten
+from qlora_cli.errors import DataError, TaskError
 from qlora_cli.evaluation.tasks.layouts.found import Needed, Numbers, refuse_problems, sound_rows
 from qlora_cli.recipe.data_files import data_kind, shown_path
 
@@ -73,6 +73,17 @@ def read_files(files: Sequence[Path], needed: Needed, features: Any = None, numb
         raise TaskError(_mixture(columns, wheres) or f"{shown_path(files[0])}: {error}") from error
 
 
+def has_types(file: Path, features: Any) -> bool:
+    """Whether `features`, which may be None, are those of the columns of a file of cells."""
+    if features is None:
+        return False
+    try:
+        rows = (row for _, row in read_file(file, shown_path(file)) if not isinstance(row, BadRow))
+        return set(next(rows, ())) == set(features)
+    except DataError:  # which is told when all of it is read
+        return False
+
+
 def _parquet_features(file: Path) -> Any:
     """The types that `datasets` has left in a file, which tell labels from numbers."""
     import datasets
@@ -95,7 +106,7 @@ def _as_said(cells: list[str], *, no_number: bool) -> list[Any]:
     """Numbers, truth values, lists and objects of the cells of a column, if all of them say such; else the text.
 
     An empty cell among such values is None. A number is one as it would be written again: `007` and `+1` are text.
-    With `no_number` so are all others.
+    With `no_number` so are all others, and truth values, which are numbers to Python.
     """
     filled = [cell for cell in cells if cell != ""]
     if not filled:
@@ -106,7 +117,7 @@ def _as_said(cells: list[str], *, no_number: bool) -> list[Any]:
     elif all(map(_DECIMAL.fullmatch, filled)):
         convert = str if no_number else float
     elif all(cell in _TRUTH for cell in filled):
-        convert = _TRUTH.__getitem__
+        convert = str if no_number else _TRUTH.__getitem__
     elif all(map(_is_bracketed, filled)):
         convert = _structure
     else:
