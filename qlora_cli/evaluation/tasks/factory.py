@@ -13,8 +13,10 @@ from lm_eval.tasks._factory import TaskFactory, _ctor_accepts_config
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from qlora_cli.errors import TaskError
-from qlora_cli.evaluation.randomness import other_seed
+from qlora_cli.evaluation.randomness import bookmark, other_seed
 from qlora_cli.evaluation.tasks.data_root import DataRoot
+from qlora_cli.evaluation.tasks.examples import split_by_config
+from qlora_cli.evaluation.tasks.layouts.found import Needed
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
 from qlora_cli.evaluation.tasks.readiness import RowsError, check_rows, why_not_set_up
 from qlora_cli.evaluation.tasks.refusals import refusals, unknown_words
@@ -132,7 +134,8 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         config["num_fewshot"] = shots
         self._processed.remember(config)
         self._settle_splits(name, config, supply)
-        return self._asked(lambda supply: self._of_config(config, supply), supply, str(config.get("doc_to_target")))
+        target = columns_in_templates({"doc_to_target": config.get("doc_to_target")})
+        return self._asked(lambda supply: self._of_config(config, supply), supply, target)
 
     def _shots(self, own: int | None) -> int:
         """The number of examples, by the rule of lm-eval's `simple_evaluate`."""
@@ -145,8 +148,8 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         if brings_own(dataset, config.get("custom_dataset")):
             return
         tested, validated = config.get("test_split"), config.get("validation_split")
-        examples = [] if supply.zero_shot else _example_split(config)
-        missing = supply.missing(dataset, [split for split in [tested or validated, *examples] if split])
+        examples = None if supply.zero_shot else split_by_config(config)
+        missing = supply.missing(dataset, [split for split in (tested or validated, examples) if split])
         if not missing:
             return
         only_tested = tested and validated and [error.split for error in missing] == [tested]
@@ -157,18 +160,21 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
         config["test_split"] = None
         self.splits[name] = instead
 
-    def _asked(self, make: Callable[[Supply], Any], supply: Supply, target: str = "") -> Any:
+    def _asked(self, make: Callable[[Supply], Any], supply: Supply, target: Needed = frozenset()) -> Any:
         """What `make` makes of rows that can be asked about.
 
         In CSV, 1 may be a number, or the text that a task compares it with: if cells read as numbers will not do, they
-        are texts, but for those of the column `target`, which often is the number of a choice, and then those, too.
+        are texts, but for those of the columns `target`, which often are the number of a choice, and then those, too.
+        What a task's own code draws meanwhile, it draws as if there had been one try.
         """
+        begin_again = bookmark()
         try:
             return make(supply)
         except RowsError as error:
             if not supply.guessed:
                 raise
-            for numbers in (frozenset([target]), frozenset[str]()):
+            for numbers in dict.fromkeys([target, frozenset[str]()]):
+                begin_again()
                 with contextlib.suppress(TaskError):
                     return make(dataclasses.replace(supply, numbers=numbers, files={}))
             if error.every:

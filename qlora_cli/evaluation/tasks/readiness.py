@@ -11,6 +11,7 @@ from typing import Any
 from qlora_cli.data.raw_rows import name_columns
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.randomness import seeded
+from qlora_cli.evaluation.tasks.examples import are_given, could_be_drawn, split_of
 from qlora_cli.evaluation.tasks.layouts.found import PROBLEMS
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
 from qlora_cli.evaluation.tasks.rows import BadRow, bad_examples, bad_questions, misnamed_columns
@@ -42,15 +43,16 @@ def check_rows(task: Any, supply: Supply, options: TaskOptions) -> None:
     _refuse_metrics(task)
     shots = task.get_config("num_fewshot") or 0
     pool = getattr(getattr(task, "sampler", None), "df", None) if shots else None
-    drawn_from = supply.files_of(_split_drawn_from(task)) if pool is not None else []
+    drawn_from: list[Path] = []
     if pool is not None:
+        drawn_from = [] if are_given(task) else supply.files_of(split_of(task))
         # One more is drawn where the question itself may be among them.
-        asked_itself = task.fewshot_cfg.split == task.config.test_split
-        if len(pool) < shots + asked_itself:
+        drawn = shots + (task.fewshot_cfg.split == task.config.test_split)
+        if len(pool) < drawn:
             raise TaskError(
-                f"expected {shots + asked_itself} rows at least to draw {shots} examples from, got {len(pool)}"
-                f"{_of(drawn_from)}."
+                f"expected {drawn} rows at least to draw {shots} examples from, got {len(pool)}{_of(drawn_from)}."
             )
+        pool = could_be_drawn(task, pool, drawn)
     if options.data_root is None or not hasattr(task, "features"):
         return
     with seeded(options.seed):  # a task's functions may draw, and the next task is to draw as if they had not
@@ -61,11 +63,11 @@ def check_rows(task: Any, supply: Supply, options: TaskOptions) -> None:
 
 def why_not_set_up(task: Any, error: Exception, supply: Supply, options: TaskOptions) -> TaskError:
     """What is to be told of a task whose `__init__` failed; the last thing that it does is to look at the first row."""
+    files = supply.files_of(_split_asked(task))
     try:
         _refuse_metrics(task)
         if not hasattr(task, "features"):
             return TaskError(describe_failure(error, supply.all_files))
-        files = supply.files_of(_split_asked(task))
         undefined = _UNDEFINED.fullmatch(str(error))
         if undefined and undefined[1] not in task.features:
             return TaskError(_no_column(key_that_takes(undefined[1], task.config), undefined[1], task, files))
@@ -117,12 +119,6 @@ def _problems(what: str, rows: Sequence[BadRow], files: list[Path]) -> list[str]
 def _split_asked(task: Any) -> str | None:
     config = getattr(task, "config", None)
     split: str | None = getattr(config, "test_split", None) or getattr(config, "validation_split", None)
-    return split
-
-
-def _split_drawn_from(task: Any) -> str | None:
-    """By the rule of lm-eval."""
-    split: str | None = task.fewshot_cfg.split or task.config.training_split or _split_asked(task)
     return split
 
 

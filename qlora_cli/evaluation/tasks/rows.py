@@ -15,7 +15,7 @@ from qlora_cli.evaluation.tasks.templates import NoValueError, is_overridden, re
 
 Check: TypeAlias = Callable[[Any], None]
 
-_OF_EXAMPLES = ("doc_to_text", "doc_to_target")
+_ASKED_AND_ANSWERED = ("doc_to_text", "doc_to_target")
 
 
 class BadRow(NamedTuple):
@@ -44,17 +44,26 @@ def bad_questions(task: Any, docs: Any) -> list[BadRow]:
 
 
 def bad_examples(task: Any, docs: Iterable[Any]) -> list[BadRow]:
-    """The rows that would have "None" in an example. What else is wrong with one is told when it is drawn, if it is."""
-    templates = {key: getattr(task.fewshot_cfg, key) or getattr(task.config, key) for key in _OF_EXAMPLES}
-    readers = [
-        reader(template, key, task.features, choosing=True)
+    """The rows that would have "None" in an example, or that lm-eval takes none out of for the kind of their values.
+
+    What else is wrong with one is told when it is drawn, if it is.
+    """
+    given = {key: getattr(task.fewshot_cfg, key) for key in _ASKED_AND_ANSWERED}
+    templates = {key: getattr(task.config, key) if own is None else own for key, own in given.items()}
+    readers = {
+        key: reader(template, key, task.features, choosing=task.config.doc_to_choice is not None)
         for key, template in templates.items()
-        if isinstance(template, str) and not is_overridden(task, key)
-    ]
+        if isinstance(template, str) and task.prompt is None and not is_overridden(task, key)
+    }
+    several, as_usual = bool(task.multiple_input), _writes_as_usual(task)
+    numbered = bool(task.fewshot_cfg.doc_to_choice) and not several
 
     def check(doc: Any) -> None:
-        for read in readers:
-            read(doc)
+        values = {key: read(doc) for key, read in readers.items()}
+        if as_usual and not several:
+            _refuse_no_text(values.get("doc_to_text", ""), "a text to ask")
+        if as_usual:
+            _refuse_as_example(values.get("doc_to_target", ""), numbered=numbered)
 
     return _bad_rows(docs, check, only=NoValueError)
 
@@ -68,7 +77,8 @@ def misnamed_columns(task: Any) -> Iterator[tuple[str, str]]:
         if not isinstance(name, str) or name in task.features or is_overridden(task, key):
             continue
         several = key != "doc_to_text" and config.doc_to_choice is not None  # words may be in a name: `Answer Key`
-        if not (name.replace(" ", "_") if several else name).isidentifier():
+        # A sentence in a script without spaces would be one word, too.
+        if not name.isascii() or not (name.strip().replace(" ", "_") if several else name).isidentifier():
             continue
         if key == "doc_to_target" and (_scores_itself(task) or _is_a_choice(task, name)):
             continue
@@ -99,16 +109,33 @@ def _is_a_choice(task: Any, word: str) -> bool:
 
 
 def _check_of_texts(task: Any) -> Check:
-    """How a row is checked whose question is answered in writing, or that is a text: only for what is null."""
-    keys = ("doc_to_text",) if _scores_itself(task) else ("doc_to_text", "doc_to_target")
+    """How a row is checked whose question is answered in writing, or that is a text: for what is null, and for what is
+    no text where lm-eval takes nothing else."""
+    texts = {}
+    if _writes_as_usual(task) and not getattr(task, "multiple_input", 0):
+        texts["doc_to_text"] = "a text to ask"
+    if str(task.OUTPUT_TYPE).startswith("loglikelihood") and not is_overridden(task, "construct_requests"):
+        texts["doc_to_target"] = "a text as the answer"
+    keys = {"doc_to_text", *texts} if _scores_itself(task) else {"doc_to_text", "doc_to_target"}
     # A function may take what it likes.
-    readers = [value_of(task, key) for key in keys if isinstance(getattr(task.config, key), str)]
+    readers = {
+        key: value_of(task, key)
+        for key in _ASKED_AND_ANSWERED
+        if key in keys and isinstance(getattr(task.config, key), str)
+    }
 
     def check(doc: Any) -> None:
-        for read in readers:
-            read(doc)
+        for key, read in readers.items():
+            value = read(doc)
+            if key in texts:
+                _refuse_no_text(value, texts[key])
 
     return check
+
+
+def _writes_as_usual(task: Any) -> bool:
+    """Whether it is lm-eval that puts prompts together, out of texts."""
+    return not is_overridden(task, "fewshot_context") and not is_overridden(task, "build_qa_turn")
 
 
 def _check_of_choices(task: Any, first: Any) -> Check:
@@ -123,12 +150,23 @@ def _check_of_choices(task: Any, first: Any) -> Check:
         text, choices = text_of(doc), choices_of(doc)
         _refuse_choices(choices, empty_too=empty_too)
         prompt, answer = (target_of(doc), text) if several else (text, None if own else target_of(doc))
-        if not isinstance(prompt, str):
-            raise _UnusableError("a text as the end of each choice" if several else "a text to ask", prompt)
+        if not (several and isinstance(prompt, int)):  # lm-eval writes a number as the end, and asks only texts
+            _refuse_no_text(prompt, "a text as the end of each choice" if several else "a text to ask")
         if not own:
             _refuse_answer(answer, choices)
 
     return check
+
+
+def _refuse_no_text(value: Any, expected: str) -> None:
+    if not isinstance(value, str):
+        raise _UnusableError(expected, value)
+
+
+def _refuse_as_example(answer: Any, *, numbered: bool) -> None:
+    """By lm-eval's own rule: a text, the first of several, or the number of a choice where examples have choices."""
+    if answer != [] and not (numbered and isinstance(answer, int)):
+        _refuse_no_text(answer[0] if isinstance(answer, list) else answer, "a text as the answer of an example")
 
 
 def _refuse_choices(choices: Any, *, empty_too: bool) -> None:
@@ -146,8 +184,16 @@ def _refuse_answer(answer: Any, choices: Any) -> None:
         in_words = isinstance(one, str) and not isinstance(answer, list)
         # True and False stand for the second choice and the first, where there are no others.
         of_number = isinstance(one, int) and 0 <= one < count and (count == 2 or not isinstance(one, bool))
+        if isinstance(one, bool) and _is_said_by_another(one, choices):
+            of_number = False
         if of_number or (in_words and one in choices):
             continue
         nearly = in_words and one.strip().isdecimal() and int(one) < count
         words = ", or one of them in words" if in_words else ""
         raise _UnusableError(f"the number of one of {count} choices as the answer, from 0{words}", one, nearly=nearly)
+
+
+def _is_said_by_another(truth: bool, choices: Any) -> bool:
+    """Whether the word `true` or `false` is a choice, but not that which the truth value stands for."""
+    word = str(truth).lower()
+    return any(choice.strip().lower() == word and number != truth for number, choice in enumerate(choices))

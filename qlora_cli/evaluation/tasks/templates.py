@@ -82,9 +82,9 @@ def reader(template: str, key: str, columns: Collection[str], *, choosing: bool)
 
 
 def _words(template: str) -> list[str]:
-    # Without braces it is the name of a column, or plain text.
-    fields = [inner for pair in _FIELD.findall(template) for inner in pair] or [template]
-    return [word for inner in fields for word in _WORD.findall(inner)]
+    fields = [inner for pair in _FIELD.findall(template) for inner in pair]
+    # Without braces it is the name of a column, which may be of several words, or plain text.
+    return [word for inner in fields or [template] for word in _WORD.findall(inner)] + ([] if fields else [template])
 
 
 def _not_null(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.build import build_tasks
 from qlora_cli.evaluation.tasks.index import Listed, load_index
 from qlora_cli.evaluation.tasks.loaded import TaskOptions
+from qlora_cli.evaluation.tasks.readiness import why_not_set_up
+from qlora_cli.evaluation.tasks.supply import Supply
 from tests.support.benchmarks import arc_row, keep_index, piqa_row, write_csv, write_jsonl
 
 Row = dict[str, Any]
@@ -268,3 +271,18 @@ def test_the_cell_that_is_no_number(index: dict[str, Listed], tmp_path: Path, ce
     labels = ["0", "1", "0", cell, "1"]
     write_csv(file, [["goal", "sol1", "sol2", "label"], *(["How?", "a", "b", label] for label in labels)])
     assert _problems(["piqa"], index, tmp_path) == [f"question 4 of {file}: {problem}"]
+
+
+@pytest.mark.parametrize("text", ["以下は質問です", " "])
+def test_a_prompt_of_one_word_may_be_a_sentence(tmp_path: Path, text: str) -> None:
+    """In a script without spaces; and a blank is no name."""
+    rows = [{"question": "q", "answer": "a"}] * 2
+    index = _mine(tmp_path, rows, **_WRITING | {"doc_to_text": text, "doc_to_choice": ["a", "b"]})
+    assert _built(["mine"], index, tmp_path / "data")["mine"].doc_to_text(rows[0]) == text
+
+
+def test_a_failure_that_no_closer_look_explains() -> None:
+    """Not even at what the task is."""
+    broken = SimpleNamespace(config=SimpleNamespace())
+    told = why_not_set_up(broken, ValueError("no luck"), Supply(None), TaskOptions())
+    assert str(told) == "it cannot be set up: ValueError: no luck."
