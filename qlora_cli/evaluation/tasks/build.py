@@ -12,11 +12,10 @@ from typing import Any
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.index import Index, Listed, entries
 from qlora_cli.evaluation.tasks.loaded import LoadedTasks, Partial, TaskOptions
-from qlora_cli.evaluation.tasks.names import Chosen, unknown
+from qlora_cli.evaluation.tasks.names import Chosen, few, unknown
 from qlora_cli.hub import go_offline_if_unreachable
 
 _LINE = 100  # letters of a line of names
-_FEW = 3  # names that stand for many
 
 
 def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> LoadedTasks:
@@ -35,6 +34,7 @@ def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> Loa
     with quiet():
         from qlora_cli.evaluation.randomness import seeded
         from qlora_cli.evaluation.tasks.factory import Absent, Factory
+        from qlora_cli.evaluation.tasks.supply import describe_failure
 
         factory = Factory(options)
         registry = entries(_needed(names, index))
@@ -46,8 +46,7 @@ def build_tasks(names: Sequence[str], index: Index, options: TaskOptions) -> Loa
                 except TaskError:
                     raise
                 except (Exception, SystemExit) as error:  # of a group's file, or of code that it names
-                    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-                    factory.problems.append(f"{name} ({index[name].file}): it cannot be set up: {reason}.")
+                    factory.problems.append(f"{_with_file(name, index)}: {describe_failure(error, [])}")
     factory.problems += _broken_groups(built, factory, index)
     together = _matched_together(built, names.patterns if isinstance(names, Chosen) else {})
     _refuse([*(each for each in built if not each.pattern), *together.values()], factory, options)
@@ -211,14 +210,14 @@ def _loaded(built: list[_Built], factory: Any, together: Mapping[str, _Built]) -
     partial: dict[str, Partial] = {}
     for pattern, all_of_it in together.items():
         if all_of_it.missing:
-            remarks.append(f"{pattern!r}: there is no data for {_few(list(all_of_it.missing))}, left out.")
+            remarks.append(f"{pattern!r}: there is no data for {few(list(all_of_it.missing))}, left out.")
     built = [each for each in built if each.there or not each.pattern]
     for each in built:
         if each.missing:
             partial[each.listed.name] = Partial(tuple(each.there), tuple(each.missing))
             remarks.append(
                 f"{each.listed.name}: scored on {len(each.there)} of its {len(each.there) + len(each.missing)} tasks; "
-                f"there is no data for {_few(list(each.missing))}."
+                f"there is no data for {few(list(each.missing))}."
             )
     tasks: dict[str, Any] = {}
     groups: dict[str, Any] = {}
@@ -229,13 +228,6 @@ def _loaded(built: list[_Built], factory: Any, together: Mapping[str, _Built]) -
     order = [name for each in built for name in each.there]
     ordered = {name: tasks[name] for name in dict.fromkeys(order)}
     return LoadedTasks(ordered, groups, partial, dict(factory.splits), tuple(remarks))
-
-
-def _few(names: list[str]) -> str:
-    """The names, or of many the first and how many others."""
-    if len(names) <= _FEW + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:_FEW])} and {len(names) - _FEW} others"
 
 
 def _split_remark(name: str, split: str) -> str:

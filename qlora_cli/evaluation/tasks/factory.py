@@ -34,7 +34,7 @@ from qlora_cli.evaluation.tasks.templates import columns_in_templates
 
 Config = dict[str, Any]
 
-_DEFINING = {"group", "class", "include", "dataset_path", "custom_dataset"}  # keys of what is no mere name
+_DEFINING = {"class", "include", "dataset_path", "custom_dataset"}  # keys of a task that is no mere name
 _MAYBE_CELLS = (
     "numbers and texts look alike in CSV and TSV, and it can be asked about the cells as neither. If that is what is "
     "wrong: JSON Lines and Parquet tell the two apart, and so does a dataset's card, README.md."
@@ -84,11 +84,12 @@ class Factory(TaskFactory):  # type: ignore[misc]  # lm-eval ships no types
     ) -> list[Any]:
         children: list[Any] = []
         for item in member_list:
-            name = item if isinstance(item, str) else item.get("task") if isinstance(item, dict) else None
-            if isinstance(name, str) and name not in registry and not _defines(item, overrides):
+            entry = {"task": item} if isinstance(item, str) else item if isinstance(item, dict) else {}
+            name = entry.get("group", entry.get("task"))
+            if isinstance(name, str) and name not in registry and not _defines(entry, overrides):
                 self.unknown.append((group_name, name))
-            elif isinstance(item, dict) and "group" not in item and name not in registry:
-                children.append(self._inline_task(item, group_name, overrides))
+            elif entry and "group" not in entry and name not in registry:
+                children.append(self._inline_task(entry, group_name, overrides))
             else:
                 children += super()._build_group_members([item], group_name, overrides, registry)
         return children
@@ -239,19 +240,8 @@ def _refuse(problems: list[str]) -> None:
         raise TaskError("\n".join(problems))
 
 
-def _defines(item: object, overrides: Config | None) -> bool:
+def _defines(entry: Config, overrides: Config | None) -> bool:
     """Whether an entry of a group's list defines a task, or a group, in place of naming one."""
-    if not isinstance(item, dict):
-        return False
-    return bool({**(overrides or {}), **item}.keys() & _DEFINING)
-
-
-def _example_split(config: Config) -> list[str | None]:
-    """The split that examples are drawn from, by the rule of lm-eval."""
-    given = config.get("fewshot_config")
-    given = given if isinstance(given, dict) else {}
-    split = given.get("split") or config.get("fewshot_split")
-    if not split and given.get("samples") is not None:
-        return []
-    usual = (config.get(f"{kind}_split") for kind in ("training", "validation", "test"))
-    return [split or next(filter(None, usual), None)]
+    if "group" in entry:
+        return "task" in entry
+    return bool({**(overrides or {}), **entry}.keys() & _DEFINING)

@@ -13,6 +13,7 @@ from qlora_cli.recipe.words import alike, distance, misspelt, plain
 
 _MAGIC = frozenset("*?[")
 _SUGGESTED = 3  # names, of those that begin with what was given
+_FEW = 3  # names that stand for many
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ def unknown(name: str, index: Index) -> str:
     meant = _meant(name, index)
     hint = f"did you mean {' or '.join(meant)}?" if meant else "qlora eval --list shows those there are."
     return f"{name!r} is no task, group or tag that lm-eval knows{';' if meant else '.'} {hint}"
+
+
+def few(names: Sequence[str]) -> str:
+    """The names, or of many the first and how many others."""
+    if len(names) <= _FEW + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:_FEW])} and {len(names) - _FEW} others"
 
 
 def _meant(name: str, index: Index) -> list[str]:

@@ -29,7 +29,7 @@ _TASK = {
 def _index(folder: Path, groups: Mapping[str, Any], tasks: Mapping[str, str | None]) -> dict[str, Listed]:
     """Groups with their lists, and tasks over the configurations of a dataset, `there` of which is there."""
     keep_index()
-    (folder / "tasks").mkdir()
+    (folder / "tasks").mkdir(parents=True)
     for name, members in groups.items():
         (folder / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump({"group": name, "task": members}))
     for name, config in tasks.items():
@@ -127,3 +127,42 @@ def test_what_a_pattern_brings_may_be_left_out(tmp_path: Path) -> None:
     assert _refused(["mine_*e", "mine_f*"], index, tmp_path)[0] == (
         "mine_four: the split 'test' of org/set, gone is not below --data-root"
     )
+
+
+def test_a_group_in_a_group_that_there_is_not(tmp_path: Path) -> None:
+    """It is no group of its own without a list."""
+    index = _index(tmp_path, {"ours": ["mine_one", {"group": "thiers"}], "theirs": ["mine_one"]}, {"mine_one": "there"})
+    assert _refused(["ours"], index, tmp_path) == [
+        "ours (ours.yaml): 'thiers' is no task, group or tag that lm-eval knows; did you mean theirs?"
+    ]
+    inline = {"group": "inner", "task": ["mine_one"]}
+    index = _index(tmp_path / "other", {"ours": [inline, {"group": "theirs"}], "theirs": []}, {"mine_one": "there"})
+    assert _refused(["ours"], index, tmp_path / "other") == [
+        "theirs (theirs.yaml): there is no task in this group. List some under `task`."
+    ]
+
+
+def test_a_group_may_define_what_its_list_names(tmp_path: Path) -> None:
+    """As lm-eval has it: what stands beside the list is of each in it."""
+    index = _index(tmp_path, {"ours": ["first"]}, {})
+    file = tmp_path / "tasks" / "ours.yaml"
+    file.write_text(file.read_text() + yaml.safe_dump(_TASK | {"dataset_name": "there"}))
+    loaded = _build(["ours"], index, tmp_path)
+    assert [len(task.eval_docs) for task in loaded.tasks.values()] == [3]
+    assert list(loaded.tasks) == ["ours::first"]
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("raise SystemExit(1)", "its code ends the program, with sys.exit(1). Look at its functions, or leave it out."),
+        ("raise ValueError('no luck')", "it cannot be set up: ValueError: no luck."),
+    ],
+)
+def test_code_of_a_group_that_fails(tmp_path: Path, code: str, problem: str) -> None:
+    """Told as that of a task."""
+    _index(tmp_path, {"ours": ["mine_one"]}, {"mine_one": "there"})
+    (tmp_path / "tasks" / "utils.py").write_text(code)
+    file = tmp_path / "tasks" / "ours.yaml"
+    file.write_text(file.read_text() + "process_docs: !function utils.all\n")
+    assert _refused(["ours"], load_index([tmp_path / "tasks"]), tmp_path) == [f"ours (ours.yaml): {problem}"]

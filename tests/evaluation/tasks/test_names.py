@@ -6,7 +6,7 @@ import pytest
 
 from qlora_cli.errors import TaskError
 from qlora_cli.evaluation.tasks.index import Listed
-from qlora_cli.evaluation.tasks.names import choose, listing
+from qlora_cli.evaluation.tasks.names import choose, few, listing
 
 
 def test_names_are_taken_apart_and_counted_once(index: dict[str, Listed]) -> None:
@@ -75,3 +75,9 @@ def test_listing(index: dict[str, Listed]) -> None:
     assert len(listing(None, index)) == len(index)
     with pytest.raises(TaskError, match="no task, group or tag that lm-eval knows"):
         listing("qzqzqz", index)
+
+
+def test_of_many_names_a_few_are_told() -> None:
+    """One more is told, and not counted as the only other."""
+    assert few(list("abcd")) == "a, b, c, d"
+    assert few(list("abcde")) == "a, b, c and 2 others"
