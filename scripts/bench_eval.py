@@ -88,6 +88,8 @@ def main() -> int:
     parser.add_argument("--side", choices=(*SIDES, EXACT), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if unasked := {*filter(None, options.exact.split(","))} - {*options.tasks.split(",")}:
+        parser.error(f"--exact: not among --tasks: {', '.join(sorted(unasked))}")
     if options.side:
         options.out.write_text(json.dumps(answer(options)), encoding="utf-8")
         return 0

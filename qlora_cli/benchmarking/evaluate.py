@@ -139,12 +139,13 @@ class _Job:
         return loaded
 
     def tell_unscored(self, loaded: LoadedTasks, answers: _Answers) -> None:
-        """Remark on what has no score; raise EvaluationError if nothing has one."""
+        """Remark on what has no score; raise EvaluationError if nothing has one, and no answers are to be written."""
         if answers.tasks is None:
             return
         results = answers.tasks.results["results"]
         told = list(unscored(loaded, results))
-        if answers.rows is None and not any(map(metrics_of, results.values())):
+        of_use = answers.rows is not None or (self.request.log_samples and self.request.output is not None)
+        if not of_use and not any(map(metrics_of, results.values())):
             raise EvaluationError("\n".join(told))
         for remark in told:
             self.emit(Notice(remark))

@@ -27,10 +27,8 @@ def model_name(target: Target) -> str:
     """A hub name, or what the folder is called; a checkpoint is called by its run."""
     if target.kind == "hub model":
         return target.base.name
-    name = str(target.facts()["target"])
-    if target.adapter is None or (step := target.adapter.step) is None:
-        return name
-    return f"{name.removesuffix(f', step {step}')}/checkpoints/step-{step:06d}"
+    step = None if target.adapter is None else target.adapter.step
+    return target.called if step is None else f"{target.called}/checkpoints/step-{step:06d}"
 
 
 def _quantization(target: Target) -> Iterator[tuple[str, str | bool]]:

@@ -56,6 +56,16 @@ class Target:
         return describe_storage(self.form)
 
     @property
+    def called(self) -> str:
+        """A hub name, or what the folder itself is called, which `.` does not tell; of a checkpoint, its run's."""
+        if self.kind.startswith("hub"):
+            return self.name
+        if self.adapter is None:
+            return Path(self.base.name).name
+        run = self.adapter.run
+        return (self.adapter.folder if run is None else run.path).resolve().name
+
+    @property
     def has_own_tokenizer(self) -> bool:
         """Whether a tokenizer lies with the adapter, or its run's: one that has the template of the run's rows."""
         return self._tokenizer_folder() is not None
@@ -136,7 +146,7 @@ class Target:
         base = Path(self.base.name)
         step = None if self.adapter is None else self.adapter.step
         return {
-            "target": self.name if self.kind.startswith("hub") else self._folder_name(),
+            "target": self.called if step is None else f"{self.called}, step {step}",
             "kind": self.kind,
             "base_model": base.name if base.is_absolute() else self.base.name,
             "base_revision": self.base.revision,
@@ -145,14 +155,6 @@ class Target:
             "step": step,
             "adapter_sha256": self.adapter_sha256,
         }
-
-    def _folder_name(self) -> str:
-        """What the folder itself is called, which `.` does not tell; of a checkpoint, its run's, with the step."""
-        if self.adapter is None:
-            return Path(self.base.name).name
-        run, step = self.adapter.run, self.adapter.step
-        name = (self.adapter.folder if run is None else run.path).resolve().name
-        return name if step is None else f"{name}, step {step}"
 
     def _tokenizer_folder(self) -> Path | None:
         """Where the adapter's own tokenizer lies: beside it, or, of a checkpoint, beside its run's adapter."""

@@ -40,8 +40,8 @@ def check_output(output: Path, samples: Sequence[str]) -> None:
         raise OutputError(f"--output: {str(output)[:200]}: cannot be written: {error.strerror or error}") from None
     if others:
         raise OutputError(
-            f"--output: {shown_path(others[0])} is there already, and the samples of {shown} would be written over it. "
-            "Name another file, or delete it"
+            f"--output: {shown_path(others[0])} is there already, and the samples of {shown} would have its name. Name "
+            "another file, or delete it"
         )
     if not folder.is_dir():
         raise OutputError(f"--output: {shown_path(folder)} is no folder, so {shown} cannot be made")

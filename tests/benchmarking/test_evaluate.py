@@ -179,6 +179,16 @@ def test_tasks_without_any_score_have_failed(folder: Path, odd: Path) -> None:
     assert Notice(f"no score came of odd0: {_NONE}") in events
 
 
+def test_answers_that_are_to_be_written_need_no_score(folder: Path, odd: Path, tmp_path: Path) -> None:
+    """Somebody may want nothing but what the model answers."""
+    output = tmp_path / "answers.json"
+    asked = request(folder, tasks=("odd0",), task_paths=(odd,), limit=2, baseline=False)
+    found = evaluate(replace(asked, output=output, log_samples=True))
+    assert found.scores == ()
+    assert [file.name for file in found.samples] == ["samples_odd0_answers.jsonl"]
+    assert len(found.samples[0].read_text(encoding="utf-8").splitlines()) == 2
+
+
 def test_a_second_start_asks_nothing(folder: Path) -> None:
     """What was answered is kept, of target and base apart: the same scores, and no question asked again."""
     asked = request(folder, tasks=("arc_easy",))

@@ -41,7 +41,12 @@ def _assert_as_alone(model: PreTrainedModel, prompts: list[Prompt], generator: G
         prompt = prompts[number]
         ids = torch.tensor([prompt.tokens])
         alone = model.generate(
-            ids, max_new_tokens=prompt.max_new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+            ids,
+            max_new_tokens=prompt.max_new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **prompt.sampling,
         )
         assert together[number] == tiny_tokenizer().decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
 
@@ -95,6 +100,8 @@ def test_the_longest_row_does_not_turn_the_positions_of_others(kind: str) -> Non
         config = transformers.LlamaConfig(**_SHAPE, max_position_embeddings=60, rope_parameters=rope)
     model = _model(config)
     prompts = _prompts(45, 50, 52, 130, most=30)
+    # Within the reach by themselves, and beyond it together: a long prompt beside a long answer.
+    prompts += [Prompt(tuple(range(30, 80)), (), 6, {"num_beams": 2}), Prompt((40, 41, 42), (), 50, {"num_beams": 2})]
     _assert_as_alone(model, prompts, Generator(model, tiny_tokenizer(), stop_ids=()))
 
 

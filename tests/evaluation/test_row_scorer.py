@@ -119,12 +119,16 @@ def test_few_rows_of_logits_are_held_in_float32(llama: PreTrainedModel) -> None:
     assert_as_alone(llama, RowScorer(llama, tokens=64, rows=8), asked)
 
 
-def test_rows_of_one_length_alone(llama: PreTrainedModel) -> None:
-    """For a model that padding confuses, no row is padded."""
+@pytest.mark.parametrize(
+    ("alike", "shapes"), [(0, [(2, 9), (1, 5), (1, 4), (2, 3)]), (4, [(2, 9), (1, 5), (3, 4)]), (9, [(6, 9)])]
+)
+def test_rows_of_one_length_alone(llama: PreTrainedModel, alike: int, shapes: list[tuple[int, int]]) -> None:
+    """For a model that padding confuses no row is padded, for one whose positions are turned by the longest row none
+    that would be turned otherwise."""
     asked = _of_lengths(3, 9, 4, 9, 3, 5)
     with passes(llama) as seen:
-        answered(RowScorer(llama, tokens=100, rows=_MANY, alike=True), asked)
-    assert [tuple(ids.shape) for ids in seen] == [(2, 9), (1, 5), (1, 4), (2, 3)]
+        answered(RowScorer(llama, tokens=100, rows=_MANY, alike=alike), asked)
+    assert [tuple(ids.shape) for ids in seen] == shapes
 
 
 def test_progress_counts_tokens_without_padding(llama: PreTrainedModel) -> None:

@@ -15,6 +15,7 @@ from qlora_cli.evaluation.answering.questions import Continuation
 from qlora_cli.evaluation.answering.row_scorer import RowScorer
 from qlora_cli.evaluation.answering.scorer import _TreeFirst, choose_scorer
 from qlora_cli.evaluation.answering.tree_scorer import TreeScorer
+from qlora_cli.evaluation.answering.trial import Verdict
 from qlora_cli.model.packing import VARIABLE_LENGTH, prepare_packing
 from tests.support.continuations import answered, assert_alike, assert_as_alone, passes
 from tests.support.models import FAMILIES, tiny_config, tiny_model
@@ -154,6 +155,15 @@ def test_rows_go_on_where_memory_does_not_hold_the_tree() -> None:
     ]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1][0] == told[-1][1]
+
+
+def test_a_longer_row_does_not_turn_the_positions_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row, too, LongRoPE's frequencies are those of each row's own length."""
+    model = _model("phi3, longrope")
+    monkeypatch.setattr("qlora_cli.evaluation.answering.scorer.examine", lambda _: Verdict("it is to go by row"))
+    scorer = choose_scorer(model, batch_size=None, remark=lambda _: None)
+    assert scorer.name == "row by row"
+    assert_as_alone(model, scorer, _asked())
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])

@@ -87,7 +87,7 @@ def test_a_model_that_cannot_be_tried_answers_one_by_one(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("kind", "which", "rows"), [("rwkv", "one by one", 1), ("recurrent_gemma", "to prompts of one length only", 3)]
+    ("kind", "which", "rows"), [("rwkv", "only one prompt", 1), ("recurrent_gemma", "only prompts of one length", 3)]
 )
 def test_answers_are_those_of_each_prompt_alone(kind: str, which: str, rows: int) -> None:
     """Prompts of several lengths, some of them alike: as many share a batch as may, which is told."""
@@ -101,7 +101,8 @@ def test_answers_are_those_of_each_prompt_alone(kind: str, which: str, rows: int
         alone = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert together[number] == tiny_tokenizer().decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
     assert remarks[1:] == [
-        f"Answers are written {which}, which takes longer: beside other prompts this model gives other answers"
+        f"Answers are written to {which} at a time, which takes longer: in a trial the model did not go on from "
+        "prompts of several lengths together as it does from each alone"
     ]
     with passes(model) as seen:
         dict(generator.generate(prompts, _quiet))
@@ -116,8 +117,9 @@ def test_likelihoods_are_those_of_each_row_alone() -> None:
     asked = [Continuation(tuple(range(20 + row, 26 + row + row % 3)), 2) for row in range(6)]
     assert_as_alone(model, scorer, asked, tolerance=1e-4)
     assert remarks == [
-        "CpmAntForCausalLM is scored row by row, what rows begin with alike computed again for each, and only rows of "
-        f"one length together, since padding changes its answers: {scorer.why}"
+        f"CpmAntForCausalLM is scored row by row, what rows begin with alike computed again for each: {scorer.why}",
+        "CpmAntForCausalLM is scored only rows of one length at a time: in a trial it did not answer rows of several "
+        "lengths together as it does alone",
     ]
     with passes(model) as seen:
         dict(scorer.score(asked, _quiet))

@@ -68,9 +68,10 @@ class Generator:
         """Which rows may share a batch of `generate`."""
         together = written_together(self._model)
         if together != "any":
-            which = "to prompts of one length only" if together == "one length" else "one by one"
+            which = "only prompts of one length" if together == "one length" else "only one prompt"
             self._remark(
-                f"Answers are written {which}, which takes longer: beside other prompts this model gives other answers"
+                f"Answers are written to {which} at a time, which takes longer: in a trial the model did not go on "
+                "from prompts of several lengths together as it does from each alone"
             )
         return together
 
@@ -160,7 +161,8 @@ class Generator:
     def _within_context(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Rows that `generate` can read on together: complete ones for as long as the longest answer takes."""
         context = size(self._model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
-        limit = max([context or sum(row.most for row in rows), *(row.most for row in rows)])
+        limits = [limit for limit in (context, rope_reach(self._model)) if limit]
+        limit = max([min(limits, default=sum(row.most for row in rows)), *(row.most for row in rows)])
         while rows:
             longest = max(row.prompt.max_new_tokens for row in rows)
             yield [row for row in rows if row.length + longest <= limit]

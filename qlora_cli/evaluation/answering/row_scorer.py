@@ -47,7 +47,8 @@ class RowScorer:
         tokens: how many tokens a forward pass computes at most, padding counted; but one row in any case.
         rows: how many rows of logits it gives at most, but one row's own in any case; and is held in float32.
         sequences: how many rows it computes at most; None is no limit.
-        alike: whether only rows of one length share a forward pass, for models that padding confuses.
+        alike: beyond how many tokens only rows of one length share a forward pass: 0 for models that padding confuses;
+            None is nowhere.
         why: the reason that this model's rows do not share what they begin with alike.
     """
 
@@ -60,7 +61,7 @@ class RowScorer:
         tokens: int,
         rows: int,
         sequences: int | None = None,
-        alike: bool = False,
+        alike: int | None = None,
         why: str | None = None,
     ) -> None:
         self._model = model
@@ -111,7 +112,7 @@ class RowScorer:
             first = min(first, rows[end].first)
             if count > 1 and (count * longest > self._budget.tokens or count * (longest - first) > self._rows):
                 break
-            if self._alike and len(rows[end].tokens) < longest:
+            if self._alike is not None and longest > self._alike and len(rows[end].tokens) < longest:
                 break
             end += 1
         return rows[begin:end]

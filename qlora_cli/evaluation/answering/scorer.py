@@ -13,7 +13,7 @@ from qlora_cli.evaluation.answering.questions import Continuation, Likelihood, P
 from qlora_cli.evaluation.answering.row_scorer import RowScorer
 from qlora_cli.evaluation.answering.together import Together, read_together
 from qlora_cli.evaluation.answering.tree_scorer import TreeScorer
-from qlora_cli.evaluation.answering.trial import examine
+from qlora_cli.evaluation.answering.trial import examine, rope_reach
 
 
 class Scorer(Protocol):
@@ -58,24 +58,25 @@ def choose_scorer(model: PreTrainedModel, *, batch_size: int | None, remark: Cal
         tokens=tokens,
         rows=rows,
         sequences=1 if together == "none" else batch_size,
-        alike=together == "one length",
+        alike=0 if together == "one length" else rope_reach(model),
         why=verdict.fault,
     )
     if verdict.fault is not None:
         remark(
-            f"{type(model).__name__} is scored row by row, what rows begin with alike computed again for each"
-            f"{_APART[together]}: {verdict.fault}"
+            f"{type(model).__name__} is scored row by row, what rows begin with alike computed again for each: "
+            f"{verdict.fault}"
         )
+        if together != "any":
+            remark(
+                f"{type(model).__name__} is scored {_COMPANY[together]}: in a trial it did not answer rows of several "
+                "lengths together as it does alone"
+            )
         return by_row
     tree = TreeScorer(model, tokens=tokens, rows=rows, sequences=batch_size)
     return _TreeFirst(tree, by_row, verdict.reach, remark)
 
 
-_APART: dict[Together, str] = {
-    "any": "",
-    "one length": ", and only rows of one length together, since padding changes its answers",
-    "none": ", and one at a time, since others beside it change its answers",
-}
+_COMPANY: dict[Together, str] = {"one length": "only rows of one length at a time", "none": "one row at a time"}
 
 
 class _TreeFirst:

@@ -67,16 +67,19 @@ def _found_out(
 ) -> Together:
     """The largest of companies in which logits, which `compared` computes together and alone, differ by rounding."""
     rows = made_up_rows(model)[::2]
-    try:
-        most = rounding(model, rows, [logits_alone(model, row) for row in rows])
-        if difference(*compared(rows)) <= most:
-            return "any"
-        if difference(*compared([row[:_LENGTH] for row in rows])) <= most:
-            return "one length"
-    except Exception as error:  # what cannot be tried is not relied on
-        if ran_out(error):
-            raise
-    return "none"
+
+    def alike(some: list[list[int]]) -> bool:
+        try:
+            most = rounding(model, some, [logits_alone(model, row) for row in some])
+            return difference(*compared(some)) <= most
+        except Exception as error:  # what cannot be tried is not relied on
+            if ran_out(error):
+                raise
+            return False
+
+    if alike(rows):
+        return "any"
+    return "one length" if alike([row[:_LENGTH] for row in rows]) else "none"
 
 
 _Written: TypeAlias = tuple[Tensor, Tensor]
