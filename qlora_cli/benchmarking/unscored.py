@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qlora_cli.benchmarking.rows import metrics_of
+from qlora_cli.evaluation.tasks.names import few
 
 if TYPE_CHECKING:
     from qlora_cli.evaluation.tasks.loaded import LoadedTasks
-
-_FEW = 3  # names that stand for many
 
 
 def unscored(loaded: LoadedTasks, results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -27,7 +26,7 @@ def unscored(loaded: LoadedTasks, results: Mapping[str, Mapping[str, Any]]) -> I
             alike.setdefault((str(task.OUTPUT_TYPE), ", ".join(task.aggregation())), []).append(name)
     for (kind, metrics), names in alike.items():
         yield (
-            f"no score came of {_some(names)}: answers of the kind {kind} give no number for "
+            f"no score came of {few(names)}: answers of the kind {kind} give no number for "
             f"{metrics or 'any metric'}; see metric_list in the definition"
         )
     for name, group in loaded.groups.items():
@@ -38,9 +37,3 @@ def unscored(loaded: LoadedTasks, results: Mapping[str, Mapping[str, Any]]) -> I
                 f"no score came of the group {name}: it is to have {wanted}, and its tasks have {', '.join(members)}; "
                 "see aggregate_metric_list in its definition"
             )
-
-
-def _some(names: list[str]) -> str:
-    if len(names) <= _FEW + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:_FEW])} and {len(names) - _FEW} others"
