@@ -238,7 +238,7 @@ def report(sides: dict[str, Side], options: argparse.Namespace) -> str:
             "apart: documents in which the two find another continuation likeliest, with the widest gap between the "
             "two in the peer's own log-likelihoods; greedy apart: continuations of which one says that greedy decoding "
             "writes them, and the other that it does not; off: the largest distance from the log-likelihoods of the "
-            "peer in float64, one prompt at a time.",
+            "peer in float64, one prompt at a time (transformers' norms compute in float32 even there).",
             "",
             f"## {options.model.name}, {options.dtype}{limit}",
             "",
