@@ -68,7 +68,7 @@ def choose_scorer(model: PreTrainedModel, *, batch_size: int | None, remark: Cal
         )
         if together != "any":
             remark(
-                f"{type(model).__name__} is scored {_COMPANY[together]}: in a trial it did not answer rows of several "
+                f"{type(model).__name__} is asked about {_COMPANY[together]}: in a trial it did not answer rows of several "
                 "lengths together as it does alone"
             )
         return by_row
