@@ -118,8 +118,8 @@ def test_likelihoods_are_those_of_each_row_alone() -> None:
     assert_as_alone(model, scorer, asked, tolerance=1e-4)
     assert remarks == [
         f"CpmAntForCausalLM is scored row by row, what rows begin with alike computed again for each: {scorer.why}",
-        "CpmAntForCausalLM is asked about only rows of one length at a time: in a trial it did not answer rows of several "
-        "lengths together as it does alone",
+        "CpmAntForCausalLM is asked about only rows of one length at a time: in a trial it did not answer rows of "
+        "several lengths together as it does alone",
     ]
     with passes(model) as seen:
         dict(scorer.score(asked, _quiet))

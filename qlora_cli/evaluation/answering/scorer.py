@@ -68,8 +68,8 @@ def choose_scorer(model: PreTrainedModel, *, batch_size: int | None, remark: Cal
         )
         if together != "any":
             remark(
-                f"{type(model).__name__} is asked about {_COMPANY[together]}: in a trial it did not answer rows of several "
-                "lengths together as it does alone"
+                f"{type(model).__name__} is asked about {_COMPANY[together]}: in a trial it did not answer rows of "
+                "several lengths together as it does alone"
             )
         return by_row
     tree = TreeScorer(model, tokens=tokens, rows=rows, sequences=batch_size)
