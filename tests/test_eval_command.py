@@ -398,8 +398,8 @@ def test_an_output_in_the_way(here: Path) -> None:
          "folder's path"),
         ("x" * 240 + ".json", f"the samples would be called samples_arc_easy_{'x' * 63}…, 263 bytes long, and a name "
          "may have 255. Name a file whose name is shorter by 8"),
-        ("a_b.json", "samples_arc_easy_a-b.jsonl is there already, and the samples of a_b.json would be written over "
-         "it. Name another file, or delete it"),
+        ("a_b.json", "samples_arc_easy_a-b.jsonl is there already, and the samples of a_b.json would have its name. "
+             "Name another file, or delete it"),
     ):  # fmt: skip
         assert refused("run", *TASK, "--output", output, "--log-samples") == f"--output: {told}"
 
