@@ -5,8 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.evaluation.answering.decoding import GreedyRows
-from qlora_cli.evaluation.answering.likeness import difference, logits_alone, made_up_rows, rounding
-from qlora_cli.evaluation.answering.memory import ran_out
+from qlora_cli.evaluation.answering.likeness import difference, fault_in, logits_alone, made_up_rows, rounding
 from qlora_cli.evaluation.answering.prefill import PromptReader
 from qlora_cli.evaluation.answering.questions import Prompt
 from qlora_cli.evaluation.answering.rows import Row
@@ -26,19 +25,14 @@ def fault_in_decoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """
     never = Stops(tokenizer, (), ())
     rows = [Row(Prompt(tuple(tokens), (), _STEPS + 1), never, []) for tokens in made_up_rows(model)[::2]]
-    try:
+
+    def trial() -> tuple[float, float]:
         reader = PromptReader(model, rows)
         writing = GreedyRows(model, reader.rows, *reader.read(reader.rows), repetition_penalty=1)
         for _ in range(_STEPS):
             writing.advance()
         read = [[*row.prompt.tokens, *row.written] for row in reader.rows]
         alone = [logits_alone(model, tokens) for tokens in read]
-        found = difference([writing.logits], [each[-1:] for each in alone])
-        most = rounding(model, read, alone)
-    except Exception as error:  # there is another way, and code that we do not know may do anything with a cache
-        if ran_out(error):
-            raise
-        return f"a trial fails with {type(error).__name__} ({next(iter(str(error).splitlines()), '')})"
-    if not found <= most:  # nor NaN
-        return f"in a trial its logits differed by {found:.1%} from those of the rows alone"
-    return None
+        return difference([writing.logits], [each[-1:] for each in alone]), rounding(model, read, alone)
+
+    return fault_in(trial)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from qlora_cli.evaluation.answering.memory import ran_out
 
 # What each made-up row begins with of the one before it, and its length.
 BRANCHES = ((0, 13), (6, 11), (9, 10), (6, 8), (2, 9), (0, 5))
@@ -61,3 +65,23 @@ def rounding(model: PreTrainedModel, rows: list[list[int]], alone: list[Tensor])
     further = [logits_alone(model, row + rows[0][:_FURTHER])[: len(row)] for row in rows]
     least, most = _ROUNDING.get(model.get_input_embeddings().weight.dtype, _HALF_ROUNDING)
     return min(max(least, _TIMES * difference(further, alone)), most)
+
+
+def fault_in(trial: Callable[[], tuple[float, float]]) -> str | None:
+    """Why another way of computing is not this model's, to follow upon a colon; None if it is.
+
+    Args:
+        trial: gives the difference of its logits from those of the rows alone, and what rounding may come to.
+
+    Raises:
+        MemoryError, RuntimeError: memory does not suffice for it.
+    """
+    try:
+        found, most = trial()
+    except Exception as error:  # there is another way, and code that we do not know may do anything with mask and cache
+        if ran_out(error):
+            raise
+        return f"a trial fails with {type(error).__name__} ({next(iter(str(error).splitlines()), '')})"
+    if not found <= most:  # nor NaN
+        return f"in a trial its logits differed by {found:.1%} from those of the rows alone"
+    return None

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from qlora_cli.evaluation.answering.likeness import BRANCHES, difference, logits_alone, made_up_rows, rounding
-from qlora_cli.evaluation.answering.memory import ran_out
+from qlora_cli.evaluation.answering.likeness import BRANCHES, difference, fault_in, logits_alone, made_up_rows, rounding
 from qlora_cli.evaluation.answering.prefix_tree import PrefixTree
 from qlora_cli.evaluation.answering.tree_walk import Kept, TreeWalk
 
@@ -115,17 +114,13 @@ def _ropes(parameters: Any) -> Iterator[dict[str, Any]]:
 
 def _fault_in_trial(model: PreTrainedModel) -> str | None:
     rows = made_up_rows(model)
-    try:
+
+    def trial() -> tuple[float, float]:
         alone = [logits_alone(model, row) for row in rows]
         most = rounding(model, rows, alone)
-        found = difference(_in_tree(model, rows), alone)
-    except Exception as error:  # there is another way, and remote code may do anything with a mask
-        if ran_out(error):
-            raise
-        return f"a trial fails with {type(error).__name__} ({next(iter(str(error).splitlines()), '')})"
-    if not found <= most:  # nor NaN
-        return f"in a trial its logits differed by {found:.1%} from those of the rows alone"
-    return None
+        return difference(_in_tree(model, rows), alone), most
+
+    return fault_in(trial)
 
 
 def _in_tree(model: PreTrainedModel, rows: list[list[int]]) -> list[Tensor]:
