@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from qlora_cli.data.batches import Batch, collate
 from qlora_cli.data.units import Units
 from qlora_cli.errors import EvaluationError, Interrupted, ModelError, NonFiniteError
 from qlora_cli.model.lora import bypassed_layers
@@ -24,8 +20,8 @@ from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.checkpoint import Progress, checkpoint_path, find_fault, rotate, save_checkpoint
 from qlora_cli.training.evaluation import evaluate
 from qlora_cli.training.events import CheckpointSaved, Emitter, StepDone, TrainRecord
+from qlora_cli.training.gradients import StepSums, accumulate
 from qlora_cli.training.interrupt import StopRequest
-from qlora_cli.training.loss import supervised_loss
 from qlora_cli.training.schedule import learning_rate, seed_step, step_plan, total_steps
 
 
@@ -50,16 +46,6 @@ class LoopOutput:
     checkpoints: Path
     write_adapter: Callable[[Path], None]
     emit: Emitter
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Sums over one optimizer step, of all processes; `norm` is the gradient's before clipping."""
-
-    loss: float
-    supervised: int
-    tokens: int
-    norm: float
 
 
 class Loop:
@@ -133,6 +119,8 @@ class Loop:
         index = self.progress.step
         rate = learning_rate(self.section, index, self.total_steps)
         step = self._accumulate(index)
+        if step.fault is not None:
+            self._stop_at(index, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -144,33 +132,22 @@ class Loop:
         if self._due(self.section.logging_steps) or self.progress.step == self.total_steps:
             self._record(rate, step.norm)
 
-    def _accumulate(self, index: int) -> _Step:
-        """Gradients of step `index`: every token of all micro-batches and processes weighs the same, divided once."""
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+    def _accumulate(self, index: int) -> StepSums:
+        """Gradients of step `index`."""
+        process = self.accelerator.process_index
         seed_step(self.section.seed, index, process)
-        micro_batches = self.plan.step(index, process)
-        units, pad = self.data.train, self.data.pad_token_id
-        batches = [collate(units, micro.indices, pad, blank=micro.blank) for micro in micro_batches]
-        counts = torch.tensor([[b.supervised_tokens, b.tokens] for b in batches]).sum(0).to(self.accelerator.device)
-        supervised, tokens = (int(n) for n in self.accelerator.reduce(counts, reduction="sum").tolist())
-        supervised = max(supervised, 1)
-        losses = []
-        for number, batch in enumerate(batches, start=1):
-            # Gradients are exchanged once, with the last micro-batch.
-            quiet = nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model)
-            with quiet:
-                loss = supervised_loss(self.model, batch.to(self.accelerator.device))
-                # Data-parallel processes average their gradients; this makes the average the sum again.
-                self.accelerator.backward(loss * (processes / supervised))
-            losses.append(loss.detach())
+        sums = accumulate(
+            self.accelerator,
+            self.model,
+            self.parameters,
+            self.plan.step(index, process),
+            self.data.train,
+            pad_token_id=self.data.pad_token_id,
+            max_grad_norm=self.section.max_grad_norm,
+        )
         if index == 0:
             self._check_all_took_part()
-        total = self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.section.max_grad_norm or math.inf)
-        step = _Step(float(total), supervised, tokens, float(norm))
-        if not (math.isfinite(step.loss) and math.isfinite(step.norm)):
-            self._stop_at(index, step, batches, losses)
-        return step
+        return sums
 
     def _check_all_took_part(self) -> None:
         bypassed = bypassed_layers(self.accelerator.unwrap_model(self.model))
@@ -180,17 +157,11 @@ class Loop:
                 f"the model does not call them on text: {', '.join(bypassed[:5])}. Name others"
             )
 
-    def _stop_at(self, index: int, step: _Step, batches: list[Batch], losses: list[Tensor]) -> None:
+    def _stop_at(self, index: int, step: StepSums) -> None:
         """Save the last good state and say which rows broke the next step."""
         self.optimizer.zero_grad(set_to_none=True)
-        real = [(batch, loss) for batch, loss in zip(batches, losses, strict=True) if batch.supervised_tokens]
-        bad = [batch for batch, loss in real if not torch.isfinite(loss)]
-        if math.isfinite(step.loss):  # the gradient alone is not: any of them may have made it so
-            bad = [batch for batch, _ in real]
-        rows = self.data.train.naming(gather_object([row for batch in bad for row in batch.rows]))
-        what = f"loss is {step.loss}" if not math.isfinite(step.loss) else f"gradient norm is {step.norm}"
         raise NonFiniteError(
-            f"step {index + 1}: the {what}, so training stopped; {self._keep()}. {rows}. "
+            f"step {index + 1}: the {step.fault}, so training stopped; {self._keep()}. {step.suspects}. "
             f"Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
         )
 
@@ -206,7 +177,7 @@ class Loop:
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
 
-    def _count(self, step: _Step, seconds: float) -> None:
+    def _count(self, step: StepSums, seconds: float) -> None:
         progress = self.progress
         self.progress = replace(
             progress,

@@ -23,7 +23,7 @@ from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training import evaluation as evaluation_module
-from qlora_cli.training import loop as loop_module
+from qlora_cli.training import gradients as gradients_module
 from qlora_cli.training import run as run_module
 from qlora_cli.training.events import Event, Notice, StepDone
 from qlora_cli.training.loss import supervised_loss
@@ -428,7 +428,7 @@ def test_a_non_finite_step_stops_with_the_last_good_state(
 
     fault = {"loss": lambda loss: loss * torch.nan, "gradient": _NaNGradient.apply}[kind]
     recipe = tiny_recipe(tmp_path, validation_rows=0, training={"max_steps": 4})
-    monkeypatch.setattr(loop_module, "supervised_loss", _broken_at(3, fault))
+    monkeypatch.setattr(gradients_module, "supervised_loss", _broken_at(3, fault))
     with pytest.raises(NonFiniteError) as caught:
         train(recipe)
     assert caught.value.exit_code == 1

@@ -1,0 +1,79 @@
+"""The gradients of one optimizer step, over all its micro-batches and processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from qlora_cli.data.batches import Batch, MicroBatch, collate
+from qlora_cli.data.units import Units
+from qlora_cli.training.loss import supervised_loss
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """Sums over one optimizer step, of all processes; `norm` is the gradient's before clipping.
+
+    `suspects` names the rows that made the loss or the gradient NaN or infinite, if it is.
+    """
+
+    loss: float
+    supervised: int
+    tokens: int
+    norm: float
+    suspects: str = ""
+
+    @property
+    def fault(self) -> str | None:
+        """Which of the two is NaN or infinite; None if neither is."""
+        if not math.isfinite(self.loss):
+            return f"loss is {self.loss}"
+        return None if math.isfinite(self.norm) else f"gradient norm is {self.norm}"
+
+
+def accumulate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    micro_batches: Sequence[MicroBatch],
+    units: Units,
+    *,
+    pad_token_id: int,
+    max_grad_norm: float | None,
+) -> StepSums:
+    """Add a step's gradients to `parameters`: every token of all micro-batches and processes weighs the same, divided
+    once by the supervised ones among them; then clip."""
+    batches = [collate(units, micro.indices, pad_token_id, blank=micro.blank) for micro in micro_batches]
+    counts = torch.tensor([[b.supervised_tokens, b.tokens] for b in batches]).sum(0).to(accelerator.device)
+    supervised, tokens = (int(n) for n in accelerator.reduce(counts, reduction="sum").tolist())
+    supervised = max(supervised, 1)
+    losses = []
+    for number, batch in enumerate(batches, start=1):
+        # Gradients are exchanged once, with the last micro-batch.
+        quiet = nullcontext() if number == len(batches) else accelerator.no_sync(model)
+        with quiet:
+            loss = supervised_loss(model, batch.to(accelerator.device))
+            # Data-parallel processes average their gradients; this makes the average the sum again.
+            accelerator.backward(loss * (accelerator.num_processes / supervised))
+        losses.append(loss.detach())
+    total = accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
+    norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+    sums = StepSums(float(total), supervised, tokens, float(norm))
+    if sums.fault is None:
+        return sums
+    suspects = units.naming(gather_object(_suspects(batches, losses, loss_is_finite=math.isfinite(sums.loss))))
+    return StepSums(sums.loss, supervised, tokens, sums.norm, suspects)
+
+
+def _suspects(batches: Sequence[Batch], losses: Sequence[Tensor], *, loss_is_finite: bool) -> list[int]:
+    """The rows of the micro-batches whose loss is not finite; of all, if only the gradient is not."""
+    real = [(batch, loss) for batch, loss in zip(batches, losses, strict=True) if batch.supervised_tokens]
+    bad = [batch for batch, loss in real if loss_is_finite or not torch.isfinite(loss)]
+    return [row for batch in bad for row in batch.rows]
