@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qlora_cli.errors import RequestError, RunError
+
+_PIECE = 1 << 22  # bytes in one write: a writer that is to stop is asked in between
 
 
 @contextmanager
@@ -59,6 +62,29 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def tidy(folder: Path) -> None:
+    """Take away what kills left in `folder` of what was written or removed there, and put back what was half replaced.
+
+    For a folder that nobody else writes into at the time.
+    """
+    for old in folder.glob(".*.old"):
+        _put_back(old, old.with_name(old.name[1:].removesuffix(".old")))
+    for left in (*folder.glob(".*.writing"), *folder.glob(".*.removing")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder away at once: a kill leaves all of it, or nothing under its name. What cannot be removed stays."""
+    gone = folder.with_name(f".{folder.name}.removing")
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def staging_folder(target: Path) -> Path:
     """Where `replacing_folder` writes what is to become `target`: beside it, so that a rename is all that is left."""
     return target.with_name(f".{target.name}.writing")
@@ -85,9 +111,33 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file whole."""
     staging = path.with_name(f".{path.name}.writing")
     with telling_disk_errors(path):
-        staging.write_text(text, encoding="utf-8")
+        write_bytes(staging, text.encode())
         sync(staging)
         staging.replace(path)
+        sync(path.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a text file, in one write."""
+    with telling_disk_errors(path):
+        _write(path, text.encode(), os.O_APPEND, lambda: None)
+
+
+def write_bytes(path: Path, data: bytes | memoryview, go_on: Callable[[], None] = lambda: None) -> None:
+    """Write a file piece by piece, and call `go_on` before each, which may raise. Raises OSError, too."""
+    _write(path, data, os.O_TRUNC, go_on)
+
+
+def _write(path: Path, data: bytes | memoryview, flag: int, go_on: Callable[[], None]) -> None:
+    view = memoryview(data)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flag | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        start = 0
+        while start < len(view):
+            go_on()
+            start += os.write(descriptor, view[start : start + _PIECE])
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from qlora_cli.disk import write_bytes
 from qlora_cli.errors import ModelError
 from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE, alpha_of, rank_of, read_adapter_config
 from qlora_cli.model.lora import LoRALinear, lora_layers
@@ -38,16 +39,28 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def adapter_files(model: PreTrainedModel, base: ModelSource) -> dict[str, bytes]:
+    """The two adapter files, by name, as they are now: what is trained later leaves them as they are."""
+    config = adapter_config(model, lora_layers(model), base)
+    return {
+        WEIGHTS_FILE: save(adapter_tensors(model), metadata={"format": "pt"}),
+        CONFIG_FILE: _config_text(config).encode(),
+    }
+
+
 def save_adapter(model: PreTrainedModel, folder: Path, base: ModelSource) -> None:
     """Write the two adapter files into an existing folder."""
-    layers = lora_layers(model)
-    save_file(adapter_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_adapter_config(adapter_config(model, layers, base), folder)
+    for name, data in adapter_files(model, base).items():
+        write_bytes(folder / name, data)
 
 
 def write_adapter_config(config: dict[str, Any], folder: Path) -> None:
     """Write `adapter_config.json` into an existing folder."""
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(_config_text(config), encoding="utf-8")
+
+
+def _config_text(config: dict[str, Any]) -> str:
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def adapter_config(model: nn.Module, layers: dict[str, LoRALinear], base: ModelSource) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qlora_cli.training.checkpoint import checkpoint_path, find_fault
+from qlora_cli.training.checkpoint import checkpoint_path
 from qlora_cli.training.events import BenchmarkRecord, BestKept, Emitter, Notice
+from qlora_cli.training.manifest import find_fault
 
 
 class BestScore:

@@ -1,35 +1,37 @@
 """Checkpoints: everything a run needs to go on, whole or not there, and nothing that needs unpickling.
 
-    step-000050/  adapter/  optimizer.safetensors  state.json  manifest.json
+    step-000050/  adapter/  optimizer.safetensors  random.safetensors  state.json  manifest.json
 
-The data order, the learning rate and every random draw are functions of the seed and the step, so that the step is
-all there is to say about them. The manifest holds the size and SHA-256 of every other file; a checkpoint whose files
-do not match it is not one.
+The data order, the learning rate and every random draw of a step are functions of the seed and the step, so that its
+number is all there is to say about them. `state.json` says more, to compare with: which rows come next, and what the
+run is made of. The manifest holds the size and SHA-256 of every other file; a checkpoint whose files do not match it is
+not one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from qlora_cli.disk import replacing_folder
+from qlora_cli.disk import json_text, remove_folder, replacing_folder, sync, telling_disk_errors, write_bytes
 from qlora_cli.errors import CheckpointError
+from qlora_cli.training.manifest import MANIFEST, find_fault, manifest_text
+from qlora_cli.training.optimizer_state import flatten_state, unflatten_state
+from qlora_cli.training.random_states import random_states, set_random_states
 
-FORMAT_VERSION = 1
 ADAPTER = "adapter"
 _OPTIMIZER = "optimizer.safetensors"
+_RANDOM = "random.safetensors"
 _STATE = "state.json"
-_MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -51,18 +53,91 @@ class Progress:
     window_seconds: float = 0.0
 
 
-def save_checkpoint(
-    folder: Path, progress: Progress, optimizer: Optimizer, write_adapter: Callable[[Path], None]
+@dataclass(frozen=True)
+class RandomStates:
+    """Of one process: its generators' states, as tensors and plain numbers."""
+
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+
+    @classmethod
+    def here(cls, device: torch.device) -> RandomStates:
+        """Those of this process now."""
+        return cls(*random_states(device))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory: the bytes of its files, by their names. What is trained after it leaves it as it is."""
+
+    step: int
+    files: Mapping[str, bytes]
+
+    @property
+    def bytes(self) -> int:
+        """How large it is."""
+        return sum(len(data) for data in self.files.values())
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What `state.json` says.
+
+    Attributes:
+        position: where the run stands in its data: see `schedule.data_position`.
+        run: what the run is made of: see `identity.run_identity`.
+        random: the plain numbers of every process's random states.
+    """
+
+    progress: Progress
+    optimizer: Mapping[str, Any]
+    position: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    random: Sequence[Mapping[str, Any]] = ()
+
+
+def take_snapshot(
+    progress: Progress,
+    optimizer: Optimizer,
+    adapter: Mapping[str, bytes],
+    *,
+    position: Mapping[str, Any],
+    run: Mapping[str, Any],
+    random: Sequence[RandomStates],
+) -> Snapshot:
+    """The state as it is now: `adapter` holds the files of the trained weights, `random` is of every process."""
+    tensors, scalars = flatten_state(optimizer)
+    state = SavedState(progress, scalars, position, run, [states.numbers for states in random])
+    drawn = {f"{process}/{name}": t for process, states in enumerate(random) for name, t in states.tensors.items()}
+    files = {f"{ADAPTER}/{name}": data for name, data in adapter.items()}
+    files |= {_OPTIMIZER: save(tensors), _RANDOM: save(drawn), _STATE: json_text(asdict(state)).encode()}
+    return Snapshot(progress.step, files)
+
+
+def write_checkpoint(
+    folder: Path, snapshot: Snapshot, *, durable: Sequence[Path] = (), go_on: Callable[[], None] = lambda: None
 ) -> Path:
-    """Write `folder/step-NNNNNN`; it appears under that name only when all of it is on disk."""
-    target = checkpoint_path(folder, progress.step)
+    """Write `folder/step-NNNNNN`; it appears under that name only when all of it is on disk.
+
+    Args:
+        durable: files that have to be on disk before it, such as what was recorded of the steps up to it.
+        go_on: called now and then; what it raises ends the writing.
+
+    Raises:
+        RunError: if it could not be written.
+        CheckpointError: if what is there afterwards is not what was written.
+    """
+    target = checkpoint_path(folder, snapshot.step)
     with replacing_folder(target) as staging:
-        (staging / ADAPTER).mkdir()
-        write_adapter(staging / ADAPTER)
-        tensors, scalars = _flatten(optimizer)
-        save_file(tensors, staging / _OPTIMIZER)
-        _write(staging / _STATE, {"progress": asdict(progress), "optimizer": scalars})
-        _write(staging / _MANIFEST, {"format_version": FORMAT_VERSION, "files": _digests(staging)})
+        for name, data in snapshot.files.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            write_bytes(staging / name, data, go_on)
+        write_bytes(staging / MANIFEST, manifest_text(snapshot.files).encode(), go_on)
+        for path in durable:
+            if path.exists():
+                sync(path)
+    if fault := find_fault(target):
+        raise CheckpointError(f"{target}: was written, and read again {fault}: look at the disk and its file system")
     return target
 
 
@@ -71,13 +146,13 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def rotate(folder: Path, limit: int | None, *, keep: int | None = None) -> None:
-    """Delete all but the newest `limit` checkpoints, and that of the step `keep`."""
+def rotate(folder: Path, limit: int | None, *, keep: Collection[int] = ()) -> None:
+    """Delete all but the newest `limit` checkpoints, and those of the steps in `keep`."""
     if limit is None:
         return
     for old in list_checkpoints(folder)[limit:]:
-        if checkpoint_step(old) != keep:
-            shutil.rmtree(old, ignore_errors=True)
+        if checkpoint_step(old) not in keep:
+            remove_folder(old)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -105,101 +180,51 @@ def newest_valid(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 def set_aside(damaged: Path) -> Path:
     """Take a damaged checkpoint out of the count, or rotation would keep it and delete whole ones."""
     aside = damaged.with_name(f"damaged-{damaged.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    damaged.rename(aside)
+    remove_folder(aside)
+    with telling_disk_errors(aside):
+        damaged.rename(aside)
     return aside
 
 
-def find_fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if nothing is."""
+def read_state(checkpoint: Path) -> SavedState:
+    """What a whole checkpoint says of itself.
+
+    Raises:
+        CheckpointError: if it does not say it as this version does.
+    """
     try:
-        manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-        version, expected = manifest["format_version"], dict(manifest["files"])
-    except OSError:
-        return f"has no {_MANIFEST}"
-    except (ValueError, KeyError, TypeError):
-        return f"{_MANIFEST} is damaged"
-    if version != FORMAT_VERSION:
-        return f"has format version {version}, this is {FORMAT_VERSION}"
-    try:
-        found = _digests(checkpoint)
+        data = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        return SavedState(**{**data, "progress": Progress(**data["progress"])})
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} does not belong there"
-        if found[name] != expected[name]:
-            return f"{name} is not what was written"
-    return None
+        raise CheckpointError(f"{checkpoint / _STATE}: cannot be read: {error.strerror}") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint / _STATE}: not what this version writes: {error}") from None
 
 
-def restore_optimizer(checkpoint: Path, optimizer: Optimizer) -> Progress:
-    """Load optimizer state and progress; the adapter is the caller's to load.
+def restore_optimizer(checkpoint: Path, state: SavedState, optimizer: Optimizer) -> None:
+    """Load the optimizer's state; the adapter is the caller's to load.
 
     Raises:
         CheckpointError: if the state does not belong to this optimizer.
     """
     try:
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
         tensors = load_file(checkpoint / _OPTIMIZER)
-        optimizer.load_state_dict(_unflatten(optimizer, tensors, state["optimizer"]))
-        return Progress(**state["progress"])
+        optimizer.load_state_dict(unflatten_state(optimizer, tensors, state.optimizer))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint}: cannot be read: {error}") from None
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: does not fit this run's optimizer: {error}") from None
 
 
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+def restore_random(checkpoint: Path, state: SavedState, process: int, device: torch.device) -> None:
+    """Put the random generators of this process where they were.
 
-
-def _digests(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _leaves(state: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in state.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _flatten(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Per-parameter state as tensors and plain numbers, keyed `index/name` (bitsandbytes nests one level more)."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for key, value in _leaves(optimizer.state_dict()["state"], ""):
-        if isinstance(value, Tensor):
-            # A copy, because 8-bit states share one quantisation map and safetensors refuses shared memory.
-            tensors[key] = value.detach().to("cpu", copy=True).contiguous()
-        else:
-            scalars[key] = value
-    return tensors, scalars
-
-
-def _unflatten(optimizer: Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Any]:
-    """A state dict for `load_state_dict`: the saved state under the present param groups."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **scalars}.items():
-        index, *path, name = key.split("/")
-        inner = state.setdefault(int(index), {})
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    expected = {index for group in groups for index in group["params"]}
-    if set(state) - expected:
-        raise ValueError(f"it has state for {len(state)} parameters, the run trains {len(expected)}")
-    return {"state": state, "param_groups": groups}
+    Raises:
+        CheckpointError: if there are no such states.
+    """
+    try:
+        prefix = f"{process}/"
+        drawn = {k.removeprefix(prefix): t for k, t in load_file(checkpoint / _RANDOM).items() if k.startswith(prefix)}
+        set_random_states(drawn, state.random[process], device)
+    except (OSError, SafetensorError, KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint}: its random states cannot be taken over: {error}") from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,12 +19,13 @@ from qlora_cli.errors import EvaluationError, Interrupted, ModelError, NonFinite
 from qlora_cli.model.lora import bypassed_layers
 from qlora_cli.recipe.schema import TrainingSection
 from qlora_cli.training.benchmarks import Benchmarks
-from qlora_cli.training.checkpoint import Progress, checkpoint_path, find_fault, rotate, save_checkpoint
+from qlora_cli.training.checkpoint import Progress, RandomStates, Snapshot, checkpoint_path, take_snapshot
 from qlora_cli.training.evaluation import evaluate
-from qlora_cli.training.events import CheckpointSaved, Emitter, StepDone, TrainRecord
+from qlora_cli.training.events import Emitter, StepDone, TrainRecord
 from qlora_cli.training.gradients import StepSums, accumulate
 from qlora_cli.training.interrupt import StopRequest
-from qlora_cli.training.schedule import learning_rate, seed_step, step_plan, total_steps
+from qlora_cli.training.keeping import CheckpointKeeper
+from qlora_cli.training.schedule import data_position, learning_rate, seed_step, step_plan, total_steps
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,19 @@ class LoopData:
 
 @dataclass(frozen=True)
 class LoopOutput:
-    """Where the loop writes checkpoints, and how an adapter is written into a folder."""
+    """Where the loop writes checkpoints, and what is in them beside what it knows itself.
+
+    Attributes:
+        adapter: the files of the adapter as it is when this is called.
+        run: what the run is made of: see `identity.run_identity`.
+        durable: files that have to be on disk before a checkpoint is.
+    """
 
     checkpoints: Path
-    write_adapter: Callable[[Path], None]
+    adapter: Callable[[], Mapping[str, bytes]]
     emit: Emitter
+    run: Mapping[str, Any] = field(default_factory=dict)
+    durable: Sequence[Path] = ()
 
 
 class Loop:
@@ -77,6 +88,14 @@ class Loop:
         self.plan = step_plan(section, data.train, accelerator.num_processes)
         self.total_steps = total_steps(section, self.plan)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.saved_step = progress.step or None  # the last step whose checkpoint is there
+        self.keeper = CheckpointKeeper(
+            output.checkpoints,
+            section.save_total_limit,
+            output.emit,
+            durable=output.durable,
+            kept=self._steps_to_keep,
+        )
 
     def run(self) -> None:
         """Run to the end.
@@ -88,20 +107,26 @@ class Loop:
             ModelError: if a LoRA layer took no part in the first step.
         """
         self.model.train()
-        self._evaluate_if_due()  # before the first step, or what a resumed run still owes
-        self._score_if_due(lambda: False)
-        with StopRequest() as stop:
-            while self.progress.step < self.total_steps:
-                self._train_step()
-                self._evaluate_if_due()
-                left_off = self._score_if_due(lambda: stop.signal_name is not None)
-                last = self.progress.step == self.total_steps
-                stopping = self._any_process(stop.signal_name is not None)
-                if last or stopping or self._due(self.section.save_steps):
-                    self._save(rotating=True)
-                if left_off or (stopping and not last):
-                    signal_name = stop.signal_name or "a signal to another process"
-                    raise Interrupted(f"{signal_name}: stopped after step {self.progress.step}, state saved")
+        with self.keeper.keeping():
+            self._evaluate_if_due()  # before the first step, or what a resumed run still owes
+            self._score_if_due(lambda: False)
+            with StopRequest() as stop:
+                while self.progress.step < self.total_steps:
+                    self._run_step(stop)
+
+    def _run_step(self, stop: StopRequest) -> None:
+        """One step, and what is due after it."""
+        self.keeper.settle()
+        self._train_step()
+        self._evaluate_if_due()
+        left_off = self._score_if_due(lambda: stop.signal_name is not None)
+        last = self.progress.step == self.total_steps
+        stopping = self._any_process(stop.signal_name is not None)
+        if last or stopping or self._due(self.section.save_steps):
+            self._save(rotating=True, wait=last or stopping)
+        if left_off or (stopping and not last):
+            signal_name = stop.signal_name or "a signal to another process"
+            raise Interrupted(f"{signal_name}: stopped after step {self.progress.step}, state saved")
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.progress.step % every == 0
@@ -246,30 +271,44 @@ class Loop:
         if benchmarks.best is not None and benchmarks.best.is_better(record):
             self._save(rotating=False)
             benchmarks.best.keep(record, checkpoint_path(self.output.checkpoints, step), self.output.emit)
-            self._rotate()
+            if self.accelerator.is_main_process:
+                self.keeper.rotate()
         return False
 
-    def _save(self, *, rotating: bool) -> None:
-        """Save the state, unless this step's checkpoint is there and whole; then, if `rotating`, delete old ones.
+    def _save(self, *, rotating: bool, wait: bool = True) -> None:
+        """Save the state, unless this step's is saved; then, if `rotating`, delete old ones.
 
-        A state that cannot be gone on from is not saved: it would push out one that can.
+        With `wait` it is on disk afterwards. A state that cannot be gone on from is not saved: it would push out one
+        that can.
         """
         if not self._is_finite():
             raise NonFiniteError(
                 f"step {self.progress.step}: its update made a trained weight NaN or infinite, so training stopped; "
                 "it is not saved, and the checkpoints before it are as they were. Try a lower learning_rate"
             )
+        random = gather_object([RandomStates.here(self.accelerator.device)])
         if self.accelerator.is_main_process:
-            folder = self.output.checkpoints
-            if find_fault(checkpoint_path(folder, self.progress.step)) is not None:
-                path = save_checkpoint(folder, self.progress, self.optimizer, self.output.write_adapter)
-                self.output.emit(CheckpointSaved(self.progress.step, path))
-            if rotating:
-                self._rotate()
-        self.accelerator.wait_for_everyone()
+            if self.saved_step == self.progress.step:
+                self.keeper.settle(wait=wait)
+                if rotating:
+                    self.keeper.rotate()
+            else:
+                self.keeper.save(self._snapshot(random), wait=wait, rotating=rotating)
+        self.saved_step = self.progress.step
+        if wait:
+            self.accelerator.wait_for_everyone()
 
-    def _rotate(self) -> None:
-        """Delete old checkpoints, but for the best."""
-        if self.accelerator.is_main_process:
-            best = self.benchmarks.best if self.benchmarks is not None else None
-            rotate(self.output.checkpoints, self.section.save_total_limit, keep=best.step if best else None)
+    def _snapshot(self, random: Sequence[RandomStates]) -> Snapshot:
+        return take_snapshot(
+            self.progress,
+            self.optimizer,
+            self.output.adapter(),
+            position=data_position(self.plan, self.progress.step),
+            run=self.output.run,
+            random=random,
+        )
+
+    def _steps_to_keep(self) -> set[int]:
+        """The steps whose checkpoints no rotation takes."""
+        best = self.benchmarks.best if self.benchmarks is not None else None
+        return {best.step} if best is not None and best.step is not None else set()

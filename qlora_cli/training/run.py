@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlora_cli.data.units import make_units
 from qlora_cli.disk import replacing_folder, write_text
 from qlora_cli.errors import Interrupted, RunError
-from qlora_cli.model.adapter import save_adapter
+from qlora_cli.model.adapter import adapter_files, save_adapter
 from qlora_cli.model.base import checkpoint_activations, load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_parameters
@@ -33,13 +34,22 @@ from qlora_cli.training.devices import make_accelerator
 from qlora_cli.training.doubts import doubts
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
 from qlora_cli.training.events import Emitter, EncodingProgress, Finished, Listener, ModelReady, Notice, Stage, Started
+from qlora_cli.training.identity import run_identity
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.preparation import prepare
 from qlora_cli.training.record import RunRecord
-from qlora_cli.training.resume import changed_schedule, check_same_data, check_same_run, check_steps_left, restore
+from qlora_cli.training.resume import (
+    Resumed,
+    check_position,
+    check_same_material,
+    check_same_recipe,
+    doubts_about_the_rest,
+    find_checkpoint,
+    restore,
+)
 from qlora_cli.training.run_folder import MetricsFile, RunFolder
-from qlora_cli.training.schedule import endless_warmup, sequences_per_step, step_plan, total_steps
+from qlora_cli.training.schedule import endless_warmup, sequences_per_step, step_plan
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,9 @@ class _Run:
     accelerator: Accelerator
     emit: Emitter
     record: RunRecord
+    resuming: bool
+    resumed: Resumed | None
+    passed_over: Mapping[Path, str]
 
 
 def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener] = ()) -> Finished:
@@ -74,35 +87,37 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     data = _load_data(run, tokenizer)
     if scored_on is not None:
         check_answerable(scored_on, tokenizer, load_config(run.source), run.accelerator.num_processes)
-    if resume:
-        _check_resumption(run, data)
+    accelerator = run.accelerator
+    identity = run_identity(recipe, run.source, data.fingerprints(), accelerator.device, accelerator.num_processes)
+    if run.resumed is not None:
+        _check_resumption(run, run.resumed, data, identity)
     model = _load_model(run)
-    if run.accelerator.is_main_process:
+    if accelerator.is_main_process:
         run.folder.create()
         write_text(run.folder.recipe, dump_recipe(recipe))
         run.record.write()
     try:
-        finished = _train(run, model, tokenizer, data, scored_on, resume=resume)
+        finished = _train(run, model, tokenizer, data, scored_on, identity)
     except BaseException as error:
         _record_failure(run, error)
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # the CPU's wording
             raise RunError(_out_of_memory(run)) from None
         raise
-    run.accelerator.end_training()
-    if run.accelerator.is_main_process:
+    accelerator.end_training()
+    if accelerator.is_main_process:
         run.record.end("completed", peak_memory_bytes=finished.peak_memory_bytes)
         run.emit(finished)
     return finished
 
 
-def _check_resumption(run: _Run, data: LoopData) -> None:
-    """Refuse to go on with other rows, or for fewer steps; say what another number of steps does."""
-    processes, section = run.accelerator.num_processes, run.recipe.training
-    check_same_data(run.folder, data.fingerprints(), processes)
-    plan = step_plan(section, data.train, processes)
-    check_steps_left(run.folder, total_steps(section, plan))
-    if changed := changed_schedule(run.folder, section, plan):
-        run.emit(Notice(changed))
+def _check_resumption(run: _Run, resumed: Resumed, data: LoopData, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with other rows, or for fewer steps; say what else makes it another run."""
+    check_same_material(resumed, identity)
+    section = run.recipe.training
+    plan = step_plan(section, data.train, run.accelerator.num_processes)
+    check_position(resumed, section, plan)
+    for doubt in doubts_about_the_rest(resumed, section, plan, identity):
+        run.emit(Notice(doubt))
 
 
 def _record_failure(run: _Run, error: BaseException) -> None:
@@ -119,8 +134,9 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run
     """Everything that can refuse the request at once, before data or weights are touched."""
     folder = RunFolder(Path(recipe.output_dir))
     folder.check(resume=resume)
-    if resume:
-        check_same_run(folder, recipe)
+    resumed, passed_over = find_checkpoint(folder.path, folder.checkpoints) if resume else (None, {})
+    if resumed is not None:
+        check_same_recipe(resumed, recipe)
     accelerator = make_accelerator(recipe.training.device, scores_tasks=bool(recipe.evaluation.names))
     reset_peak_memory(accelerator.device)
     # No process may create the folder before the others have looked.
@@ -130,7 +146,7 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run
     main = accelerator.is_main_process
     emit = Emitter([record, MetricsFile(folder.metrics), *listeners] if main else [])
     source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
-    return _Run(recipe, source, folder, accelerator, emit, record)
+    return _Run(recipe, source, folder, accelerator, emit, record, resume, resumed, passed_over)
 
 
 def _plan_benchmarks(run: _Run) -> BenchmarkPlan | None:
@@ -201,19 +217,24 @@ def _train(
     tokenizer: PreTrainedTokenizerBase,
     data: LoopData,
     scored_on: BenchmarkPlan | None,
-    *,
-    resume: bool,
+    identity: Mapping[str, Any],
 ) -> Finished:
     section, accelerator, folder = run.recipe.training, run.accelerator, run.folder
     if runs_unpaged(section, accelerator.device):
         run.emit(Notice(f"{section.optimizer} runs unpaged: on a CPU there is no GPU memory to page out of"))
     optimizer = build_optimizer(section, lora_parameters(model), accelerator.device)
     benchmarks = None if scored_on is None else _benchmarks(run, scored_on, tokenizer)
-    progress = _restore(run, model, optimizer, benchmarks) if resume else Progress()
+    progress = _restore(run, model, optimizer, benchmarks) if run.resuming else Progress()
     # The optimizer is not prepared: Accelerate's wrapper reloads its state, and so takes paged state out of its pages.
     # What it adds is for loss scaling and for its own way of accumulating, of which there is neither.
     prepared = accelerator.prepare_model(model)
-    output = LoopOutput(folder.checkpoints, lambda path: save_adapter(model, path, run.source), run.emit)
+    output = LoopOutput(
+        folder.checkpoints,
+        lambda: adapter_files(model, run.source),
+        run.emit,
+        run=identity,
+        durable=(folder.metrics,),
+    )
     loop = Loop(accelerator, prepared, optimizer, section, data, output, progress, benchmarks)
     if doubt := endless_warmup(section, loop.total_steps):
         run.emit(Notice(doubt))
@@ -247,12 +268,20 @@ def _benchmarks(run: _Run, plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBa
 def _restore(
     run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, benchmarks: Benchmarks | None
 ) -> Progress:
-    progress, damaged = restore(run.folder, model, optimizer, run.emit)
+    resumed, device = run.resumed, run.accelerator.device
+    for path, fault in run.passed_over.items():
+        run.emit(Notice(f"passed over checkpoint {path.name}: {fault}"))
+    if resumed is None:
+        run.emit(Notice("no checkpoint to go on from: starting from the beginning"))
+        progress = None
+    else:
+        progress = restore(resumed, model, optimizer, run.accelerator.process_index, device)
+        run.emit(Notice(f"going on from {resumed.checkpoint.name}"))
     found = [MetricsFile(run.folder.metrics).benchmarks() if run.accelerator.is_main_process else []]
     # No process may rename or write before all have read.
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        for checkpoint in damaged:
+        for checkpoint in run.passed_over:
             set_aside(checkpoint)
         metrics = MetricsFile(run.folder.metrics)
         if progress is None:

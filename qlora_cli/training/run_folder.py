@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.disk import telling_disk_errors, write_text
+from qlora_cli.disk import append_text, telling_disk_errors, write_text
 from qlora_cli.errors import OutputError
 from qlora_cli.training.events import BenchmarkRecord, EvalRecord, Event, TrainRecord
 
@@ -131,5 +131,4 @@ class MetricsFile:
 
     def _append(self, name: str, record: TrainRecord | EvalRecord | BenchmarkRecord) -> None:
         line = json.dumps({"event": name, **asdict(record)})
-        with telling_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_text(self.path, line + "\n")

@@ -5,8 +5,11 @@ Nothing here remembers anything. That is why a run that goes on from a checkpoin
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +41,14 @@ def total_steps(section: TrainingSection, plan: StepPlan) -> int:
         return section.max_steps
     # Rounded first: 1.1 epochs of 50 steps are 55, not the 56 that 55.00000000000001 would give.
     return max(1, math.ceil(round(section.num_train_epochs * plan.steps_per_epoch, 6)))
+
+
+def data_position(plan: StepPlan, step: int) -> dict[str, Any]:
+    """Where a run stands in its data after `step` steps: the epoch, the steps taken in it, and the SHA-256 of which
+    units the next step takes, over all processes."""
+    epoch, taken = divmod(step, plan.steps_per_epoch)
+    coming = [micro.indices for process in range(plan.num_processes) for micro in plan.step(step, process)]
+    return {"epoch": epoch, "steps": taken, "next": hashlib.sha256(json.dumps(coming).encode()).hexdigest()}
 
 
 def endless_warmup(section: TrainingSection, total_steps: int) -> str | None:

@@ -75,12 +75,14 @@ def test_a_finished_run(base: Path) -> None:
 def test_a_run_that_did_not_finish(base: Path, status: str) -> None:
     """Its newest whole checkpoint is taken, and said; a damaged one is passed over, and said."""
     run = write_run(recipe_over(base), status=status, steps=(5, 10, 15), adapter=False)
-    (run.checkpoints / "step-000015/state.json").write_text("{}")
+    state = run.checkpoints / "step-000015/state.json"
+    size = state.stat().st_size
+    state.write_text("{}")
     found = find("runs/one")
     assert (found.folder, found.step) == (run.checkpoints / "step-000010/adapter", 10)
     how = "did not finish" if status == "running" else "did not finish (interrupted)"
     assert found.remarks == (
-        "passed over checkpoint step-000015: state.json is not what was written",
+        f"passed over checkpoint step-000015: state.json has 2 bytes, {size:,} were written",
         f"the run in runs/one {how}: its newest whole checkpoint, step-000010, is taken",
     )
 
@@ -110,7 +112,7 @@ def test_a_damaged_checkpoint(base: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
     expected = (
         "runs/one/checkpoints/step-000010: the checkpoint is damaged: adapter/adapter_model.safetensors is not what "
-        "was written. Whole ones beside it: step-000005"
+        "was written: its SHA-256 is another. Whole ones beside it: step-000005"
     )
     assert refusal("runs/one/checkpoints/step-000010") == expected
     assert refusal("runs/one/checkpoints/step-000010/adapter") == expected

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch.optim import SGD
 
 from qlora_cli.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.training.checkpoint import Progress, save_checkpoint
 from qlora_cli.training.run_folder import RunFolder
+from tests.support.checkpoints import write_some
 
 
 def write_adapter(folder: Path, base: str | None, *, seed: int = 0, **config: Any) -> Path:
@@ -47,14 +47,10 @@ def write_run(
     run.create()
     run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
     run.record.write_text(json.dumps({"status": status, "started_at": "2026-11-01T00:00:00+00:00"}), encoding="utf-8")
-    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     for step in steps:
-        save_checkpoint(
-            run.checkpoints,
-            Progress(step=step),
-            optimizer,
-            lambda folder, step=step: write_adapter(folder, recipe.base_model, seed=step) and None,
-        )
+        made = write_adapter(run.path / "made", recipe.base_model, seed=step)
+        write_some(run.checkpoints, step, adapter={file.name: file.read_bytes() for file in made.iterdir()})
+        shutil.rmtree(made)
     if adapter:
         write_adapter(run.adapter, recipe.base_model, seed=max(steps, default=0))
     return run

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from qlora_cli.training.best_score import BestScore
-from qlora_cli.training.checkpoint import Progress, checkpoint_path, rotate, save_checkpoint
+from qlora_cli.training.checkpoint import checkpoint_path, rotate
 from qlora_cli.training.events import BenchmarkRecord, Emitter, Event
 from qlora_cli.training.score_names import flatten
+from tests.support.checkpoints import write_some
 
 
 def _record(step: int, value: float | None) -> BenchmarkRecord:
     return BenchmarkRecord(step, {"t/acc": value}, {}, "", 0.0)
-
-
-def _save(folder: Path, step: int) -> Path:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    return save_checkpoint(folder, Progress(step=step), optimizer, lambda path: None)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,10 +33,10 @@ def test_the_best_of_any_run(
     best, emit = BestScore("t/acc", higher_is_better=higher), Emitter()
     records = [_record(step, value) for step, value in enumerate(values)]
     for record in records:
-        _save(folder, record.step)
+        write_some(folder, record.step)
         if best.is_better(record):
             best.keep(record, checkpoint_path(folder, record.step), emit)
-        rotate(folder, limit, keep=best.step)
+        rotate(folder, limit, keep={best.step})
         seen = [r for r in records[1 : record.step + 1] if r.scores["t/acc"] is not None]
         first = max(seen, key=lambda r: (r.scores["t/acc"] or 0) * (1 if higher else -1), default=None)
         assert best.step == (None if first is None else first.step)

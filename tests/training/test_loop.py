@@ -58,7 +58,7 @@ def _one_step(recipe: Recipe, folder: Path) -> tuple[float, list[torch.Tensor]]:
     rows, pad = _encode(recipe)
     optimizer = _Recorder(lora_parameters(model))
     events: list[Event] = []
-    output = LoopOutput(folder, lambda path: None, Emitter([events.append]))
+    output = LoopOutput(folder, dict, Emitter([events.append]))
     section = recipe.training.model_copy(update={"max_steps": 1})
     Loop(
         Accelerator(cpu=True), model, optimizer, section, LoopData(row_units(rows), None, pad), output, Progress()
@@ -124,7 +124,7 @@ def test_losses_are_those_of_a_plain_loop_over_peft(tmp_path: Path) -> None:
     inject(model, recipe.lora, compute_dtype=torch.float32, seed=section.seed)
     start = [(layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for layer in lora_layers(model).values()]
     events: list[Event] = []
-    output = LoopOutput(tmp_path / "checkpoints", lambda path: None, Emitter([events.append]))
+    output = LoopOutput(tmp_path / "checkpoints", dict, Emitter([events.append]))
     optimizer = build_optimizer(section, lora_parameters(model), CPU)
     Loop(
         Accelerator(cpu=True), model, optimizer, section, LoopData(row_units(rows), None, pad), output, Progress()

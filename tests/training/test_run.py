@@ -94,7 +94,7 @@ def test_the_run_folder_is_what_the_docs_say(tmp_path: Path) -> None:
     assert load_recipe(run / "recipe.yaml") == recipe
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-000006", "step-000007"}
     assert {path.name for path in (run / "checkpoints" / "step-000007").iterdir()} == {
-        "adapter", "optimizer.safetensors", "state.json", "manifest.json"
+        "adapter", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"
     }  # fmt: skip
 
     trained = read_metrics(run, "train")
@@ -211,11 +211,13 @@ def test_resume_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, training={"max_steps": 4, "save_steps": 2})
     train(recipe)
     broken = tmp_path / "run" / "checkpoints" / "step-000004" / "optimizer.safetensors"
+    size = broken.stat().st_size
     broken.write_bytes(broken.read_bytes()[:-1])
     notices: list[Event] = []
     train(_with(recipe, max_steps=6), resume=True, listeners=[notices.append])
     texts = [event.text for event in notices if isinstance(event, Notice)]
-    assert "passed over checkpoint step-000004: optimizer.safetensors is not what was written" in texts
+    told = f"optimizer.safetensors has {size - 1:,} bytes, {size:,} were written"
+    assert f"passed over checkpoint step-000004: {told}" in texts
     assert "going on from step-000002" in texts
     assert [record["step"] for record in read_metrics(tmp_path / "run", "train")] == [1, 2, 3, 4, 5, 6]
 

@@ -14,7 +14,8 @@ from qlora_cli.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from qlora_cli.recipe.data_files import near_name, shown_path
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.paths import HUB_NAME, expand_home
-from qlora_cli.training.checkpoint import ADAPTER, checkpoint_step, find_fault, list_checkpoints, newest_valid
+from qlora_cli.training.checkpoint import ADAPTER, checkpoint_step, list_checkpoints, newest_valid
+from qlora_cli.training.manifest import find_fault
 from qlora_cli.training.run_folder import RunFolder
 
 _MANY = 5  # names that a message lists

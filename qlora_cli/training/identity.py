@@ -1,0 +1,41 @@
+"""What a run is made of: two parts of one run are made of the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from qlora_cli.model.fingerprint import base_fingerprint
+from qlora_cli.model.source import ModelSource
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training.environment import hardware, versions
+
+# Of the packages, those whose products or draws are in the weights.
+_DECISIVE = ("torch", "transformers", "bitsandbytes", "accelerate")
+
+
+def run_identity(
+    recipe: Recipe, source: ModelSource, fingerprints: Mapping[str, str], device: torch.device, num_processes: int
+) -> dict[str, Any]:
+    """What a checkpoint keeps of its run, to compare with what a resumed run is made of.
+
+    `recipe` as it is resolved; `data`, the fingerprint of every split's tokens and labels; `base_model`, that of the
+    base; `num_processes`, as a step's rows are dealt to them; `surroundings`, what else decides the last bits.
+    """
+    installed, machine = versions(), hardware(device, num_processes)
+    decisive = {name: installed[name] for name in _DECISIVE} | {"numpy": np.__version__}
+    device_facts = {"device": machine["device"]}
+    if device.type == "cuda":
+        device_facts |= {"GPU": machine["gpu"], "CUDA": str(machine["cuda"])}
+    else:
+        device_facts |= {"CPU": machine["cpu"], "torch threads": str(machine["torch_threads"])}
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": dict(fingerprints),
+        "base_model": base_fingerprint(source),
+        "num_processes": num_processes,
+        "surroundings": decisive | device_facts,
+    }
