@@ -11,6 +11,7 @@ QloraError                     1
 │   └── DeviceError                a device was asked for that is not there
 ├── RunError                   1   the run started and failed
 │   ├── NonFiniteError             loss or gradients are NaN or infinite
+│   ├── OutOfMemoryError           memory did not suffice
 │   ├── CheckpointError            a checkpoint could not be written or read
 │   ├── MergeError                 the merged model would not be the trained one
 │   └── EvaluationError            the model could not be scored
@@ -116,6 +117,10 @@ class RunError(QloraError):
 
 class NonFiniteError(RunError):
     """The loss or the gradient norm became NaN or infinite."""
+
+
+class OutOfMemoryError(RunError):
+    """The device has less memory than is needed; what was saved before is whole."""
 
 
 class CheckpointError(RunError):

@@ -29,6 +29,7 @@ from qlora_cli.training.events import (
     Stage,
     Started,
     StepDone,
+    StepSkipped,
     TrainRecord,
 )
 
@@ -78,6 +79,8 @@ class TrainView:
                 self._start(event)
             case StepDone():
                 self._step(event)
+            case StepSkipped():
+                self._skipped(event)
             case TrainRecord() if self._progress is None:
                 self._record(event)
             case EvaluationProgress():
@@ -143,6 +146,11 @@ class TrainView:
             facts = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {self._speed:,.0f} tokens/s"
             self._progress.update(self._steps, completed=event.step, facts=facts)
 
+    def _skipped(self, event: StepSkipped) -> None:
+        if self._progress is not None and self._steps is not None:
+            self._progress.update(self._steps, completed=event.step)
+        self._line("note", f"skipped step {event.step}, which changed nothing: its {event.reason}. {event.rows}")
+
     def _record(self, event: TrainRecord) -> None:
         self._line(
             "step",
@@ -193,14 +201,20 @@ class TrainView:
             f"({speed:,.0f} tokens/s), "
             f"peak memory {_bytes(event.peak_memory_bytes)}",
         )
+        if event.stopped_early is not None:
+            self._line("", f"stopped early: {event.stopped_early}")
+        if event.skipped_steps:
+            self._line("", f"{plural(event.skipped_steps, 'step')} skipped: the loss or the gradient was not finite")
         if event.first_eval_loss is not None and event.last_eval_loss is not None:
             self._line("", f"held-out loss {event.first_eval_loss:.4f} before, {event.last_eval_loss:.4f} after")
         for text in change_lines(event, _MANY_SCORES):
             self._line("", text)
-        if event.best is not None:
-            best = event.best
+        for best in (event.best, event.loaded):
+            if best is None:
+                continue
             self._line("best", f"{best.score} {best.value:.4f} after step {best.step}: {best.path}")
-        self._line("adapter", f"{event.adapter}{os.sep}  (PEFT format)")
+        of = "" if event.loaded is None else f", that of step {event.loaded.step}"
+        self._line("adapter", f"{event.adapter}{os.sep}  (PEFT format{of})")
 
     def _stop(self) -> None:
         if self._progress is not None:

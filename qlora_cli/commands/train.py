@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qlora_cli.commands.invocation import invocation
 from qlora_cli.errors import Interrupted, QloraError
 from qlora_cli.recipe.load import load_recipe
+from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.substitution import escape
+
+if TYPE_CHECKING:
+    from qlora_cli.training.events import Finished
 
 
 def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool) -> int:
@@ -46,7 +51,7 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
         f"Load it over the same base with PEFT, transformers or vLLM, or fold it into the base's weights:\n"
         f"  {_merge_command(finished.adapter.parent)}\n"
         f"To train on, for longer:\n"
-        f"  {again} --set training.max_steps={2 * finished.steps}",
+        f"  {again} --set {_longer(loaded, finished)}",
         markup=False,
     )
     return 0
@@ -55,6 +60,14 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
 def _merge_command(run: Path) -> str:
     # One process does it, however many trained.
     return shlex.join(["qlora", "merge", str(run), "--output", f"{run.name}-merged"])
+
+
+def _longer(recipe: Recipe, finished: Finished) -> str:
+    """The setting under which a finished run would go on."""
+    patience = recipe.training.early_stopping_patience
+    if finished.stopped_early is not None and patience is not None:
+        return f"training.early_stopping_patience={2 * patience}"
+    return f"training.max_steps={2 * finished.steps}"
 
 
 def _resume_command(recipe: Path, overrides: list[str], output_dir: str | None) -> str:

@@ -110,10 +110,8 @@ NOTHING: tuple[Nothing, ...] = (
     Nothing("the command trains, and evaluates where there are validation rows",
             {HF: "do_train do_eval do_predict", "litgpt": "final_validation"}),
     Nothing("a metric says itself whether more of it is better", {HF: "greater_is_better"}),
-    Nothing("a run goes to its last step, whose adapter is the result; `evaluation.keep_best` keeps the best "
-            "checkpoint beside it", {HF: "load_best_model_at_end"}),
-    Nothing("a run goes to its last step, whose adapter is the result", {HF: "early_stopping_threshold",
-             "axolotl": "early_stopping_patience", LLAMA_FACTORY: "early_stopping_steps"}),
+    Nothing("any lower held-out loss is an improvement, for `training.early_stopping_patience` and "
+            "`training.load_best`", {HF: "early_stopping_threshold"}),
     Nothing("a run has no time limit; Ctrl-C saves it after the step at hand, and --resume goes on",
             {"litgpt": "max_time"}),
     # The run and where it runs

@@ -83,6 +83,8 @@ SAME: Mapping[str, Names] = {
     "training.gradient_checkpointing": {HF: "activation_checkpointing", "mlx-lm": "grad_checkpoint",
                                         "torchtune": "enable_activation_checkpointing"},
     "training.logging_steps": {"torchtune": "log_every_n_steps"},
+    "training.early_stopping_patience": {LLAMA_FACTORY: "early_stopping_steps"},
+    "training.load_best": {HF: "load_best_model_at_end"},
     "training.save_steps": {"litgpt": "save_interval"},
     "training.eval_on_start": {"litgpt": "initial_validation"},
     "training.seed": {"Unsloth": "random_state"},
@@ -201,8 +203,8 @@ OTHERWISE: tuple[Otherwise, ...] = (
               {"axolotl": "do_bench_eval bench_dataset", "QLoRA": "mmlu_dataset mmlu_split"}),
     Otherwise("evaluation.tasks", "with any tasks, the model is scored at the end",
               {"axolotl": "lm_eval_post_train"}),
-    Otherwise("evaluation.keep_best", "a task and its metric, as in mmlu/acc, or null; the checkpoint with the best "
-              "score is kept", {HF: "metric_for_best_model"}),
+    Otherwise("evaluation.keep_best", "a task and its metric, as in mmlu/acc; by held-out loss, it is "
+              "`training.load_best`", {HF: "metric_for_best_model"}),
     Otherwise("training.device", "cpu in place of true", {HF: "use_cpu no_cuda"}),
 )
 # fmt: on

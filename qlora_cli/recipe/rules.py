@@ -12,6 +12,7 @@ from qlora_cli.recipe.facts import TRAIN, VALIDATION, Facts
 from qlora_cli.recipe.foreign import foreign_value
 from qlora_cli.recipe.schema import ALL_LINEAR, FORMAT_COLUMNS
 from qlora_cli.recipe.source_rules import effective, source_contradictions, without_use
+from qlora_cli.recipe.training_rules import MAX_SKIPPED, ON_NONFINITE, training_contradictions
 from qlora_cli.recipe.words import distance, nearest
 from qlora_cli.recipe.yaml_source import Path, Place, Value, shorten, value_at
 
@@ -45,6 +46,7 @@ def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override
     facts = Facts(data, {}, set())
     over = [pair for a, b in _PAIRS for pair in ((a, b), (b, a))]
     over += [(path, _BITS) for path in _OF_FOUR_BITS if value_at(data, _BITS) == 16]
+    over += [(MAX_SKIPPED, ON_NONFINITE)] if value_at(data, ON_NONFINITE) == "stop" else []
     over += [(path, TASKS) for path in NEED_TASKS if value_at(data, TASKS) == []]
     gone = [path for path, owner in over if {path, owner} <= given and set_by[path] < set_by[owner]]
     # What is said about another field. Of arguments, the order is no matter: a revision or a split given with a model
@@ -67,7 +69,7 @@ def contradictions(
     read, so that what is missing may be there.
     """
     facts = Facts(data, places, hinted)
-    needs = _without_validation(facts) if whole else []
+    needs = training_contradictions(facts) if whole else []
     benchmarks = benchmark_contradictions(facts, whole=whole)
     pairs = [*_excluding(facts), *_meaningless(facts)]
     return [*pairs, *source_contradictions(facts), *needs, *benchmarks, *_names(facts)]
@@ -94,15 +96,6 @@ def _meaningless(facts: Facts) -> list[Mistake]:
         text = "is for models of the hub, and `base_model` is a local folder: leave it out"
         mistakes.append(facts.key_mistake(_REVISION, text))
     return mistakes
-
-
-def _without_validation(facts: Facts) -> list[Mistake]:
-    sources: tuple[Path, ...] = (("dataset", "validation"), ("dataset", "validation_fraction"))
-    path = ("training", "eval_steps")
-    if facts.get(path) is None or any(facts.given(source) for source in sources):
-        return []
-    text = "needs rows to evaluate on: give dataset.validation or dataset.validation_fraction"
-    return [facts.key_mistake(path, text)]
 
 
 def _names(facts: Facts) -> list[Mistake]:

@@ -224,12 +224,28 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         0.3, description="clip the gradient to this norm; null does not clip"
     )
+    on_nonfinite: Literal["stop", "skip_step"] = Field(
+        "stop",
+        description="what to do at a step whose loss or gradient is NaN or infinite; skip_step: it changes nothing, "
+        "and the next one follows",
+    )
+    max_skipped_steps: PositiveInt = Field(
+        10, description="steps that may be skipped, over the whole run; at the next one that would be, it stops"
+    )
     gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass")
     logging_steps: PositiveInt = Field(10, description="steps between two training records")
     eval_steps: PositiveInt | None = Field(
         None, description="steps between evaluations; with validation rows there is always one at the end"
     )
     eval_on_start: bool = Field(True, description="evaluate before the first step, too")
+    early_stopping_patience: PositiveInt | None = Field(
+        None,
+        description="stop after so many evaluations in a row without a lower held-out loss; null goes to the last step",
+    )
+    load_best: bool = Field(
+        False,
+        description="keep the checkpoint with the lowest held-out loss, whatever is rotated; its adapter is the result",
+    )
     save_steps: PositiveInt | None = Field(500, description="steps between checkpoints; null: only at the end")
     save_total_limit: PositiveInt | None = Field(2, description="checkpoints to keep; null keeps all")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of A, data order and dropout")

@@ -14,7 +14,7 @@ from qlora_cli.evaluation.tasks.index import load_index
 from qlora_cli.evaluation.tasks.loaded import LoadedTasks, TaskOptions
 from qlora_cli.evaluation.tasks.names import choose
 from qlora_cli.recipe.schema import EvaluationSection
-from qlora_cli.training.best_score import BestScore
+from qlora_cli.training.best_checkpoint import BestCheckpoint
 from qlora_cli.training.score_names import find_score, headlines
 
 # What the options of `qlora eval` are in a recipe; what a run never does is left to that command.
@@ -39,7 +39,7 @@ class BenchmarkPlan:
     section: EvaluationSection
     loaded: LoadedTasks
     names: tuple[str, ...]
-    best: BestScore | None
+    best: BestCheckpoint | None
 
 
 def plan_benchmarks(section: EvaluationSection) -> BenchmarkPlan | None:
@@ -67,7 +67,7 @@ def plan_benchmarks(section: EvaluationSection) -> BenchmarkPlan | None:
     except TaskError as error:
         raise TaskError(f"evaluation.tasks: {_in_a_recipe(str(error))}") from None
     wanted = section.keep_best
-    best = None if wanted is None else BestScore(wanted, higher_is_better=find_score(wanted, loaded))
+    best = None if wanted is None else BestCheckpoint(wanted, higher_is_better=find_score(wanted, loaded))
     return BenchmarkPlan(section, loaded, headlines(chosen, loaded, index), best)
 
 

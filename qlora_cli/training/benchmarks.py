@@ -20,6 +20,7 @@ from qlora_cli.evaluation.store import AnswerStore
 from qlora_cli.model.lora import lora_layers
 from qlora_cli.model.packing import without_packing
 from qlora_cli.training.benchmark_plan import BenchmarkPlan, is_due
+from qlora_cli.training.best_checkpoint import Measured
 from qlora_cli.training.events import BenchmarkRecord, Emitter, Notice
 from qlora_cli.training.score_names import flatten
 
@@ -48,6 +49,7 @@ class Benchmarks:
             model_facts: what decides the answers beside the trained weights, in any words.
         """
         self.best = plan.best
+        self.section = plan.section
         self._plan = plan
         self._tokenizer = tokenizer
         self._accelerator = accelerator
@@ -66,11 +68,17 @@ class Benchmarks:
         self._known = {record.step: record for record in records}
         self._scored = {record.step for record in records if record.step <= step}
         if self.best is not None:
-            self.best.go_on([record for record in records if record.step <= step], checkpoints, self._emit)
+            before = [self.measured(record) for record in records if record.step <= step]
+            self.best.go_on(before, checkpoints, self._emit)
+
+    def measured(self, record: BenchmarkRecord) -> Measured:
+        """What of a record chooses the checkpoint to keep; no number where none is to be kept."""
+        name = "" if self.best is None else self.best.name
+        return Measured(record.step, {**record.members, **record.scores}.get(name))
 
     def is_due(self, step: int, total_steps: int) -> bool:
         """Whether the model is to be scored after `step` steps, and was not."""
-        return step not in self._scored and is_due(self._plan.section, step, total_steps)
+        return step not in self._scored and is_due(self.section, step, total_steps)
 
     def score(self, model: PreTrainedModel, step: int, stopping: Callable[[], bool]) -> BenchmarkRecord:
         """Score the model as it is after `step` steps.
@@ -107,7 +115,7 @@ class Benchmarks:
             if self._accelerator.num_processes == 1 and stopping():  # several would wait for the one that left
                 raise Interrupted("left off scoring; what was answered is kept")
 
-        section, accelerator = self._plan.section, self._accelerator
+        section, accelerator = self.section, self._accelerator
         if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()  # what training holds in reserve would look like memory that is taken
         with without_packing(model), AnswerStore(self._answers, f"{self._model_facts}\n{weights}") as store:

@@ -40,7 +40,9 @@ class Progress:
 
     `evaluated_step` is the last step after which there was an evaluation, None before any. `tokens` and `seconds` count
     training alone. The window is what has been trained since the last record: the loss summed over its supervised
-    tokens, their number, all its tokens, and its time.
+    tokens, their number, all its tokens, its time, and the gradient norm of the last step in it that was taken.
+    `skipped_steps` are those that were not, as their loss or gradient was NaN or infinite. The best evaluation is that
+    of the lowest held-out loss after any step; `evaluations_without_improvement` are those that came after it.
     """
 
     step: int = 0
@@ -51,6 +53,11 @@ class Progress:
     window_supervised: int = 0
     window_tokens: int = 0
     window_seconds: float = 0.0
+    window_norm: float = 0.0
+    skipped_steps: int = 0
+    best_eval_loss: float | None = None
+    best_eval_step: int | None = None
+    evaluations_without_improvement: int = 0
 
 
 @dataclass(frozen=True)

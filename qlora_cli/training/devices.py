@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
@@ -52,3 +53,11 @@ def make_accelerator(wanted: str, asked_with: str = "training.device", *, scores
             "in each process. Start with `accelerate launch --multi_gpu --num_processes N -m qlora_cli train …`"
         )
     return accelerator
+
+
+def on_any_process(accelerator: Accelerator, here: bool) -> bool:
+    """Whether it is so on any process: all of them must take the same way, or wait for each other forever."""
+    if accelerator.num_processes == 1:
+        return here
+    flag = torch.tensor(int(here), device=accelerator.device)
+    return bool(accelerator.reduce(flag, reduction="sum").item())

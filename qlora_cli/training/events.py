@@ -9,6 +9,9 @@ from typing import TypeAlias
 
 from qlora_cli.evaluation.events import Asking
 
+# What the best checkpoint may be chosen by, beside scores, whose names have a slash.
+EVAL_LOSS = "eval_loss"
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -105,9 +108,19 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class StepSkipped:
+    """A step that changed no weight and no optimizer state: `reason` says whether its loss or its gradient was NaN or
+    infinite, `rows` names the rows in it."""
+
+    step: int
+    reason: str
+    rows: str
+
+
+@dataclass(frozen=True)
 class TrainRecord:
-    """Every `logging_steps`. `loss` is the mean over the supervised tokens since the last record; `tokens` and
-    `seconds` count from the start of the run, evaluations and checkpoints left out."""
+    """Every `logging_steps`, if any step since the last record was taken. `loss` is the mean over their supervised
+    tokens; `tokens` and `seconds` count from the start of the run, evaluations and checkpoints left out."""
 
     step: int
     epoch: float
@@ -162,7 +175,7 @@ class BenchmarkRecord:
 
 @dataclass(frozen=True)
 class BestKept:
-    """The checkpoint after `step` steps has the best score so far, and stays: `score` is TASK/METRIC."""
+    """The checkpoint after `step` steps is the best so far, and stays: `score` is TASK/METRIC, or EVAL_LOSS."""
 
     step: int
     score: str
@@ -180,7 +193,11 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is done; `adapter` is what it made."""
+    """The run is done; `adapter` is what it made.
+
+    `best` is the checkpoint with the best score, if one was asked for; `loaded`, the one with the lowest held-out loss,
+    whose adapter this is; None where it is that of the last step. `stopped_early` says why there were no more steps.
+    """
 
     adapter: Path
     steps: int
@@ -192,6 +209,14 @@ class Finished:
     first_scores: Mapping[str, float | None] | None = None
     last_scores: Mapping[str, float | None] | None = None
     best: BestKept | None = None
+    loaded: BestKept | None = None
+    stopped_early: str | None = None
+    skipped_steps: int = 0
+
+    @property
+    def adapter_step(self) -> int:
+        """The step whose adapter it is."""
+        return self.steps if self.loaded is None else self.loaded.step
 
 
 Event: TypeAlias = (
@@ -202,6 +227,7 @@ Event: TypeAlias = (
     | ModelReady
     | Started
     | StepDone
+    | StepSkipped
     | TrainRecord
     | EvaluationProgress
     | EvalRecord

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -14,53 +11,28 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 
-from qlora_cli.data.units import Units
-from qlora_cli.errors import EvaluationError, Interrupted, ModelError, NonFiniteError
-from qlora_cli.model.lora import bypassed_layers
+from qlora_cli.errors import EvaluationError, Interrupted, NonFiniteError, OutOfMemoryError
+from qlora_cli.evaluation.answering.memory import within_memory
 from qlora_cli.recipe.schema import TrainingSection
+from qlora_cli.training import out_of_memory
 from qlora_cli.training.benchmarks import Benchmarks
+from qlora_cli.training.best_checkpoint import BestCheckpoint, Measured
 from qlora_cli.training.checkpoint import Progress, RandomStates, Snapshot, checkpoint_path, take_snapshot
+from qlora_cli.training.devices import on_any_process
+from qlora_cli.training.early_stopping import judged, reason_to_stop
 from qlora_cli.training.evaluation import evaluate
-from qlora_cli.training.events import Emitter, StepDone, TrainRecord
-from qlora_cli.training.gradients import StepSums, accumulate
+from qlora_cli.training.events import Notice, StepDone, StepSkipped
+from qlora_cli.training.gradients import StepSums, accumulate, check_all_took_part
 from qlora_cli.training.interrupt import StopRequest
 from qlora_cli.training.keeping import CheckpointKeeper
+from qlora_cli.training.loop_parts import LoopData, LoopOutput
+from qlora_cli.training.nonfinite import may_skip, why_it_stops
 from qlora_cli.training.schedule import data_position, learning_rate, seed_step, step_plan, total_steps
-
-
-@dataclass(frozen=True)
-class LoopData:
-    """What the loop reads: training rows and held-out rows, in packs or not, and the token that fills short ones."""
-
-    train: Units
-    validation: Units | None
-    pad_token_id: int
-
-    def fingerprints(self) -> dict[str, str]:
-        """Of the rows of each split: the same rows have the same one."""
-        splits = {"train": self.train, "validation": self.validation}
-        return {name: units.encoded.fingerprint for name, units in splits.items() if units is not None}
-
-
-@dataclass(frozen=True)
-class LoopOutput:
-    """Where the loop writes checkpoints, and what is in them beside what it knows itself.
-
-    Attributes:
-        adapter: the files of the adapter as it is when this is called.
-        run: what the run is made of: see `identity.run_identity`.
-        durable: files that have to be on disk before a checkpoint is.
-    """
-
-    checkpoints: Path
-    adapter: Callable[[], Mapping[str, bytes]]
-    emit: Emitter
-    run: Mapping[str, Any] = field(default_factory=dict)
-    durable: Sequence[Path] = ()
+from qlora_cli.training.tally import count_skipped, count_step, new_window, train_record
 
 
 class Loop:
-    """Trains from `progress.step` to `total_steps`.
+    """Trains from `progress.step` to `total_steps`, or until the held-out loss has not fallen for long enough.
 
     The data order, the learning rate and the random draws of a step depend on the seed and the step alone, so that a
     run that goes on from a checkpoint is the run that was never stopped.
@@ -76,7 +48,13 @@ class Loop:
         output: LoopOutput,
         progress: Progress,
         benchmarks: Benchmarks | None = None,
+        best: BestCheckpoint | None = None,
     ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            best: keeps the checkpoint with the lowest held-out loss; None keeps none for that.
+        """
         self.accelerator = accelerator
         self.model = model
         self.optimizer = optimizer
@@ -85,6 +63,7 @@ class Loop:
         self.output = output
         self.progress = progress
         self.benchmarks = benchmarks
+        self.best = best
         self.plan = step_plan(section, data.train, accelerator.num_processes)
         self.total_steps = total_steps(section, self.plan)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -97,46 +76,65 @@ class Loop:
             kept=self._steps_to_keep,
         )
 
+    @property
+    def stopped_early(self) -> str | None:
+        """Why it is over before the last step; None if it is not."""
+        if self.progress.step >= self.total_steps:
+            return None
+        return reason_to_stop(self.progress, self.section.early_stopping_patience)
+
+    @property
+    def last_step(self) -> int:
+        """The step after which it is over, as far as is known."""
+        return self.total_steps if self.stopped_early is None else self.progress.step
+
     def run(self) -> None:
         """Run to the end.
 
         Raises:
-            NonFiniteError: at the first non-finite loss or gradient; the state before that step is saved.
+            NonFiniteError: at a non-finite loss or gradient, if the step may not be skipped; the state before that step
+                is saved.
             Interrupted: after SIGINT or SIGTERM; the state after the step at hand is saved.
             EvaluationError: if the model cannot be scored; the state after the step at hand is saved.
+            OutOfMemoryError: if memory does not suffice to evaluate or to score; the same.
             ModelError: if a LoRA layer took no part in the first step.
         """
         self.model.train()
-        with self.keeper.keeping():
-            self._evaluate_if_due()  # before the first step, or what a resumed run still owes
-            self._score_if_due(lambda: False)
-            with StopRequest() as stop:
-                while self.progress.step < self.total_steps:
-                    self._run_step(stop)
+        with self.keeper.keeping(), StopRequest() as stop:
+            self._look(stop, trained=False)  # before the first step, or what a resumed run still owes
+            while self.progress.step < self.last_step:
+                self.keeper.settle()
+                self._train_step()
+                self._look(stop, trained=True)
+        if self.stopped_early is not None:
+            self.output.emit(
+                Notice(
+                    f"stopped early after step {self.progress.step}: {self.stopped_early}. To train on all the same, "
+                    "raise training.early_stopping_patience and --resume"
+                )
+            )
 
-    def _run_step(self, stop: StopRequest) -> None:
-        """One step, and what is due after it."""
-        self.keeper.settle()
-        self._train_step()
-        self._evaluate_if_due()
-        left_off = self._score_if_due(lambda: stop.signal_name is not None)
-        last = self.progress.step == self.total_steps
-        stopping = self._any_process(stop.signal_name is not None)
-        if last or stopping or self._due(self.section.save_steps):
+    def _look(self, stop: StopRequest, *, trained: bool) -> None:
+        """Evaluate, score and save, as far as each is due; `trained`: after a step of this part of the run."""
+
+        def asked() -> bool:
+            return stop.signal_name is not None
+
+        left_off = self._evaluate_if_due(asked)
+        last = self.progress.step >= self.last_step
+        if last:
+            self._record()  # of a run that stops early, the steps since the last record
+        left_off = left_off or self._score_if_due(asked)
+        stopping = on_any_process(self.accelerator, asked())
+        if trained and (last or stopping or self._due(self.section.save_steps)):
             self._save(rotating=True, wait=last or stopping)
         if left_off or (stopping and not last):
-            signal_name = stop.signal_name or "a signal to another process"
-            raise Interrupted(f"{signal_name}: stopped after step {self.progress.step}, state saved")
+            step = self.progress.step
+            where = f"after step {step}, state saved" if step else "before the first step, nothing was trained yet"
+            raise Interrupted(f"{stop.signal_name or 'a signal to another process'}: stopped {where}")
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.progress.step % every == 0
-
-    def _any_process(self, here: bool) -> bool:
-        """Whether it is so on any process: all of them must take the same way, or wait for each other forever."""
-        if self.accelerator.num_processes == 1:
-            return here
-        flag = torch.tensor(int(here), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
 
     def _train_step(self) -> None:
         """One optimizer step and what is told about it."""
@@ -144,18 +142,23 @@ class Loop:
         index = self.progress.step
         rate = learning_rate(self.section, index, self.total_steps)
         step = self._accumulate(index)
-        if step.fault is not None:
-            self._stop_at(index, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        if step.fault is None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.monotonic() - started
-        self._count(step, seconds)
-        mean = step.loss / step.supervised
-        self.output.emit(StepDone(index + 1, mean, rate, step.norm, step.tokens, seconds))
+        if step.fault is None:
+            self.progress = count_step(self.progress, step, seconds)
+            mean = step.loss / step.supervised
+            self.output.emit(StepDone(index + 1, mean, rate, step.norm, step.tokens, seconds))
+        elif may_skip(self.section, self.progress):
+            self.progress = count_skipped(self.progress, step, seconds)
+            self.output.emit(StepSkipped(index + 1, step.fault, step.suspects))
+        else:
+            raise NonFiniteError(why_it_stops(self.section, self.progress, step, self._keep()))
         if self._due(self.section.logging_steps) or self.progress.step == self.total_steps:
-            self._record(rate, step.norm)
+            self._record()
 
     def _accumulate(self, index: int) -> StepSums:
         """Gradients of step `index`."""
@@ -171,24 +174,8 @@ class Loop:
             max_grad_norm=self.section.max_grad_norm,
         )
         if index == 0:
-            self._check_all_took_part()
+            check_all_took_part(self.accelerator.unwrap_model(self.model))
         return sums
-
-    def _check_all_took_part(self) -> None:
-        bypassed = bypassed_layers(self.accelerator.unwrap_model(self.model))
-        if bypassed:
-            raise ModelError(
-                f"lora.target_modules: {len(bypassed)} of the chosen layers took no part in the first step, because "
-                f"the model does not call them on text: {', '.join(bypassed[:5])}. Name others"
-            )
-
-    def _stop_at(self, index: int, step: StepSums) -> None:
-        """Save the last good state and say which rows broke the next step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(
-            f"step {index + 1}: the {step.fault}, so training stopped; {self._keep()}. {step.suspects}. "
-            f"Look at them; else try a lower learning_rate, more warmup_steps, or compute_dtype: float32"
-        )
 
     def _keep(self) -> str:
         """Save the state as it is, if it is good; says what there is to go on from."""
@@ -202,78 +189,77 @@ class Loop:
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
 
-    def _count(self, step: StepSums, seconds: float) -> None:
-        progress = self.progress
-        self.progress = replace(
-            progress,
-            step=progress.step + 1,
-            tokens=progress.tokens + step.tokens,
-            seconds=progress.seconds + seconds,
-            window_loss=progress.window_loss + step.loss,
-            window_supervised=progress.window_supervised + step.supervised,
-            window_tokens=progress.window_tokens + step.tokens,
-            window_seconds=progress.window_seconds + seconds,
-        )
+    def _record(self) -> None:
+        """Tell of the steps since the last record, if there is anything to tell, and begin a new window."""
+        rate = learning_rate(self.section, self.progress.step - 1, self.total_steps)
+        record = train_record(self.progress, learning_rate=rate, steps_per_epoch=self.plan.steps_per_epoch)
+        if record is not None:
+            self.output.emit(record)
+            self.progress = new_window(self.progress)
 
-    def _record(self, rate: float, norm: float) -> None:
-        """Tell of the steps since the last record, and begin a new window."""
-        progress = self.progress
-        self.output.emit(
-            TrainRecord(
-                step=progress.step,
-                epoch=progress.step / self.plan.steps_per_epoch,
-                loss=progress.window_loss / progress.window_supervised,
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens=progress.tokens,
-                tokens_per_second=progress.window_tokens / progress.window_seconds,
-                seconds=progress.seconds,
-            )
-        )
-        self.progress = replace(progress, window_loss=0.0, window_supervised=0, window_tokens=0, window_seconds=0.0)
-
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self, stopping: Callable[[], bool]) -> bool:
+        """Measure the held-out loss, and keep its checkpoint if it is the best; whether that was left off."""
         step = self.progress.step
         later = step == self.total_steps or self._due(self.section.eval_steps)
         due = self.section.eval_on_start if step == 0 else later
         units = self.data.validation
         if units is None or not due or self.progress.evaluated_step == step:
-            return
+            return False
         try:
             record = evaluate(
                 self.accelerator,
                 self.model,
                 units,
-                batch_size=self.section.per_device_eval_batch_size or self.section.per_device_train_batch_size,
+                batch_size=out_of_memory.eval_batch_size(self.section),
                 pad_token_id=self.data.pad_token_id,
                 step=step,
                 emit=self.output.emit,
+                stopping=stopping,
             )
+        except Interrupted:
+            return True
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}; {self._keep()}") from None
-        self.progress = replace(self.progress, evaluated_step=step)
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(f"{error}; {self._keep()}. {out_of_memory.in_evaluation(self.section)}") from None
+        self.progress = judged(self.progress, step, record.eval_loss)
         self.output.emit(record)
+        self._keep_if_best(self.best, Measured(step, record.eval_loss))
+        return False
 
     def _score_if_due(self, stopping: Callable[[], bool]) -> bool:
         """Score the model on benchmarks, and keep its checkpoint if it is the best; whether that was left off."""
         benchmarks, step = self.benchmarks, self.progress.step
-        if benchmarks is None or not benchmarks.is_due(step, self.total_steps):
+        if benchmarks is None or not benchmarks.is_due(step, self.last_step):
             return False
         try:
-            record = benchmarks.score(self.accelerator.unwrap_model(self.model), step, stopping)
+            record = within_memory(benchmarks.score, self.accelerator.unwrap_model(self.model), step, stopping)
         except Interrupted:
             return True
         except EvaluationError as error:
-            # Of several processes, the others may be waiting for this one's answers: nothing can be done together.
-            kept = self._keep() if self.accelerator.num_processes == 1 else "what was saved before is whole"
-            raise EvaluationError(f"scoring after step {step}: {error}; {kept}") from None
+            raise EvaluationError(f"scoring after step {step}: {error}; {self._keep_alone()}") from None
+        if record is None:
+            when = f"after step {step}" if step else "before the first step"
+            raise OutOfMemoryError(
+                f"scoring {when} ran out of memory on {self.accelerator.device}; {self._keep_alone()}. "
+                + out_of_memory.in_scoring(benchmarks.section)
+            )
         self.output.emit(record)
-        if benchmarks.best is not None and benchmarks.best.is_better(record):
-            self._save(rotating=False)
-            benchmarks.best.keep(record, checkpoint_path(self.output.checkpoints, step), self.output.emit)
-            if self.accelerator.is_main_process:
-                self.keeper.rotate()
+        self._keep_if_best(benchmarks.best, benchmarks.measured(record))
         return False
+
+    def _keep_alone(self) -> str:
+        """`_keep`, where one process alone knows of a fault: the others may be waiting for its answers, so that of
+        several nothing can be done together."""
+        return self._keep() if self.accelerator.num_processes == 1 else "what was saved before is whole"
+
+    def _keep_if_best(self, best: BestCheckpoint | None, measured: Measured) -> None:
+        if best is None or not best.is_better(measured):
+            return
+        self._save(rotating=False)
+        best.keep(measured, checkpoint_path(self.output.checkpoints, measured.step), self.output.emit)
+        if self.accelerator.is_main_process:
+            self.keeper.rotate()
 
     def _save(self, *, rotating: bool, wait: bool = True) -> None:
         """Save the state, unless this step's is saved; then, if `rotating`, delete old ones.
@@ -310,5 +296,5 @@ class Loop:
 
     def _steps_to_keep(self) -> set[int]:
         """The steps whose checkpoints no rotation takes."""
-        best = self.benchmarks.best if self.benchmarks is not None else None
-        return {best.step} if best is not None and best.step is not None else set()
+        kept = (self.best, self.benchmarks.best if self.benchmarks is not None else None)
+        return {best.step for best in kept if best is not None and best.step is not None}

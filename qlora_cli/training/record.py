@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from qlora_cli.disk import write_json
 from qlora_cli.training.events import (
+    EVAL_LOSS,
     BenchmarkRecord,
     BestKept,
     CheckpointSaved,
@@ -19,11 +21,16 @@ from qlora_cli.training.events import (
     Event,
     Finished,
     ModelReady,
+    StepSkipped,
     TrainRecord,
 )
 
 # What a resumed run goes on with, of what its first part had found.
-_FOUND = ("last_train", "first_eval", "last_eval", "first_benchmark", "last_benchmark", "best", "last_checkpoint")
+_BEST = ("best", "best_eval")
+_FOUND = (
+    *("last_train", "first_eval", "last_eval", "first_benchmark", "last_benchmark"),
+    *(*_BEST, "last_checkpoint", "adapter_step"),
+)
 
 
 class RunRecord:
@@ -46,6 +53,8 @@ class RunRecord:
             "data": {},
             "model": None,
             **{name: previous.get(name) for name in _FOUND},
+            "skipped_steps": 0,
+            "stopped_early": None,
             "timings": {},
             "peak_memory_bytes": None,
         }
@@ -62,9 +71,15 @@ class RunRecord:
         """
         self._data |= dict.fromkeys(_FOUND)
 
-    def forget_best(self) -> None:
-        """No checkpoint is kept for its score any more: that of an earlier part may be rotated away."""
-        self._data["best"] = None
+    def go_on(self, *, skipped_steps: int, kept: Collection[str]) -> None:
+        """An earlier part of the run has skipped so many steps, and has checkpoints that are kept for these names.
+
+        One that was kept for anything else is forgotten: it may be rotated away.
+        """
+        self._data["skipped_steps"] = skipped_steps
+        for which in _BEST:
+            if self._data[which] is not None and self._data[which]["score"] not in kept:
+                self._data[which] = None
 
     def eval_loss(self, which: str) -> float | None:
         """The held-out loss of the `first_eval` or the `last_eval`, if there was one."""
@@ -94,6 +109,8 @@ class RunRecord:
             case ModelReady():
                 data["model"] = asdict(event)
                 data["timings"]["ready_seconds"] = time.monotonic() - self._began
+            case StepSkipped():
+                data["skipped_steps"] += 1
             case TrainRecord():
                 data["last_train"] = asdict(event)
             case EvalRecord():
@@ -108,13 +125,14 @@ class RunRecord:
                 self.write()
             case BestKept():
                 best = {"step": event.step, "score": event.score, "value": event.value}
-                data["best"] = best | {"checkpoint": event.path.name}
+                data["best_eval" if event.score == EVAL_LOSS else "best"] = best | {"checkpoint": event.path.name}
                 self.write()
             case CheckpointSaved():
                 data["last_checkpoint"] = event.path.name
                 self.write()
             case Finished():
                 data["timings"]["training_seconds"] = event.seconds
+                data |= {"adapter_step": event.adapter_step, "stopped_early": event.stopped_early}
                 self.write()
 
 

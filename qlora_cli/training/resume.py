@@ -31,7 +31,8 @@ from qlora_cli.training.checkpoint import (
 from qlora_cli.training.optim import page_again
 from qlora_cli.training.schedule import data_position, total_steps
 
-# A resumed run may report, evaluate, score and save at other steps, keep other checkpoints, and go on for longer.
+# A resumed run may report, evaluate, score and save at other steps, keep other checkpoints, go on for longer, wait
+# longer for a lower loss, and take another way at a step that is not finite.
 _FREE = {
     "output_dir",
     "training.num_train_epochs",
@@ -42,6 +43,10 @@ _FREE = {
     "training.eval_on_start",
     "training.save_steps",
     "training.save_total_limit",
+    "training.early_stopping_patience",
+    "training.load_best",
+    "training.on_nonfinite",
+    "training.max_skipped_steps",
     "training.device",
     "evaluation.every_steps",
     "evaluation.at_start",

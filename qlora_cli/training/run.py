@@ -15,9 +15,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.data.units import make_units
-from qlora_cli.disk import replacing_folder, write_text
-from qlora_cli.errors import Interrupted, RunError
-from qlora_cli.model.adapter import adapter_files, save_adapter
+from qlora_cli.disk import write_text
+from qlora_cli.errors import Interrupted, OutOfMemoryError, RunError
+from qlora_cli.evaluation.answering.memory import ran_out
+from qlora_cli.model.adapter import adapter_files
 from qlora_cli.model.base import checkpoint_activations, load_base
 from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_parameters
@@ -29,14 +30,29 @@ from qlora_cli.recipe.dump import dump_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.benchmark_plan import BenchmarkPlan, check_answerable, plan_benchmarks
 from qlora_cli.training.benchmarks import Benchmarks
+from qlora_cli.training.best_checkpoint import BestCheckpoint
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.devices import make_accelerator
 from qlora_cli.training.doubts import doubts
+from qlora_cli.training.early_stopping import measured_losses
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
-from qlora_cli.training.events import Emitter, EncodingProgress, Finished, Listener, ModelReady, Notice, Stage, Started
+from qlora_cli.training.events import (
+    EVAL_LOSS,
+    Emitter,
+    EncodingProgress,
+    Finished,
+    Listener,
+    ModelReady,
+    Notice,
+    Stage,
+    Started,
+)
+from qlora_cli.training.finishing import write_result
 from qlora_cli.training.identity import run_identity
-from qlora_cli.training.loop import Loop, LoopData, LoopOutput
+from qlora_cli.training.loop import Loop
+from qlora_cli.training.loop_parts import LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
+from qlora_cli.training.out_of_memory import in_training
 from qlora_cli.training.preparation import prepare
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import (
@@ -100,8 +116,8 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         finished = _train(run, model, tokenizer, data, scored_on, identity)
     except BaseException as error:
         _record_failure(run, error)
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # the CPU's wording
-            raise RunError(_out_of_memory(run)) from None
+        if ran_out(error):
+            raise OutOfMemoryError(in_training(recipe.training, str(accelerator.device))) from None
         raise
     accelerator.end_training()
     if accelerator.is_main_process:
@@ -224,7 +240,8 @@ def _train(
         run.emit(Notice(f"{section.optimizer} runs unpaged: on a CPU there is no GPU memory to page out of"))
     optimizer = build_optimizer(section, lora_parameters(model), accelerator.device)
     benchmarks = None if scored_on is None else _benchmarks(run, scored_on, tokenizer)
-    progress = _restore(run, model, optimizer, benchmarks) if run.resuming else Progress()
+    best = BestCheckpoint(EVAL_LOSS, higher_is_better=False) if section.load_best else None
+    progress = _restore(run, model, optimizer, benchmarks, best) if run.resuming else Progress()
     # The optimizer is not prepared: Accelerate's wrapper reloads its state, and so takes paged state out of its pages.
     # What it adds is for loss scaling and for its own way of accumulating, of which there is neither.
     prepared = accelerator.prepare_model(model)
@@ -235,15 +252,14 @@ def _train(
         run=identity,
         durable=(folder.metrics,),
     )
-    loop = Loop(accelerator, prepared, optimizer, section, data, output, progress, benchmarks)
+    loop = Loop(accelerator, prepared, optimizer, section, data, output, progress, benchmarks, best)
     if doubt := endless_warmup(section, loop.total_steps):
         run.emit(Notice(doubt))
     run.emit(_started(run, loop))
     loop.run()
+    loaded = None if best is None else best.kept
     if accelerator.is_main_process:
-        with replacing_folder(folder.adapter) as staging:
-            save_adapter(model, staging, run.source)
-            tokenizer.save_pretrained(staging)
+        write_result(folder.adapter, model, tokenizer, run.source, loaded)
     return Finished(
         adapter=folder.adapter,
         steps=loop.progress.step,
@@ -255,6 +271,9 @@ def _train(
         first_scores=run.record.scores("first_benchmark"),
         last_scores=run.record.scores("last_benchmark"),
         best=benchmarks.best.kept if benchmarks is not None and benchmarks.best is not None else None,
+        loaded=loaded,
+        stopped_early=loop.stopped_early,
+        skipped_steps=loop.progress.skipped_steps,
     )
 
 
@@ -266,7 +285,11 @@ def _benchmarks(run: _Run, plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBa
 
 
 def _restore(
-    run: _Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, benchmarks: Benchmarks | None
+    run: _Run,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    benchmarks: Benchmarks | None,
+    best: BestCheckpoint | None,
 ) -> Progress:
     resumed, device = run.resumed, run.accelerator.device
     for path, fault in run.passed_over.items():
@@ -277,7 +300,8 @@ def _restore(
     else:
         progress = restore(resumed, model, optimizer, run.accelerator.process_index, device)
         run.emit(Notice(f"going on from {resumed.checkpoint.name}"))
-    found = [MetricsFile(run.folder.metrics).benchmarks() if run.accelerator.is_main_process else []]
+    before = MetricsFile(run.folder.metrics)
+    found = [(before.benchmarks(), before.held_out_losses()) if run.accelerator.is_main_process else ([], [])]
     # No process may rename or write before all have read.
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
@@ -289,30 +313,25 @@ def _restore(
             metrics.clear()
         else:
             metrics.keep_until(progress.step, progress.evaluated_step)
+    broadcast_object_list(found)
+    scored, losses = found[0]
     if benchmarks is not None:
-        broadcast_object_list(found)
-        benchmarks.go_on(found[0], -1 if progress is None else progress.step, run.folder.checkpoints)
-    if benchmarks is None or benchmarks.best is None or benchmarks.best.kept is None:
-        run.record.forget_best()
-    return progress or Progress()
+        benchmarks.go_on(scored, -1 if progress is None else progress.step, run.folder.checkpoints)
+    progress = progress or Progress()
+    if best is not None:
+        best.go_on(measured_losses(progress, losses), run.folder.checkpoints, run.emit)
+    chosen = (best, None if benchmarks is None else benchmarks.best)
+    kept = {each.name for each in chosen if each is not None and each.kept is not None}
+    run.record.go_on(skipped_steps=progress.skipped_steps, kept=kept)
+    return progress
 
 
 def _started(run: _Run, loop: Loop) -> Started:
     return Started(
         output_dir=run.folder.path,
         first_step=loop.progress.step,
-        total_steps=loop.total_steps,
+        total_steps=loop.last_step,
         epochs=loop.total_steps / loop.plan.steps_per_epoch,
         sequences_per_step=sequences_per_step(run.recipe.training, run.accelerator.num_processes),
         packed=run.recipe.dataset.packing,
-    )
-
-
-def _out_of_memory(run: _Run) -> str:
-    section = run.recipe.training
-    advice = ["halve per_device_train_batch_size and double gradient_accumulation_steps", "lower dataset.max_length"]
-    if not section.gradient_checkpointing:
-        advice.insert(0, "set gradient_checkpointing: true")
-    return (
-        f"out of memory on {run.accelerator.device}. What was saved before is whole. To need less: {'; '.join(advice)}"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from qlora_cli.disk import append_text, telling_disk_errors, write_text
 from qlora_cli.errors import OutputError
-from qlora_cli.training.events import BenchmarkRecord, EvalRecord, Event, TrainRecord
+from qlora_cli.training.events import BenchmarkRecord, EvalRecord, Event, StepSkipped, TrainRecord
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class MetricsFile:
         run writes them again."""
         if not self.path.exists():
             return
-        last = {"train": step, "eval": -1 if evaluated_step is None else evaluated_step, "benchmark": step}
+        evaluated = -1 if evaluated_step is None else evaluated_step
+        last = {"train": step, "skipped": step, "eval": evaluated, "benchmark": step}
         kept = [line + "\n" for line, record in self._records() if record["step"] <= last[record["event"]]]
         write_text(self.path, "".join(kept))
 
@@ -111,6 +112,10 @@ class MetricsFile:
             for _, record in self._records()
             if record["event"] == "benchmark"
         ]
+
+    def held_out_losses(self) -> list[tuple[int, float]]:
+        """The step and the loss of every evaluation, in the order of the lines."""
+        return [(record["step"], record["eval_loss"]) for _, record in self._records() if record["event"] == "eval"]
 
     def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every whole line, and what it says."""
@@ -124,11 +129,13 @@ class MetricsFile:
         match event:
             case TrainRecord():
                 self._append("train", event)
+            case StepSkipped():
+                self._append("skipped", event)
             case EvalRecord():
                 self._append("eval", event)
             case BenchmarkRecord():
                 self._append("benchmark", event)
 
-    def _append(self, name: str, record: TrainRecord | EvalRecord | BenchmarkRecord) -> None:
+    def _append(self, name: str, record: TrainRecord | StepSkipped | EvalRecord | BenchmarkRecord) -> None:
         line = json.dumps({"event": name, **asdict(record)})
         append_text(self.path, line + "\n")

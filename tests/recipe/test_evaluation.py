@@ -132,13 +132,9 @@ def test_folders_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.
         (
             "metric_for_best_model",
             "`metric_for_best_model` is Hugging Face's name; here it is `evaluation.keep_best`: a task and its metric, "
-            "as in mmlu/acc, or null; the checkpoint with the best score is kept",
+            "as in mmlu/acc; by held-out loss, it is `training.load_best`",
         ),
-        (
-            "load_best_model_at_end",
-            "`load_best_model_at_end` is Hugging Face's name; a run goes to its last step, whose adapter is the "
-            "result; `evaluation.keep_best` keeps the best checkpoint beside it",
-        ),
+        ("load_best_model_at_end", "`load_best_model_at_end` is Hugging Face's name; here it is `training.load_best`"),
         (
             "greater_is_better",
             "`greater_is_better` is Hugging Face's name; a metric says itself whether more of it is better",

@@ -220,8 +220,9 @@ def test_another_value_under_another_name(key: str, told: str) -> None:
             "`deepspeed` is Hugging Face's name; every process has a whole copy of the model: it is not sharded",
         ),
         (
-            "early_stopping_patience",
-            "`early_stopping_patience` is axolotl's name; a run goes to its last step, whose adapter is the result",
+            "early_stopping_threshold",
+            "`early_stopping_threshold` is Hugging Face's name; any lower held-out loss is an improvement, for "
+            "`training.early_stopping_patience` and `training.load_best`",
         ),
     ],
 )

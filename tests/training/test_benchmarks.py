@@ -381,10 +381,13 @@ def test_a_best_checkpoint_that_is_gone_is_told(tmp_path: Path, scores: list[flo
     training = {"max_steps": 3, "save_steps": 1, "save_total_limit": None}
     recipe = scored_recipe(tmp_path, evaluation={"every_steps": 1, "keep_best": "colours/acc"}, training=training)
     train(recipe)
-    (tmp_path / "run" / "checkpoints" / "step-000002" / "state.json").write_text("{}")
+    state = tmp_path / "run" / "checkpoints" / "step-000002" / "state.json"
+    size = state.stat().st_size
+    state.write_text("{}")
     events: list[Event] = []
     train(recipe, resume=True, listeners=[events.append])
-    told = "colours/acc was best after step 2, whose checkpoint is not there any more: the best of the others is kept"
+    fault = f"state.json has 2 bytes, {size:,} were written"
+    told = f"colours/acc was best after step 2, whose checkpoint is damaged ({fault}): the best of the others is kept"
     assert Notice(told) in events
     assert _record(tmp_path / "run")["best"]["step"] == 1
 

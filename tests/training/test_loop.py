@@ -22,7 +22,8 @@ from qlora_cli.model.storage import compute_dtype
 from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.training.checkpoint import Progress
 from qlora_cli.training.events import Emitter, Event, StepDone
-from qlora_cli.training.loop import Loop, LoopData, LoopOutput
+from qlora_cli.training.loop import Loop
+from qlora_cli.training.loop_parts import LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer
 from qlora_cli.training.schedule import learning_rate, seed_step, total_steps
 from tests.support.encoded import encode_training_rows

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from qlora_cli.errors import EvaluationError
+from qlora_cli.errors import EvaluationError, QloraError
 from qlora_cli.evaluation.answering.sizes import size
 
 _Arguments = ParamSpec("_Arguments")
@@ -54,6 +54,8 @@ def ran_out(error: BaseException) -> bool:
     """Whether this is a lack of memory, whosever words it is in."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, QloraError):
+        return False  # a message of ours that tells of it is not it
     # CPU allocators raise a plain RuntimeError; drivers, cuBLAS and cuDNN have words of their own.
     text = str(error)
     return any(part in text for part in ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"))

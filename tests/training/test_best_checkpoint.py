@@ -6,15 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qlora_cli.training.best_score import BestScore
+from qlora_cli.training.best_checkpoint import BestCheckpoint, Measured
 from qlora_cli.training.checkpoint import checkpoint_path, rotate
-from qlora_cli.training.events import BenchmarkRecord, Emitter, Event
+from qlora_cli.training.events import Emitter, Event
 from qlora_cli.training.score_names import flatten
 from tests.support.checkpoints import write_some
-
-
-def _record(step: int, value: float | None) -> BenchmarkRecord:
-    return BenchmarkRecord(step, {"t/acc": value}, {}, "", 0.0)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,22 +26,22 @@ def test_the_best_of_any_run(
     """Whatever is scored, up or down, with rotation, stopped and gone on with at any step: the checkpoint of the first
     best is there at every moment, beside the newest."""
     folder = tmp_path_factory.mktemp("run")
-    best, emit = BestScore("t/acc", higher_is_better=higher), Emitter()
-    records = [_record(step, value) for step, value in enumerate(values)]
+    best, emit = BestCheckpoint("t/acc", higher_is_better=higher), Emitter()
+    records = [Measured(step, value) for step, value in enumerate(values)]
     for record in records:
         write_some(folder, record.step)
         if best.is_better(record):
             best.keep(record, checkpoint_path(folder, record.step), emit)
         rotate(folder, limit, keep={best.step})
-        seen = [r for r in records[1 : record.step + 1] if r.scores["t/acc"] is not None]
-        first = max(seen, key=lambda r: (r.scores["t/acc"] or 0) * (1 if higher else -1), default=None)
+        seen = [r for r in records[1 : record.step + 1] if r.value is not None]
+        first = max(seen, key=lambda r: (r.value or 0) * (1 if higher else -1), default=None)
         assert best.step == (None if first is None else first.step)
         newest = range(max(0, record.step + 1 - (limit or 100)), record.step + 1)
         kept = {checkpoint_path(folder, step) for step in newest}
         assert set(folder.iterdir()) == kept | ({best.kept.path} if best.kept else set())
         if record.step == stop:
             told: list[Event] = []
-            best = BestScore("t/acc", higher_is_better=higher)
+            best = BestCheckpoint("t/acc", higher_is_better=higher)
             best.go_on(records[: stop + 1], folder, Emitter([told.append]))
             assert best.step == (None if first is None else first.step)
             assert told == ([] if best.kept is None else [best.kept])
