@@ -13,6 +13,7 @@ from qlora_cli.console import describe_rows, make_console, show_error, visible
 from qlora_cli.errors import DataError
 from qlora_cli.train_view import TrainView
 from qlora_cli.training.events import (
+    BestKept,
     CheckpointSaved,
     DataReady,
     EvalRecord,
@@ -25,6 +26,7 @@ from qlora_cli.training.events import (
     Stage,
     Started,
     StepDone,
+    StepSkipped,
     TrainRecord,
 )
 
@@ -121,6 +123,10 @@ def shown(*events: Event, terminal: bool = False, width: int = 100) -> str:
             RECORD,
             "step     10  epoch 0.26  loss 1.2346  lr 2.00e-04  grad norm 0.988  4,322 tokens/s  1,234 s\n",
         ),
+        (
+            StepSkipped(7, "loss is nan", "Rows of a.jsonl in it: line 3, 5"),
+            "note     skipped step 7, which changed nothing: its loss is nan. Rows of a.jsonl in it: line 3, 5\n",
+        ),
         (EvaluationProgress(1, 4), ""),
         (EVAL, "eval     step 10  held-out loss 1.5000  perplexity 4.482\n"),
         (CheckpointSaved(10, Path("c/step-000010")), "saved    c/step-000010\n"),
@@ -136,6 +142,30 @@ def shown(*events: Event, terminal: bool = False, width: int = 100) -> str:
 def test_the_lines_of_a_log(event: Event, text: str) -> None:
     """Each event's whole text where nobody watches: a file, CI. What only moves a bar prints nothing."""
     assert shown(event) == text
+
+
+def test_an_end_that_is_not_the_last_step() -> None:
+    """Why it stopped, how many steps were skipped, and whose adapter it is."""
+    best = BestKept(50, "eval_loss", 0.8717, Path("runs/x/checkpoints/step-000050"))
+    assert shown(best) == "best     eval_loss 0.8717 after step 50: runs/x/checkpoints/step-000050 stays\n"
+    reason = "no lower held-out loss than 0.8717, after step 50, in 3 evaluations in a row"
+    ended = replace(FINISHED, steps=80, stopped_early=reason, skipped_steps=1, loaded=best, last_eval_loss=0.9)
+    assert shown(ended).splitlines()[1:] == [
+        f"         stopped early: {reason}",
+        "         1 step skipped: the loss or the gradient was not finite",
+        "         held-out loss 2.5000 before, 0.9000 after",
+        "best     eval_loss 0.8717 after step 50: runs/x/checkpoints/step-000050",
+        "adapter  runs/x/adapter/  (PEFT format, that of step 50)",
+    ]
+
+
+def test_a_skipped_step_moves_the_bar() -> None:
+    file = StringIO()
+    with TrainView(Console(file=file, force_terminal=True, width=120)) as view:
+        view(STARTED)
+        view(StepSkipped(7, "loss is nan", "Rows"))
+        assert view._progress is not None
+        assert view._progress.tasks[0].completed == 7
 
 
 def test_rows_that_were_lost_are_told() -> None:

@@ -44,10 +44,10 @@ def _without_evaluations(facts: Facts) -> Iterator[Mistake]:
 
 def _without_skipping(facts: Facts) -> Iterator[Mistake]:
     usual = TrainingSection.model_fields["max_skipped_steps"].default
-    if facts.get(MAX_SKIPPED) in (None, usual) or facts.get(ON_NONFINITE) == "skip_step":
+    if facts.get(MAX_SKIPPED) in (None, usual):
         return
-    if facts.given(ON_NONFINITE) and facts.get(ON_NONFINITE) is None:
-        return  # it was meant, and is not known
+    if facts.given(ON_NONFINITE) and facts.get(ON_NONFINITE) != "stop":
+        return  # it is skip_step, or was meant and is not known
     where = f"{facts.line(ON_NONFINITE)}, which skips none" if facts.given(ON_NONFINITE) else ""
     text = f"has no meaning with `on_nonfinite: stop`{where}: set skip_step there, or leave this out"
     yield facts.key_mistake(MAX_SKIPPED, text)

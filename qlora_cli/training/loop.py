@@ -107,12 +107,9 @@ class Loop:
                 self._train_step()
                 self._look(stop, trained=True)
         if self.stopped_early is not None:
-            self.output.emit(
-                Notice(
-                    f"stopped early after step {self.progress.step}: {self.stopped_early}. To train on all the same, "
-                    "raise training.early_stopping_patience and --resume"
-                )
-            )
+            way_on = "To train on all the same, raise training.early_stopping_patience and --resume"
+            text = f"stopped early after step {self.progress.step}: {self.stopped_early}. {way_on}"
+            self.output.emit(Notice(text))
 
     def _look(self, stop: StopRequest, *, trained: bool) -> None:
         """Evaluate, score and save, as far as each is due; `trained`: after a step of this part of the run."""
@@ -249,8 +246,7 @@ class Loop:
         return False
 
     def _keep_alone(self) -> str:
-        """`_keep`, where one process alone knows of a fault: the others may be waiting for its answers, so that of
-        several nothing can be done together."""
+        """`_keep`, of a fault that one process alone may know of: the others would wait for its answers."""
         return self._keep() if self.accelerator.num_processes == 1 else "what was saved before is whole"
 
     def _keep_if_best(self, best: BestCheckpoint | None, measured: Measured) -> None:

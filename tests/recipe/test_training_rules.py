@@ -1,0 +1,80 @@
+"""What the fields of `training` need of each other, and in which words that is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_cli.recipe.dump import dump_recipe
+from tests.support.recipes import MINIMAL, load, refusal
+
+# Five lines.
+WITH_ROWS = MINIMAL.replace("  train: org/rows\n", "  train: org/rows\n  validation_fraction: 0.1\n")
+ROWS = MINIMAL.replace("dataset: {", "dataset: {validation_fraction: 0.1, ")
+ROWS = "needs rows to evaluate on: give dataset.validation or dataset.validation_fraction"
+
+
+@pytest.mark.parametrize(
+    ("section", "messages"),
+    [
+        ("{max_skipped_steps: 5}",
+         ["5:12: training.max_skipped_steps: has no meaning with `on_nonfinite: stop`: set skip_step there, or leave "
+          "this out"]),
+        ("{on_nonfinite: stop, max_skipped_steps: 5}",
+         ["5:32: training.max_skipped_steps: has no meaning with `on_nonfinite: stop` (line 5), which skips none: set "
+          "skip_step there, or leave this out"]),
+        ("{on_nonfinite: skip}",
+         ["5:26: training.on_nonfinite: expected stop or skip_step, got 'skip'; did you mean `skip_step`?"]),
+        ("{on_nonfinite: skip_step, max_skipped_steps: 0}",
+         ["5:56: training.max_skipped_steps: expected a whole number above 0, got 0"]),
+        ("{early_stopping_patience: 3, eval_steps: 5}",
+         [f"5:12: training.early_stopping_patience: {ROWS}", f"5:40: training.eval_steps: {ROWS}"]),
+        ("{load_best: true}",
+         [f"5:12: training.load_best: {ROWS}",
+          "5:12: training.load_best: needs `eval_steps`: evaluated at the end alone, there is one checkpoint to choose "
+          "from"]),
+    ],
+)  # fmt: skip
+def test_what_is_refused(section: str, messages: list[str]) -> None:
+    """At the field that cannot be as it is, all at once."""
+    assert refusal(MINIMAL + f"training: {section}\n").splitlines() == [f"r.yaml:{message}" for message in messages]
+
+
+def test_with_rows_they_still_need_evaluations() -> None:
+    """The one at the end is too late for both."""
+    text = WITH_ROWS + "training: {early_stopping_patience: 3, load_best: true}\n"
+    assert refusal(text).splitlines() == [
+        "r.yaml:6:12: training.early_stopping_patience: needs `eval_steps`: evaluated at the end alone, there is "
+        "nothing to stop before",
+        "r.yaml:6:40: training.load_best: needs `eval_steps`: evaluated at the end alone, there is one checkpoint to "
+        "choose from",
+    ]
+    assert load(text, "training.eval_steps=5").training.early_stopping_patience == 3
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "{on_nonfinite: skip_step}",
+        "{on_nonfinite: skip_step, max_skipped_steps: 3}",
+        "{early_stopping_patience: 2, load_best: true, eval_steps: 5}",
+        "{early_stopping_patience: null, load_best: false}",
+    ],
+)
+def test_what_a_run_keeps_is_read_back(section: str) -> None:
+    """Usual values written out are no contradiction, as `max_skipped_steps: 10` under `on_nonfinite: stop`."""
+    recipe = load(WITH_ROWS + f"training: {section}\n")
+    assert load(dump_recipe(recipe)) == recipe
+    load(dump_recipe(load(MINIMAL)))
+
+
+def test_an_argument_ends_the_skipping() -> None:
+    """`--set training.on_nonfinite=stop` takes the bound with it."""
+    text = MINIMAL + "training: {on_nonfinite: skip_step, max_skipped_steps: 3}\n"
+    assert load(text, "training.on_nonfinite=stop").training == load(MINIMAL).training
+    assert load(text, "training.max_skipped_steps=4").training.max_skipped_steps == 4
+
+
+def test_a_value_that_is_none_is_no_stop() -> None:
+    """`on_nonfinite` was meant, with a value that is none: its bound is not called meaningless on top of that."""
+    text = MINIMAL + "training: {on_nonfinite: 3, max_skipped_steps: 5}\n"
+    assert refusal(text).splitlines() == ["r.yaml:5:26: training.on_nonfinite: expected stop or skip_step, got 3"]
