@@ -21,6 +21,7 @@ from qlora_cli import __version__
 from qlora_cli.cli import app
 from qlora_cli.commands import train as train_command
 from qlora_cli.recipe.dump import dump_recipe
+from qlora_cli.training.events import Finished
 from tests.support.cli import ENVIRONMENT, offline_libraries, process, settings
 from tests.support.runs import read_metrics, tiny_recipe
 
@@ -340,6 +341,18 @@ def test_a_whole_run_in_a_log(recipe: str, shared: Path, tmp_path: Path) -> None
     result = CliRunner().invoke(app, shlex.split(lines[-1])[3:])
     assert result.exit_code == 0, result.output
     assert [record["step"] for record in read_metrics(tmp_path / "my run", "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More steps would not: what is named is the setting that does."""
+
+    def stop(*_: object, **__: object) -> Finished:
+        return Finished(Path("run/adapter"), 2, 1.0, 9, 9, None, None, stopped_early="no lower held-out loss")
+
+    monkeypatch.setattr("qlora_cli.training.run.train", stop)
+    result = invoke(recipe, *settings("training.early_stopping_patience=3", "training.eval_steps=1"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].endswith(" --resume --set training.early_stopping_patience=6")
 
 
 def test_a_reader_that_leaves_does_not_end_the_run(recipe: str, tmp_path: Path) -> None:

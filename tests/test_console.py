@@ -153,7 +153,7 @@ def test_an_end_that_is_not_the_last_step() -> None:
     assert shown(ended).splitlines()[1:] == [
         f"         stopped early: {reason}",
         "         1 step skipped: the loss or the gradient was not finite",
-        "         held-out loss 2.5000 before, 0.9000 after",
+        "         held-out loss 2.5000 before, 0.9000 after the last step",
         "best     eval_loss 0.8717 after step 50: runs/x/checkpoints/step-000050",
         "adapter  runs/x/adapter/  (PEFT format, that of step 50)",
     ]

@@ -28,9 +28,9 @@ def test_the_readmes_recipe_is_one() -> None:
     found = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     recipe, *sections = map(yaml.safe_load, found)
     assert Recipe.model_validate(recipe).dataset.validation_fraction == 0.05
-    assert [[*section] for section in sections] == [["evaluation"]]
-    for section in sections:
-        assert Recipe.model_validate(recipe | section).evaluation.keep_best == "mmlu/acc"
+    assert [[*section] for section in sections] == [["evaluation"], ["training"]]
+    whole = Recipe.model_validate(recipe | {name: part for section in sections for name, part in section.items()})
+    assert (whole.evaluation.keep_best, whole.training.load_best) == ("mmlu/acc", True)
 
 
 def test_the_commands_that_pages_name_exist() -> None:
