@@ -33,6 +33,7 @@ from qlora_cli.training.devices import make_accelerator
 from qlora_cli.training.doubts import doubts
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
 from qlora_cli.training.events import Emitter, EncodingProgress, Finished, Listener, ModelReady, Notice, Stage, Started
+from qlora_cli.training.lock import RunLock
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.preparation import prepare
@@ -65,9 +66,15 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     Raises:
         RequestError: if the request cannot be carried out; nothing of an earlier run is harmed.
         RunError: if the run fails; `run.json` says how.
-        Interrupted: after SIGINT or SIGTERM, with the state saved.
+        Interrupted: after SIGINT, SIGTERM, SIGHUP or SIGUSR1, with the state saved.
     """
-    run = _set_up(recipe, resume, listeners)
+    with RunLock(RunFolder(Path(recipe.output_dir))) as lock:
+        return _whole_run(recipe, resume, listeners, lock)
+
+
+def _whole_run(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: RunLock) -> Finished:
+    """The run, under a lock that is taken before anything is written."""
+    run = _set_up(recipe, resume, listeners, lock)
     run.emit(Stage(f"reading the tokenizer of {recipe.base_model}"))
     tokenizer = load_tokenizer(run.source)
     scored_on = _plan_benchmarks(run)
@@ -77,6 +84,8 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     if resume:
         _check_resumption(run, data)
     model = _load_model(run)
+    if not resume:  # there is no folder before
+        lock.take(run.accelerator, resume=False)
     if run.accelerator.is_main_process:
         run.folder.create()
         write_text(run.folder.recipe, dump_recipe(recipe))
@@ -115,7 +124,7 @@ def _record_failure(run: _Run, error: BaseException) -> None:
         run.record.end(status, error=str(error) or type(error).__name__, peak_memory_bytes=peak)
 
 
-def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run:
+def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: RunLock) -> _Run:
     """Everything that can refuse the request at once, before data or weights are touched."""
     folder = RunFolder(Path(recipe.output_dir))
     folder.check(resume=resume)
@@ -125,6 +134,8 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run
     reset_peak_memory(accelerator.device)
     # No process may create the folder before the others have looked.
     accelerator.wait_for_everyone()
+    if resume:
+        lock.take(accelerator, resume=True)
     facts = {"versions": versions(), "hardware": hardware(accelerator.device, accelerator.num_processes)}
     record = RunRecord(folder.record, facts)
     main = accelerator.is_main_process
