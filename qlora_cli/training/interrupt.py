@@ -1,12 +1,13 @@
 """Being stopped from outside: a request to stop after the step at hand, or the end of what is being done at once.
 
-One wish to stop may arrive several times. Ctrl-C reaches every process of the terminal, and torchrun then sends it to
-its processes again; SLURM signals every process of a job step, and `srun` or a batch script passes on what it gets. So
-a signal within a second of one that was heeded is taken for the same wish.
+One wish to stop may arrive several times. Ctrl-C reaches every process of the terminal, and a launcher may send it on;
+SLURM signals every process of a job step, and `srun` or a batch script passes on what it gets. So a signal within a
+second of one that was heeded is taken for the same wish.
 
 Nor is every later signal a person's impatience. A scheduler warns (SIGUSR1), asks (SIGTERM) and then kills; a terminal
 that closes sends SIGHUP after whatever was typed. Stopping at once would only lose the step that is being finished. It
-is what the same signal again asks for, and Ctrl-C after any of them.
+is what the same signal again asks for, Ctrl-C after any of them, and SIGTERM after Ctrl-C, which is how torchrun tells
+its processes of a second one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any
 # Ctrl-C, the end of a job, that of the terminal, and SLURM's notice of an end (--signal=USR1@120). Windows has not all.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 _ONE_WISH = 1.0  # seconds in which a signal is a repeat of the one before
+# What asks for a stop at once, after which first signal, beside the same again.
+_IMPATIENT = {"SIGINT": ("SIGTERM",), "SIGTERM": ("SIGINT",), "SIGHUP": ("SIGINT",), "SIGUSR1": ("SIGINT",)}
 
 _Handler = Callable[[int, FrameType | None], Any]
 
@@ -109,7 +112,7 @@ class StopRequest:
             # Straight to the descriptor: the interrupted code may be in the middle of a buffered write of its own.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{name}: finishing this step, then saving; again to stop at once\n".encode())
-        elif name in (self.signal_name, "SIGINT") and now >= self._heeded + _ONE_WISH:
+        elif name in (self.signal_name, *_IMPATIENT[self.signal_name]) and now >= self._heeded + _ONE_WISH:
             self._heeded = now
             before = self._before[number]
             if not callable(before):
