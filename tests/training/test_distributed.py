@@ -135,20 +135,35 @@ def test_two_processes_hear_one_ctrl_c(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     step = int(record["last_checkpoint"].removeprefix("step-"))
     assert (record["status"], record["error"]) == ("interrupted", f"SIGINT: stopped after step {step}, state saved")
-    assert err.count(f"error: SIGINT: stopped after step {step}, state saved\n") == 2
+    assert err.count(f"SIGINT: stopped after step {step}, state saved\n") == 2
     assert out.count("Go on with: accelerate launch --num_processes 2 -m qlora_cli train ") == 1
 
 
 def test_all_processes_hear_of_a_lock(tmp_path: Path) -> None:
     """The first asks for it; the others do not wait for one that has gone."""
+    port = _free_port()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     with RunLock(RunFolder(tmp_path / "run")) as lock:
         lock.take(Accelerator(cpu=True), resume=True)
-        command = [*_endless(tmp_path), "--resume"]
-        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode != 0
-    assert done.stderr.count(f"error: output_dir: {tmp_path}/run is in use by another run: process {os.getpid()} ") == 2
+        started = [_of_two(rank, port, [*_endless(tmp_path)[-4:], "--resume"]) for rank in range(2)]
+        try:
+            ended = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+    for err, code in ended:
+        assert f"error: output_dir: {tmp_path}/run is in use by another run: process {os.getpid()} on " in err
+        assert code == 2
+
+
+def _of_two(rank: int, port: int, arguments: list[str]) -> subprocess.Popen[str]:
+    """One of two processes, without a launcher, which would end the other when one has ended."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=_environment() | place | meeting, stderr=subprocess.PIPE, text=True
+    )
 
 
 def _environment() -> dict[str, str]:
