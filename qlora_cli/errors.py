@@ -103,7 +103,7 @@ class TaskError(RequestError):
 
 
 class OutputError(RequestError):
-    """The output folder holds something that must not be overwritten."""
+    """The output folder holds something that must not be overwritten, or is in use."""
 
 
 class DeviceError(RequestError):

@@ -102,7 +102,7 @@ class Loop:
 
         Raises:
             NonFiniteError: at the first non-finite loss or gradient; the state before that step is saved.
-            Interrupted: after SIGINT or SIGTERM; the state after the step at hand is saved.
+            Interrupted: after SIGINT, SIGTERM, SIGHUP or SIGUSR1; the state after the step at hand is saved.
             EvaluationError: if the model cannot be scored; the state after the step at hand is saved.
             ModelError: if a LoRA layer took no part in the first step.
         """
