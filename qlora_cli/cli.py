@@ -267,8 +267,7 @@ def selftest(
 ) -> None:
     """Check on this device, with these versions, what this tool promises: six checks, in about a minute.
 
-    Same seed, same bits; killed and resumed, same bits; accumulation; packing; adapter files; 4-bit storage. With a
-    tiny random model that it makes itself: nothing is fetched, and nothing is left on disk.
+    On a tiny random model that it makes itself: nothing is fetched, and nothing is left on disk.
 
     Exit codes: 0 every promise is kept; 1 one is not; 2 the request was wrong; 130 interrupted.
     """
