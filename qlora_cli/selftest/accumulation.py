@@ -17,7 +17,7 @@ _STEPS = 3
 LOSS_BOUND = 1e-5
 # AdamW divides a gradient by its own size, so that an entry near zero, whose noise is large for it, moves as far as
 # any other: noise in the gradient of 1e-7 is up to 1e-4 in the adapter. Means of means in place of one mean make the
-# loss 6e-2 and the adapter 2.
+# loss 3e-3 and the adapter 2.
 ADAPTER_BOUND = 1e-3
 
 
