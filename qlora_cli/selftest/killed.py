@@ -11,8 +11,8 @@ from qlora_cli.training.events import Event, Started
 from qlora_cli.training.run import train
 from qlora_cli.training.run_folder import RunFolder
 
-_AFTER_STEP = 5
-_MORE_STEPS = 4
+_AFTER_STEP = 3
+_MORE_STEPS = 3
 _ENDLESS = 100_000  # steps: it is killed, however fast the device
 
 

@@ -6,7 +6,7 @@ from qlora_cli.selftest.events import Measured
 from qlora_cli.selftest.workbench import Workbench, digest
 from qlora_cli.training.run import train
 
-_STEPS = 10
+_STEPS = 5
 
 
 def check_same_seed(bench: Workbench) -> Measured:

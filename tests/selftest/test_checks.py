@@ -59,7 +59,7 @@ def test_another_seed_is_not_the_same_bits(bench: Workbench, monkeypatch: pytest
     first, second = measured.bound["sha256"], measured.figure["sha256"]
     assert first != second
     assert measured.detail == (
-        "two runs of 10 steps in NF4 with double quantisation, dropout and accumulation: "
+        "two runs of 5 steps in NF4 with double quantisation, dropout and accumulation: "
         f"the first adapter has SHA-256 {first}, the second SHA-256 {second}"
     )
 
@@ -124,7 +124,7 @@ def test_what_a_resumed_run_leaves_is_compared(
     measured = killed.check_killed(bench)
     assert measured.passed == (spoil is None)
     expected = told.format(got=measured.figure["sha256"], wanted=measured.bound["sha256"])
-    assert measured.detail == f"killed after step 5, resumed after step 4 of 9: {expected}"
+    assert measured.detail == f"killed after step 3, resumed after step 2 of 6: {expected}"
 
 
 def test_a_run_that_begins_anew_was_not_resumed(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_a_run_that_begins_anew_was_not_resumed(bench: Workbench, monkeypatch: p
     monkeypatch.setattr(killed, "train_and_kill", losing)
     measured = killed.check_killed(bench)
     assert (measured.passed, measured.figure == measured.bound) == (False, True)
-    assert measured.detail == ("killed after step 5, resumed after step 0 of 9: no checkpoint was found to go on from")
+    assert measured.detail == ("killed after step 3, resumed after step 0 of 6: no checkpoint was found to go on from")
 
 
 def test_a_process_that_fails_by_itself_is_told(bench: Workbench) -> None:
