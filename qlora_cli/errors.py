@@ -13,7 +13,8 @@ QloraError                     1
 │   ├── NonFiniteError             loss or gradients are NaN or infinite
 │   ├── CheckpointError            a checkpoint could not be written or read
 │   ├── MergeError                 the merged model would not be the trained one
-│   └── EvaluationError            the model could not be scored
+│   ├── EvaluationError            the model could not be scored
+│   └── SelftestError              a promise is not kept on this device
 └── Interrupted              130   stopped from outside, state saved
 
 A message says what was expected, what was got, where, and what to do. Commands print it without a traceback.
@@ -128,6 +129,10 @@ class MergeError(RunError):
 
 class EvaluationError(RunError):
     """The evaluation began and could not be finished; the answers that were given are kept."""
+
+
+class SelftestError(RunError):
+    """A check of `qlora selftest` failed."""
 
 
 class Interrupted(QloraError):
