@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -24,7 +25,16 @@ _NARROWEST = 20  # letters of a line beside it, however narrow the terminal
 
 
 class _PatientConsole(Console):
-    """Falls silent when its reader goes away (`qlora train … | head`), where Rich would end the run."""
+    """Falls silent when its reader goes away (`qlora train … | head`, a terminal that is closed), where Rich would end
+    the run."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # which is what Linux says of a terminal that is gone
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -14,7 +14,8 @@ QloraError                     1
 │   ├── OutOfMemoryError           memory did not suffice
 │   ├── CheckpointError            a checkpoint could not be written or read
 │   ├── MergeError                 the merged model would not be the trained one
-│   └── EvaluationError            the model could not be scored
+│   ├── EvaluationError            the model could not be scored
+│   └── SelftestError              a promise is not kept on this device
 └── Interrupted              130   stopped from outside, state saved
 
 A message says what was expected, what was got, where, and what to do. Commands print it without a traceback.
@@ -104,7 +105,7 @@ class TaskError(RequestError):
 
 
 class OutputError(RequestError):
-    """The output folder holds something that must not be overwritten."""
+    """The output folder holds something that must not be overwritten, or is in use."""
 
 
 class DeviceError(RequestError):
@@ -133,6 +134,10 @@ class MergeError(RunError):
 
 class EvaluationError(RunError):
     """The evaluation began and could not be finished; the answers that were given are kept."""
+
+
+class SelftestError(RunError):
+    """A check of `qlora selftest` failed."""
 
 
 class Interrupted(QloraError):

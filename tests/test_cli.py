@@ -295,11 +295,11 @@ def test_a_stop_at_once(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("qlora_cli.training.run.load_base", interrupted)
         early = invoke(recipe)
-    assert (early.exit_code, early.stderr) == (130, "error: stopped at once; what was saved before is whole\n")
+    assert (early.exit_code, early.stderr) == (130, "error: stopped; nothing was written\n")
     assert "Go on with" not in early.stdout
     monkeypatch.setattr("qlora_cli.training.loop.evaluate", interrupted)
     late = invoke(recipe)
-    assert late.exit_code == 130
+    assert (late.exit_code, late.stderr) == (130, "error: stopped at once; what was saved before is whole\n")
     assert late.stdout.splitlines()[-1].startswith("Go on with: ")
     assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
 

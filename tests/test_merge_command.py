@@ -441,7 +441,7 @@ def test_in_a_thread_no_signal_is_touched() -> None:
     ran = []
 
     def run() -> None:
-        with stopping([]):
+        with stopping():
             ran.append(True)
 
     thread = threading.Thread(target=run)

@@ -275,6 +275,7 @@ TargetRevision = Annotated[
     typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a model or an adapter on the hub."),
 ]
 EvalDevice = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the model runs.")]
+SelftestDevice = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="What is checked.")]
 Seed = Annotated[
     int | None,
     typer.Option(

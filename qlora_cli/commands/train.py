@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_cli.commands.invocation import invocation
+from qlora_cli.commands.stopping import exit_code
 from qlora_cli.errors import Interrupted, QloraError
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
@@ -19,42 +20,51 @@ if TYPE_CHECKING:
 
 def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool) -> int:
     """Train the recipe's adapter, showing the run; returns the exit code."""
-    from qlora_cli.console import make_console, show_error
-    from qlora_cli.train_view import TrainView
-    from qlora_cli.training.run_folder import RunFolder
-
-    console = make_console()
     # In quotes, so that YAML reads any name as the text it is.
     folder = [] if output_dir is None else [f"output_dir={json.dumps(escape(output_dir), ensure_ascii=False)}"]
     again = _resume_command(recipe, overrides, output_dir)
-    loaded = None
-    try:
-        loaded = load_recipe(recipe, [*overrides, *folder])  # before torch: a wrong recipe is told at once
-        from qlora_cli.commands.libraries import names_in, set_up_libraries
+    loaded: list[Recipe] = []
 
-        set_up_libraries(names_in(loaded), progress=console.is_terminal)
-        from qlora_cli.training.run import train as run
+    def work() -> None:
+        loaded.append(load_recipe(recipe, [*overrides, *folder]))  # before torch: a wrong recipe is told at once
+        _run(loaded[0], again, resume=resume)
 
-        with TrainView(console) as view:
-            finished = run(loaded, resume=resume, listeners=[view])
-    except QloraError as error:
-        show_error(error)
-        if isinstance(error, Interrupted):
-            console.print(f"Go on with: {again}", markup=False)
-        return error.exit_code
-    except KeyboardInterrupt:
-        show_error(Interrupted("stopped at once; what was saved before is whole"))
-        if loaded is not None and RunFolder(Path(loaded.output_dir)).holds_a_run():
-            console.print(f"Go on with: {again}", markup=False)
-        return Interrupted.exit_code
+    def begun() -> bool:
+        from qlora_cli.training.run_folder import RunFolder
+
+        return bool(loaded) and RunFolder(Path(loaded[0].output_dir)).holds_a_run()
+
+    def stopped() -> str:
+        return "stopped at once; what was saved before is whole" if begun() else "stopped; nothing was written"
+
+    def told(error: QloraError) -> None:
+        from qlora_cli.console import make_console
+
+        if isinstance(error, Interrupted) and begun():
+            make_console().print(f"Go on with: {again}", markup=False)
+
+    return exit_code(work, stopped, told)
+
+
+def _run(recipe: Recipe, again: str, *, resume: bool) -> None:
+    """Train, and say what to do with the adapter; `again` is the command that goes on."""
+    from qlora_cli.commands.libraries import names_in, set_up_libraries
+    from qlora_cli.console import make_console
+
+    console = make_console()
+    set_up_libraries(names_in(recipe), progress=console.is_terminal)
+    from qlora_cli.train_view import TrainView
+    from qlora_cli.training.run import train as run
+
+    with TrainView(console) as view:
+        finished = run(recipe, resume=resume, listeners=[view])
     console.print(
         f"Load it over the same base with PEFT, transformers or vLLM, or fold it into the base's weights:\n"
         f"  {_merge_command(finished.adapter.parent)}\n"
         f"To train on, for longer:\n"
-        f"  {again} --set {_longer(loaded, finished)}",
+        f"  {again} --set {_longer(recipe, finished)}",
         markup=False,
     )
-    return 0
 
 
 def _merge_command(run: Path) -> str:

@@ -24,7 +24,9 @@ B = TypeVar("B")
 _WORTH_FORKING = 8
 _WORTH_SPAWNING = 60
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What goes to every process of a terminal or of a job step, where the one that started the others decides.
+_LEFT_TO_IT = [getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+_SIGNALS = (*_LEFT_TO_IT, signal.SIGTERM)
 
 
 def cores(*, shared: bool = True) -> int:
@@ -134,7 +136,7 @@ def _single_threaded_tokenizers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held_back_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait, in a process that is started meanwhile until it has its own way with them."""
+    """Ctrl-C and the like wait, in a process that is started meanwhile until it has its own way with them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -146,8 +148,8 @@ def _held_back_signals() -> Iterator[None]:
 
 
 def _serve(function: Callable[[Any], Any], pipe: Connection, other_end: Connection) -> None:
-    # Ctrl-C goes to every process in the terminal; the one that started this one decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _LEFT_TO_IT:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -94,7 +94,7 @@ class Loop:
         Raises:
             NonFiniteError: at a non-finite loss or gradient, if the step may not be skipped; the state before that step
                 is saved.
-            Interrupted: after SIGINT or SIGTERM; the state after the step at hand is saved.
+            Interrupted: after SIGINT, SIGTERM, SIGHUP or SIGUSR1; the state after the step at hand is saved.
             EvaluationError: if the model cannot be scored; the state after the step at hand is saved.
             OutOfMemoryError: if memory does not suffice to evaluate or to score; the same.
             ModelError: if a LoRA layer took no part in the first step.

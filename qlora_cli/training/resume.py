@@ -206,11 +206,11 @@ def _recipe(resumed: Resumed) -> Recipe:
     """The recipe that the checkpoint was made with."""
     try:
         return Recipe.model_validate(resumed.state.run["recipe"])
-    except (KeyError, ValidationError) as error:
-        problem = " ".join(str(error).split())
+    except ValidationError as error:
+        names = ", ".join(".".join(str(part) for part in problem["loc"]) for problem in error.errors())
         raise CheckpointError(
-            f"{resumed.checkpoint}: its recipe is not one of this version's: {problem[:400]}. Go on with the version "
-            f"of qlora-cli that the run began with (run.json has it), {_INSTEAD}"
+            f"{resumed.checkpoint}: was made with settings that this version does not read so: {names}. Go on with the "
+            f"version of qlora-cli that the run began with (run.json has it), {_INSTEAD}"
         ) from None
 
 

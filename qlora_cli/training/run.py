@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.data.units import make_units
-from qlora_cli.disk import write_text
+from qlora_cli.disk import tidy, write_text
 from qlora_cli.errors import Interrupted, OutOfMemoryError, RunError
 from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.model.adapter import adapter_files
@@ -49,6 +49,7 @@ from qlora_cli.training.events import (
 )
 from qlora_cli.training.finishing import write_result
 from qlora_cli.training.identity import run_identity
+from qlora_cli.training.lock import RunLock
 from qlora_cli.training.loop import Loop
 from qlora_cli.training.loop_parts import LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
@@ -94,9 +95,15 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     Raises:
         RequestError: if the request cannot be carried out; nothing of an earlier run is harmed.
         RunError: if the run fails; `run.json` says how.
-        Interrupted: after SIGINT or SIGTERM, with the state saved.
+        Interrupted: after SIGINT, SIGTERM, SIGHUP or SIGUSR1, with the state saved.
     """
-    run = _set_up(recipe, resume, listeners)
+    with RunLock(RunFolder(Path(recipe.output_dir))) as lock:
+        return _whole_run(recipe, resume, listeners, lock)
+
+
+def _whole_run(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: RunLock) -> Finished:
+    """The run, under a lock that is taken before anything is written."""
+    run = _set_up(recipe, resume, listeners, lock)
     run.emit(Stage(f"reading the tokenizer of {recipe.base_model}"))
     tokenizer = load_tokenizer(run.source)
     scored_on = _plan_benchmarks(run)
@@ -108,6 +115,8 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
     if run.resumed is not None:
         _check_resumption(run, run.resumed, data, identity)
     model = _load_model(run)
+    if not resume:  # there is no folder before
+        lock.take(accelerator, resume=False)
     if accelerator.is_main_process:
         run.folder.create()
         write_text(run.folder.recipe, dump_recipe(recipe))
@@ -146,17 +155,25 @@ def _record_failure(run: _Run, error: BaseException) -> None:
         run.record.end(status, error=str(error) or type(error).__name__, peak_memory_bytes=peak)
 
 
-def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run:
+def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: RunLock) -> _Run:
     """Everything that can refuse the request at once, before data or weights are touched."""
     folder = RunFolder(Path(recipe.output_dir))
     folder.check(resume=resume)
-    resumed, passed_over = find_checkpoint(folder.path, folder.checkpoints) if resume else (None, {})
-    if resumed is not None:
-        check_same_recipe(resumed, recipe)
     accelerator = make_accelerator(recipe.training.device, scores_tasks=bool(recipe.evaluation.names))
     reset_peak_memory(accelerator.device)
     # No process may create the folder before the others have looked.
     accelerator.wait_for_everyone()
+    resumed: Resumed | None = None
+    passed_over: Mapping[Path, str] = {}
+    if resume:
+        lock.take(accelerator, resume=True)
+        if accelerator.is_main_process:
+            for place in (folder.path, folder.checkpoints):
+                tidy(place)
+        accelerator.wait_for_everyone()
+        resumed, passed_over = find_checkpoint(folder.path, folder.checkpoints)
+    if resumed is not None:
+        check_same_recipe(resumed, recipe)
     facts = {"versions": versions(), "hardware": hardware(accelerator.device, accelerator.num_processes)}
     record = RunRecord(folder.record, facts)
     main = accelerator.is_main_process

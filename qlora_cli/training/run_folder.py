@@ -1,6 +1,6 @@
 """The run folder: what is in it, and when it may be written.
 
-recipe.yaml   run.json   metrics.jsonl   adapter/   checkpoints/step-000050/
+recipe.yaml   run.json   metrics.jsonl   adapter/   checkpoints/step-000050/   .lock
 """
 
 from __future__ import annotations

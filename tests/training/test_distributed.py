@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from qlora_cli.recipe.dump import dump_recipe
+from qlora_cli.training.lock import RunLock
+from qlora_cli.training.run_folder import RunFolder
 from tests.support.runs import read_metrics, tiny_recipe
 from tests.support.scored_runs import scored_recipe
 
@@ -102,10 +107,72 @@ def test_processes_that_score_wait_for_each_other(tmp_path: Path) -> None:
     assert [int(days) >= 30 for days in _run([sys.executable, *launch]).split()] == [True, True]
 
 
+def _endless(folder: Path) -> list[str]:
+    """Two processes that train with no end in sight, into `folder / "run"`."""
+    file = folder / "recipe.yaml"
+    file.write_text(dump_recipe(tiny_recipe(folder, training={"max_steps": 1_000_000})), encoding="utf-8")
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    return [sys.executable, *launch, "-m", "qlora_cli", "train", str(file)]
+
+
+def test_two_processes_hear_one_ctrl_c(tmp_path: Path) -> None:
+    """torchrun sends it on to both: they finish the same step, and the first saves."""
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen(
+        _endless(tmp_path), env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as running:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while not (metrics.exists() and '"event": "train"' in metrics.read_text()):
+                assert running.poll() is None, running.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(running.pid, signal.SIGINT)
+            out, err = running.communicate(timeout=60)
+        finally:
+            running.terminate()  # and it ends those that it started
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    step = int(record["last_checkpoint"].removeprefix("step-"))
+    assert (record["status"], record["error"]) == ("interrupted", f"SIGINT: stopped after step {step}, state saved")
+    assert err.count(f"SIGINT: stopped after step {step}, state saved\n") == 2
+    assert out.count("Go on with: accelerate launch --num_processes 2 -m qlora_cli train ") == 1
+
+
+def test_all_processes_hear_of_a_lock(tmp_path: Path) -> None:
+    """The first asks for it; the others do not wait for one that has gone."""
+    port = _free_port()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with RunLock(RunFolder(tmp_path / "run")) as lock:
+        lock.take(Accelerator(cpu=True), resume=True)
+        started = [_of_two(rank, port, [*_endless(tmp_path)[-4:], "--resume"]) for rank in range(2)]
+        try:
+            ended = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+    for err, code in ended:
+        assert f"error: output_dir: {tmp_path}/run is in use by another run: process {os.getpid()} on " in err
+        assert code == 2
+
+
+def _of_two(rank: int, port: int, arguments: list[str]) -> subprocess.Popen[str]:
+    """One of two processes, without a launcher, which would end the other when one has ended."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=_environment() | place | meeting, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+
 def _run(command: list[str]) -> str:
     """What a command that succeeds prints."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

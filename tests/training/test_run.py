@@ -89,7 +89,7 @@ def test_the_run_folder_is_what_the_docs_say(tmp_path: Path) -> None:
     train(recipe)
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "recipe.yaml", "run.json", "metrics.jsonl", "adapter", "checkpoints"
+        "recipe.yaml", "run.json", "metrics.jsonl", "adapter", "checkpoints", ".lock"
     }  # fmt: skip
     assert load_recipe(run / "recipe.yaml") == recipe
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-000006", "step-000007"}

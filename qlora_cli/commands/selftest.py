@@ -1,0 +1,32 @@
+"""`qlora selftest`."""
+
+from __future__ import annotations
+
+from qlora_cli.commands.stopping import exit_code
+from qlora_cli.errors import SelftestError
+
+
+def selftest(*, device: str, as_json: bool) -> int:
+    """Check this tool's promises on a device, showing each as it is checked; returns the exit code."""
+
+    def work() -> None:
+        from qlora_cli.commands.libraries import set_up_libraries
+
+        # Nothing is fetched, and of a model that is made in a moment nobody has to see it load.
+        set_up_libraries([], progress=False)
+        from qlora_cli.console import make_console
+        from qlora_cli.selftest.run import run_selftest
+        from qlora_cli.selftest_view import SelftestView, report_json
+
+        console = make_console()
+        with SelftestView(console) as view:
+            report = run_selftest(device, listeners=[] if as_json else [view])
+            if as_json:
+                console.out(report_json(report), highlight=False)
+            else:
+                view.finish(report)
+        if not report.passed:
+            failed = [result.title for result in report.results if not result.passed]
+            raise SelftestError(f"not kept on this device with these versions: {'; '.join(failed)}")
+
+    return exit_code(work, lambda: "stopped; nothing is left on disk")

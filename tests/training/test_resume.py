@@ -1,0 +1,118 @@
+"""What a run may be gone on with: the same material in the same order, or else it is refused, or said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qlora_cli.errors import CheckpointError, OutputError
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training import identity as identity_module
+from qlora_cli.training import resume as resume_module
+from qlora_cli.training.events import Event, Notice
+from qlora_cli.training.run import train
+from tests.support.checkpoints import rewrite_state
+from tests.support.runs import read_metrics, tiny_recipe
+
+
+def _longer(recipe: Recipe, steps: int = 3, **training: Any) -> Recipe:
+    section = recipe.training.model_copy(update={"max_steps": steps, **training})
+    return recipe.model_copy(update={"training": section})
+
+
+def _notices(recipe: Recipe) -> list[str]:
+    events: list[Event] = []
+    train(recipe, resume=True, listeners=[events.append])
+    return [event.text for event in events if isinstance(event, Notice)]
+
+
+def test_another_base_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    """One changed weight file under the old name: nothing is loaded or written."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    weights = Path(recipe.base_model) / "model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(OutputError) as caught:
+        train(_longer(recipe), resume=True)
+    assert str(caught.value) == (
+        f"--resume: the base model has the name of the one that the run in {tmp_path / 'run'} began with, and other "
+        "weights or another configuration. Put it back, or train into another folder with --output-dir"
+    )
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_a_base_in_another_place_is_the_same(tmp_path: Path) -> None:
+    """What counts is what is in it: but its name is in the recipe, and told as a setting."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    with pytest.raises(OutputError, match=r"\n  base_model: was '.*llama', is '.*moved'\n"):
+        train(recipe.model_copy(update={"base_model": str(tmp_path / "moved")}), resume=True)
+
+
+def test_rows_in_another_order_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order is NumPy's to draw: where it would be another from here on, that is told before anything is done."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    monkeypatch.setattr(resume_module, "data_position", lambda plan, step: {"epoch": 0, "steps": 2, "next": "other"})
+    with pytest.raises(OutputError, match=r"^--resume: step 3 would see other rows than the run in .* had before it"):
+        train(_longer(recipe), resume=True)
+
+
+def test_other_versions_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may round otherwise: not refused, but not kept quiet either."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    now = identity_module.versions()
+    monkeypatch.setattr(identity_module, "versions", lambda: now | {"torch": "9.9"})
+    told = (
+        f"torch was {torch.__version__}, is 9.9: from here on the last bits may not be those that they would have been"
+    )
+    assert told in _notices(_longer(recipe))
+    assert [text for text in _notices(_longer(recipe, 4)) if "last bits" in text] == []
+
+
+def test_without_a_checkpoint_any_recipe_will_do(tmp_path: Path) -> None:
+    """Nothing was kept that another recipe could not go on with: it begins."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    (tmp_path / "run" / "checkpoints" / "step-000002" / "state.json").unlink()
+    notices = _notices(_longer(recipe, learning_rate=1e-3))
+    assert "passed over checkpoint step-000002: state.json is missing" in notices
+    assert "no checkpoint to go on from: starting from the beginning" in notices
+    assert [record["learning_rate"] for record in read_metrics(tmp_path / "run", "train")] == [1e-3] * 3
+
+
+def test_a_checkpoint_says_what_run_it_is_of(tmp_path: Path) -> None:
+    """It is compared with itself, whatever became of recipe.yaml and run.json."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    run = tmp_path / "run"
+    for name in ("recipe.yaml", "run.json"):
+        (run / name).unlink()
+    with pytest.raises(OutputError, match=r"\n  training\.learning_rate: was 0\.01, is 0\.5\n"):
+        train(_longer(recipe, learning_rate=0.5), resume=True)
+    train(_longer(recipe), resume=True)
+    assert json.loads((run / "run.json").read_text())["status"] == "completed"
+
+
+def test_a_recipe_of_another_version_is_told(tmp_path: Path) -> None:
+    """A setting that this version does not know: which, and what to do."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
+    rewrite_state(checkpoint, lambda state: state["run"]["recipe"].update(invented=1))
+    with pytest.raises(CheckpointError) as caught:
+        train(_longer(recipe), resume=True)
+    assert str(caught.value) == (
+        f"{checkpoint}: was made with settings that this version does not read so: invented. Go on with the version of "
+        "qlora-cli that the run began with (run.json has it), or train into another folder with --output-dir"
+    )
+    rewrite_state(checkpoint, lambda state: state["progress"].update(invented=1))
+    with pytest.raises(CheckpointError, match=r"state\.json: not what this version writes: .*'invented'"):
+        train(_longer(recipe), resume=True)
