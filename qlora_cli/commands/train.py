@@ -12,7 +12,7 @@ from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.substitution import escape
 
 
-def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool) -> int:
+def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool, rehearse: bool) -> int:
     """Train the recipe's adapter, showing the run; returns the exit code."""
     from qlora_cli.console import make_console, show_error
     from qlora_cli.train_view import TrainView
@@ -31,7 +31,7 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
         from qlora_cli.training.run import train as run
 
         with TrainView(console) as view:
-            finished = run(loaded, resume=resume, listeners=[view])
+            finished = run(loaded, resume=resume, rehearse=rehearse, listeners=[view])
     except QloraError as error:
         show_error(error)
         if isinstance(error, Interrupted):

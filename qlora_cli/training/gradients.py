@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from qlora_cli.data.batches import Batch, MicroBatch, collate
 from qlora_cli.data.units import Units
+from qlora_cli.errors import ModelError
+from qlora_cli.model.lora import bypassed_layers
 from qlora_cli.training.loss import supervised_loss
 
 
@@ -70,6 +72,23 @@ def accumulate(
         return sums
     suspects = units.naming(gather_object(_suspects(batches, losses, loss_is_finite=math.isfinite(sums.loss))))
     return StepSums(sums.loss, supervised, tokens, sums.norm, suspects)
+
+
+def check_all_took_part(model: nn.Module) -> None:
+    """Refuse a model in which a LoRA layer has no gradient after the first backward pass.
+
+    Args:
+        model: not wrapped for data parallelism.
+
+    Raises:
+        ModelError: naming such layers.
+    """
+    bypassed = bypassed_layers(model)
+    if bypassed:
+        raise ModelError(
+            f"lora.target_modules: {len(bypassed)} of the chosen layers took no part in the first step, because "
+            f"the model does not call them on text: {', '.join(bypassed[:5])}. Name others"
+        )
 
 
 def _suspects(batches: Sequence[Batch], losses: Sequence[Tensor], *, loss_is_finite: bool) -> list[int]:

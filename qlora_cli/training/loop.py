@@ -15,14 +15,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from qlora_cli.data.units import Units
-from qlora_cli.errors import EvaluationError, Interrupted, ModelError, NonFiniteError
-from qlora_cli.model.lora import bypassed_layers
+from qlora_cli.errors import EvaluationError, Interrupted, NonFiniteError
 from qlora_cli.recipe.schema import TrainingSection
 from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.checkpoint import Progress, RandomStates, Snapshot, checkpoint_path, take_snapshot
 from qlora_cli.training.evaluation import evaluate
 from qlora_cli.training.events import Emitter, StepDone, TrainRecord
-from qlora_cli.training.gradients import StepSums, accumulate
+from qlora_cli.training.gradients import StepSums, accumulate, check_all_took_part
 from qlora_cli.training.interrupt import StopRequest
 from qlora_cli.training.keeping import CheckpointKeeper
 from qlora_cli.training.schedule import data_position, learning_rate, seed_step, step_plan, total_steps
@@ -171,16 +170,8 @@ class Loop:
             max_grad_norm=self.section.max_grad_norm,
         )
         if index == 0:
-            self._check_all_took_part()
+            check_all_took_part(self.accelerator.unwrap_model(self.model))
         return sums
-
-    def _check_all_took_part(self) -> None:
-        bypassed = bypassed_layers(self.accelerator.unwrap_model(self.model))
-        if bypassed:
-            raise ModelError(
-                f"lora.target_modules: {len(bypassed)} of the chosen layers took no part in the first step, because "
-                f"the model does not call them on text: {', '.join(bypassed[:5])}. Name others"
-            )
 
     def _stop_at(self, index: int, step: StepSums) -> None:
         """Save the last good state and say which rows broke the next step."""

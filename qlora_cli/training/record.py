@@ -19,6 +19,7 @@ from qlora_cli.training.events import (
     Event,
     Finished,
     ModelReady,
+    Rehearsed,
     TrainRecord,
 )
 
@@ -94,6 +95,9 @@ class RunRecord:
             case ModelReady():
                 data["model"] = asdict(event)
                 data["timings"]["ready_seconds"] = time.monotonic() - self._began
+            case Rehearsed():
+                data["timings"]["rehearsal"] = asdict(event)
+                self.write()
             case TrainRecord():
                 data["last_train"] = asdict(event)
             case EvalRecord():

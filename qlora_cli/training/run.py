@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlora_cli.data.units import make_units
 from qlora_cli.disk import replacing_folder, write_text
 from qlora_cli.errors import Interrupted, RunError
+from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.model.adapter import adapter_files, save_adapter
 from qlora_cli.model.base import checkpoint_activations, load_base
 from qlora_cli.model.inject import inject
@@ -36,9 +37,11 @@ from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_pe
 from qlora_cli.training.events import Emitter, EncodingProgress, Finished, Listener, ModelReady, Notice, Stage, Started
 from qlora_cli.training.identity import run_identity
 from qlora_cli.training.loop import Loop, LoopData, LoopOutput
+from qlora_cli.training.memory import how_to_need_less
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.preparation import prepare
 from qlora_cli.training.record import RunRecord
+from qlora_cli.training.rehearsal import rehearse as run_rehearsal
 from qlora_cli.training.resume import (
     Resumed,
     check_position,
@@ -65,14 +68,19 @@ class _Run:
     resuming: bool
     resumed: Resumed | None
     passed_over: Mapping[Path, str]
+    new_folders: Sequence[Path]
 
 
-def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener] = ()) -> Finished:
+def train(
+    recipe: Recipe, *, resume: bool = False, rehearse: bool = True, listeners: Sequence[Listener] = ()
+) -> Finished:
     """Train the recipe's adapter and leave the run folder complete.
 
     Args:
         recipe: what to do; `output_dir` is relative to the current folder.
         resume: go on from the newest whole checkpoint there, or begin if there is none.
+        rehearse: try the longest batch and a checkpoint before the first step. A run that fails in that has trained
+            nothing, and leaves no folder.
         listeners: told of every event, on the main process only.
 
     Raises:
@@ -97,11 +105,14 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         write_text(run.folder.recipe, dump_recipe(recipe))
         run.record.write()
     try:
-        finished = _train(run, model, tokenizer, data, scored_on, identity)
+        finished = _train(run, model, tokenizer, data, scored_on, identity, rehearse=rehearse)
     except BaseException as error:
         _record_failure(run, error)
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # the CPU's wording
-            raise RunError(_out_of_memory(run)) from None
+        if isinstance(error, RuntimeError | MemoryError) and ran_out(error):
+            raise RunError(
+                f"out of memory on {accelerator.device}. What was saved before is whole. "
+                f"{how_to_need_less(recipe.training)}"
+            ) from None
         raise
     accelerator.end_training()
     if accelerator.is_main_process:
@@ -122,7 +133,7 @@ def _check_resumption(run: _Run, resumed: Resumed, data: LoopData, identity: Map
 
 def _record_failure(run: _Run, error: BaseException) -> None:
     """Say in `run.json` how the run ended; a full disk must not hide what went wrong before."""
-    if not run.accelerator.is_main_process:
+    if not (run.accelerator.is_main_process and run.folder.record.exists()):  # taken back: nothing was trained
         return
     status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
     peak = peak_memory_bytes(run.accelerator.device)
@@ -146,7 +157,8 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run
     main = accelerator.is_main_process
     emit = Emitter([record, MetricsFile(folder.metrics), *listeners] if main else [])
     source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
-    return _Run(recipe, source, folder, accelerator, emit, record, resume, resumed, passed_over)
+    new = folder.missing_folders()
+    return _Run(recipe, source, folder, accelerator, emit, record, resume, resumed, passed_over, new)
 
 
 def _plan_benchmarks(run: _Run) -> BenchmarkPlan | None:
@@ -218,6 +230,8 @@ def _train(
     data: LoopData,
     scored_on: BenchmarkPlan | None,
     identity: Mapping[str, Any],
+    *,
+    rehearse: bool,
 ) -> Finished:
     section, accelerator, folder = run.recipe.training, run.accelerator, run.folder
     if runs_unpaged(section, accelerator.device):
@@ -238,6 +252,9 @@ def _train(
     loop = Loop(accelerator, prepared, optimizer, section, data, output, progress, benchmarks)
     if doubt := endless_warmup(section, loop.total_steps):
         run.emit(Notice(doubt))
+    if rehearse and loop.progress.step < loop.total_steps:
+        with _taken_back_on_failure(run):
+            run_rehearsal(loop)
     run.emit(_started(run, loop))
     loop.run()
     if accelerator.is_main_process:
@@ -256,6 +273,17 @@ def _train(
         last_scores=run.record.scores("last_benchmark"),
         best=benchmarks.best.kept if benchmarks is not None and benchmarks.best is not None else None,
     )
+
+
+@contextlib.contextmanager
+def _taken_back_on_failure(run: _Run) -> Iterator[None]:
+    """If what is inside fails, a fresh run leaves nothing: the same command works once the recipe is mended."""
+    try:
+        yield
+    except BaseException:
+        if run.accelerator.is_main_process and not run.resuming:
+            run.folder.take_back(run.new_folders)
+        raise
 
 
 def _benchmarks(run: _Run, plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBase) -> Benchmarks:
@@ -305,14 +333,4 @@ def _started(run: _Run, loop: Loop) -> Started:
         epochs=loop.total_steps / loop.plan.steps_per_epoch,
         sequences_per_step=sequences_per_step(run.recipe.training, run.accelerator.num_processes),
         packed=run.recipe.dataset.packing,
-    )
-
-
-def _out_of_memory(run: _Run) -> str:
-    section = run.recipe.training
-    advice = ["halve per_device_train_batch_size and double gradient_accumulation_steps", "lower dataset.max_length"]
-    if not section.gradient_checkpointing:
-        advice.insert(0, "set gradient_checkpointing: true")
-    return (
-        f"out of memory on {run.accelerator.device}. What was saved before is whole. To need less: {'; '.join(advice)}"
     )
