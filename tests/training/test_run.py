@@ -360,6 +360,9 @@ def test_layers_the_model_never_calls_are_told(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, family="mamba", quantization={"bits": 16, "compute_dtype": "float32"})
     with pytest.raises(ModelError, match=r"took no part in the first step, .*: backbone\.layers\.0\.mixer\.dt_proj\. "):
         train(recipe)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ModelError, match=r"took no part in the first step"):
+        train(_with(recipe, tmp_path / "unrehearsed"), rehearse=False)
     train(_with(_only(recipe, ["in_proj", "out_proj"]), tmp_path / "named"))
 
 
