@@ -51,6 +51,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the run folder from its newest whole checkpoint.")
     ] = False,
+    no_rehearsal: Annotated[
+        bool,
+        typer.Option(
+            "--no-rehearsal", help="Begin at once: do not try the longest batch, a held-out one and a checkpoint first."
+        ),
+    ] = False,
 ) -> None:
     """Train a LoRA adapter on a 4-bit base model, as the recipe says.
 
@@ -58,7 +64,9 @@ def train(
     """
     from qlora_cli.commands.train import train as command
 
-    raise typer.Exit(command(recipe, overrides=overrides or [], output_dir=output_dir, resume=resume))
+    raise typer.Exit(
+        command(recipe, overrides=overrides or [], output_dir=output_dir, resume=resume, rehearse=not no_rehearsal)
+    )
 
 
 @app.command()

@@ -140,6 +140,14 @@ def _write(path: Path, data: bytes | memoryview, flag: int, go_on: Callable[[], 
         os.close(descriptor)
 
 
+def size_text(number: int) -> str:
+    """A number of bytes as a person reads it."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:.2f} {unit}"
+    return f"{number} bytes"
+
+
 def sync_folder(folder: Path) -> None:
     """Have the disk hold a folder with all that is in it before going on."""
     for file in folder.rglob("*"):

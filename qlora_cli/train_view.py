@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from qlora_cli.console import describe_rows, epochs, plural, show_line
+from qlora_cli.disk import size_text
 from qlora_cli.encoding_view import EncodingView
 from qlora_cli.evaluation.events import Asking
 from qlora_cli.score_lines import change_lines, score_lines
@@ -26,6 +27,7 @@ from qlora_cli.training.events import (
     Finished,
     ModelReady,
     Notice,
+    Rehearsed,
     Stage,
     Started,
     StepDone,
@@ -75,6 +77,8 @@ class TrainView:
                 self._line("data", describe_rows(event))
             case ModelReady():
                 self._model(event)
+            case Rehearsed():
+                self._rehearsed(event)
             case Started():
                 self._start(event)
             case StepDone():
@@ -110,11 +114,20 @@ class TrainView:
             stored += f": {bits} for {_count(event.quantized_parameters)} of {_count(event.total_parameters)}"
         else:
             stored += f": {_count(event.total_parameters)} parameters"
-        self._line("", f"{stored}, {_bytes(event.base_bytes)} in all")
+        self._line("", f"{stored}, {size_text(event.base_bytes)} in all")
         layers = f"LoRA on {event.adapted_layers} layers"
         self._line("", f"{layers}: {event.trainable_parameters:,} trainable parameters, {share:.2%}")
         if event.packing is not None:
             self._line("", f"the rows of a pack do not see each other: {event.packing}")
+
+    def _rehearsed(self, event: Rehearsed) -> None:
+        batch = f"{plural(event.rows, 'pack' if event.packed else 'row')} of {plural(event.tokens, 'token')}"
+        parts = [f"the longest batch ({batch}) in {event.step_seconds:.1f} s"]
+        if event.evaluation_seconds is not None:
+            parts.append(f"an evaluation batch in {event.evaluation_seconds:.1f} s")
+        size = size_text(event.checkpoint_bytes)
+        parts.append(f"a checkpoint of {size} in {event.checkpoint_seconds:.1f} s")
+        self._line("tried", f"{', '.join(parts)}; peak memory {size_text(event.peak_memory_bytes)}")
 
     def _start(self, event: Started) -> None:
         steps = event.total_steps - event.first_step
@@ -199,7 +212,7 @@ class TrainView:
             "done",
             f"{plural(event.steps, 'step')}, {event.tokens:,} tokens in {event.seconds:,.0f} s "
             f"({speed:,.0f} tokens/s), "
-            f"peak memory {_bytes(event.peak_memory_bytes)}",
+            f"peak memory {size_text(event.peak_memory_bytes)}",
         )
         if event.stopped_early is not None:
             self._line("", f"stopped early: {event.stopped_early}")
@@ -228,10 +241,3 @@ def _count(number: int) -> str:
         if number >= limit:
             return f"{number / limit:.1f} {unit}"
     return str(number)
-
-
-def _bytes(number: int) -> str:
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= limit:
-            return f"{number / limit:.2f} {unit}"
-    return f"{number} bytes"

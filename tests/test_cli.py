@@ -81,7 +81,7 @@ def test_version_and_help() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"{__version__}\n"
     assert "train" in CliRunner().invoke(app, ["-h"]).stdout
     text = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, ["train", "--help"]).stdout
-    for word in ("RECIPE", "--set", "KEY=VALUE", "--output-dir", "--resume", "130 interrupted"):
+    for word in ("RECIPE", "--set", "KEY=VALUE", "--output-dir", "--resume", "--no-rehearsal", "130 interrupted"):
         assert word in text
 
 

@@ -22,6 +22,7 @@ from qlora_cli.training.events import (
     Finished,
     ModelReady,
     Notice,
+    Rehearsed,
     SourceReady,
     Stage,
     Started,
@@ -55,6 +56,15 @@ MODEL = ModelReady(
     adapted_layers=210,
 )
 STARTED = Started(output_dir=Path("runs/x"), first_step=0, total_steps=1875, epochs=3.0, sequences_per_step=16)
+REHEARSED = Rehearsed(
+    rows=8,
+    tokens=2048,
+    step_seconds=3.21,
+    evaluation_seconds=0.87,
+    checkpoint_bytes=59_000_000,
+    checkpoint_seconds=0.44,
+    peak_memory_bytes=5_900_000_000,
+)
 STEP = StepDone(step=1, loss=2.5, learning_rate=2e-4, grad_norm=0.1, tokens=1000, seconds=0.5)
 RECORD = TrainRecord(
     step=10,
@@ -81,6 +91,7 @@ EVERY = (
     Stage("s"),
     DATA,
     MODEL,
+    REHEARSED,
     STARTED,
     EvaluationProgress(1, 4),
     EVAL,
@@ -116,6 +127,11 @@ def shown(*events: Event, terminal: bool = False, width: int = 100) -> str:
             "model    org/model (LlamaForCausalLM) on cuda:0\n"
             "         nf4, double quantisation: 4.127 bits per parameter for 106.2 M of 134.5 M, 112.00 MB in all\n"
             "         LoRA on 210 layers: 4,884,480 trainable parameters, 3.50%\n",
+        ),
+        (
+            REHEARSED,
+            "tried    the longest batch (8 rows of 2,048 tokens) in 3.2 s, an evaluation batch in 0.9 s, "
+            "a checkpoint of 59.00 MB in 0.4 s; peak memory 5.90 GB\n",
         ),
         (STARTED, "train    1,875 steps of 16 rows, 3 epochs, into runs/x\n"),
         (STEP, ""),
@@ -188,6 +204,11 @@ def test_a_run_on_packs() -> None:
     ]
 
 
+def test_a_rehearsal_on_packs_without_held_out_rows() -> None:
+    event = Rehearsed(**{**vars(REHEARSED), "rows": 1, "tokens": 1, "evaluation_seconds": None, "packed": True})
+    assert shown(event).startswith("tried    the longest batch (1 pack of 1 token) in 3.2 s, a checkpoint of 59.00 MB ")
+
+
 def test_a_loss_without_a_perplexity() -> None:
     """A loss too large for e to its power stands alone."""
     event = EvalRecord(step=0, eval_loss=1000.0, perplexity=None, supervised_tokens=1, seconds=1.0)
@@ -252,7 +273,7 @@ def test_a_log_has_no_control_codes() -> None:
     """From the first event to the last: printable characters and newlines."""
     text = shown(*EVERY)
     assert set(text) - {"\n"} == {character for character in text if character.isprintable()}
-    assert text.count("\n") == 13
+    assert text.count("\n") == 14
 
 
 def test_on_a_terminal_a_bar_takes_the_place_of_records() -> None:

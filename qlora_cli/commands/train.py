@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qlora_cli.training.events import Finished
 
 
-def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool) -> int:
+def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume: bool, rehearse: bool) -> int:
     """Train the recipe's adapter, showing the run; returns the exit code."""
     # In quotes, so that YAML reads any name as the text it is.
     folder = [] if output_dir is None else [f"output_dir={json.dumps(escape(output_dir), ensure_ascii=False)}"]
@@ -27,7 +27,7 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
 
     def work() -> None:
         loaded.append(load_recipe(recipe, [*overrides, *folder]))  # before torch: a wrong recipe is told at once
-        _run(loaded[0], again, resume=resume)
+        _run(loaded[0], again, resume=resume, rehearse=rehearse)
 
     def begun() -> bool:
         from qlora_cli.training.run_folder import RunFolder
@@ -46,7 +46,7 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
     return exit_code(work, stopped, told)
 
 
-def _run(recipe: Recipe, again: str, *, resume: bool) -> None:
+def _run(recipe: Recipe, again: str, *, resume: bool, rehearse: bool) -> None:
     """Train, and say what to do with the adapter; `again` is the command that goes on."""
     from qlora_cli.commands.libraries import names_in, set_up_libraries
     from qlora_cli.console import make_console
@@ -57,7 +57,7 @@ def _run(recipe: Recipe, again: str, *, resume: bool) -> None:
     from qlora_cli.training.run import train as run
 
     with TrainView(console) as view:
-        finished = run(recipe, resume=resume, listeners=[view])
+        finished = run(recipe, resume=resume, rehearse=rehearse, listeners=[view])
     console.print(
         f"Load it over the same base with PEFT, transformers or vLLM, or fold it into the base's weights:\n"
         f"  {_merge_command(finished.adapter.parent)}\n"

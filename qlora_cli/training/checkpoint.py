@@ -11,7 +11,8 @@ not one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,9 +215,25 @@ def restore_optimizer(checkpoint: Path, state: SavedState, optimizer: Optimizer)
     Raises:
         CheckpointError: if the state does not belong to this optimizer.
     """
+    with _fitting_optimizer(checkpoint):
+        optimizer.load_state_dict(read_optimizer(checkpoint, state, optimizer))
+
+
+def read_optimizer(checkpoint: Path, state: SavedState, optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's state dict, on the CPU.
+
+    Raises:
+        CheckpointError: if it is not one of this optimizer.
+    """
+    with _fitting_optimizer(checkpoint):
+        return unflatten_state(optimizer, load_file(checkpoint / _OPTIMIZER), state.optimizer)
+
+
+@contextmanager
+def _fitting_optimizer(checkpoint: Path) -> Iterator[None]:
+    """Turn what keeps an optimizer's state from being loaded into a message."""
     try:
-        tensors = load_file(checkpoint / _OPTIMIZER)
-        optimizer.load_state_dict(unflatten_state(optimizer, tensors, state.optimizer))
+        yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint}: cannot be read: {error}") from None
     except (KeyError, ValueError, TypeError) as error:

@@ -84,6 +84,30 @@ class ModelReady:
 
 
 @dataclass(frozen=True)
+class Rehearsed:
+    """What a run will ask for was tried before its first step, and fits; nothing is left of it.
+
+    Attributes:
+        rows: of the longest batch: rows or, `packed`, packs of rows.
+        tokens: of the longest of them.
+        step_seconds: what a step of that batch takes.
+        evaluation_seconds: what the longest held-out batch takes; None where nothing is held out.
+        checkpoint_bytes: how large a checkpoint is.
+        checkpoint_seconds: what it takes to write one and read it again.
+        peak_memory_bytes: the most that was held so far.
+    """
+
+    rows: int
+    tokens: int
+    step_seconds: float
+    evaluation_seconds: float | None
+    checkpoint_bytes: int
+    checkpoint_seconds: float
+    peak_memory_bytes: int
+    packed: bool = False
+
+
+@dataclass(frozen=True)
 class Started:
     """The loop is about to begin. A step is of so many rows, or, `packed`, packs of rows."""
 
@@ -225,6 +249,7 @@ Event: TypeAlias = (
     | EncodingProgress
     | DataReady
     | ModelReady
+    | Rehearsed
     | Started
     | StepDone
     | StepSkipped

@@ -75,7 +75,14 @@ def accumulate(
 
 
 def check_all_took_part(model: nn.Module) -> None:
-    """Raise ModelError for LoRA layers that the steps so far did not call: they would never learn."""
+    """Refuse a model in which a LoRA layer has no gradient after the first backward pass.
+
+    Args:
+        model: not wrapped for data parallelism.
+
+    Raises:
+        ModelError: naming such layers.
+    """
     bypassed = bypassed_layers(model)
     if bypassed:
         raise ModelError(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from qlora_cli.data.batches import Batch
 from qlora_cli.data.encoded import IGNORED
 from qlora_cli.model.packing import packed_inputs
+from qlora_cli.model.rotary import rewind_rotary
 
 
 def supervised_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -33,10 +34,13 @@ def supervised_loss(model: nn.Module, batch: Batch) -> Tensor:
 def supervised_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """What the model says at every position before a supervised token, and which token that is.
 
+    It depends on the batch alone, and not on what went through the model before: see `rewind_rotary`.
+
     Returns:
         Logits [supervised tokens, vocabulary] in the model's dtype, and targets [supervised tokens], int64, in the
         order of the batch.
     """
+    rewind_rotary(model)
     # The last position has nothing to predict.
     targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
     supervised = targets != IGNORED

@@ -16,7 +16,7 @@ def flatten_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, An
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
-    for key, value in _leaves(optimizer.state_dict()["state"], ""):
+    for key, value in leaves(optimizer.state_dict()["state"]):
         if isinstance(value, Tensor):
             # A copy, because safetensors refuses shared memory.
             tensors[key] = value.detach().to("cpu", copy=True).contiguous()
@@ -51,9 +51,10 @@ def state_bytes(optimizer: Optimizer) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _leaves(state: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in the state of a state dict, keyed `index/name`, or longer where it is nested."""
     for key, value in state.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}/")
+            yield from leaves(value, f"{prefix}{key}/")
         else:
             yield f"{prefix}{key}", value

@@ -7,10 +7,22 @@ from qlora_cli.recipe.schema import EvaluationSection, TrainingSection
 
 def in_training(section: TrainingSection, device: str) -> str:
     """In a forward or backward pass of training, or before."""
-    advice = ["halve per_device_train_batch_size and double gradient_accumulation_steps", "lower dataset.max_length"]
-    if not section.gradient_checkpointing:
-        advice.insert(0, "set gradient_checkpointing: true")
-    return f"out of memory on {device}. What was saved before is whole. To need less: {'; '.join(advice)}"
+    return f"out of memory on {device}. What was saved before is whole. {how_to_need_less(section)}"
+
+
+def how_to_need_less(section: TrainingSection) -> str:
+    """What to change in the recipe, so that a step fits."""
+    advice = [] if section.gradient_checkpointing else ["set gradient_checkpointing: true"]
+    if section.per_device_train_batch_size > 1:
+        advice.append("halve per_device_train_batch_size and double gradient_accumulation_steps")
+    return f"To need less: {'; '.join([*advice, 'lower dataset.max_length'])}"
+
+
+def how_to_evaluate_in_less(section: TrainingSection) -> str:
+    """What to change in the recipe, so that an evaluation fits."""
+    size = eval_batch_size(section)
+    advice = [f"set per_device_eval_batch_size to less than {size}"] if size > 1 else []
+    return f"To need less: {'; '.join([*advice, 'lower dataset.max_length'])}"
 
 
 def in_evaluation(section: TrainingSection) -> str:

@@ -21,6 +21,7 @@ from qlora_cli.training.events import (
     Event,
     Finished,
     ModelReady,
+    Rehearsed,
     StepSkipped,
     TrainRecord,
 )
@@ -111,6 +112,9 @@ class RunRecord:
                 data["timings"]["ready_seconds"] = time.monotonic() - self._began
             case StepSkipped():
                 data["skipped_steps"] += 1
+            case Rehearsed():
+                data["timings"]["rehearsal"] = asdict(event)
+                self.write()
             case TrainRecord():
                 data["last_train"] = asdict(event)
             case EvalRecord():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.out_of_memory import in_training
 from qlora_cli.training.preparation import prepare
 from qlora_cli.training.record import RunRecord
+from qlora_cli.training.rehearsal import rehearse as run_rehearsal
 from qlora_cli.training.resume import (
     Resumed,
     check_position,
@@ -82,14 +83,19 @@ class _Run:
     resuming: bool
     resumed: Resumed | None
     passed_over: Mapping[Path, str]
+    new_folders: Sequence[Path]
 
 
-def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener] = ()) -> Finished:
+def train(
+    recipe: Recipe, *, resume: bool = False, rehearse: bool = True, listeners: Sequence[Listener] = ()
+) -> Finished:
     """Train the recipe's adapter and leave the run folder complete.
 
     Args:
         recipe: what to do; `output_dir` is relative to the current folder.
         resume: go on from the newest whole checkpoint there, or begin if there is none.
+        rehearse: try the longest batch and a checkpoint before the first step. A run that fails in that has trained
+            nothing, and leaves no folder.
         listeners: told of every event, on the main process only.
 
     Raises:
@@ -98,10 +104,12 @@ def train(recipe: Recipe, *, resume: bool = False, listeners: Sequence[Listener]
         Interrupted: after SIGINT, SIGTERM, SIGHUP or SIGUSR1, with the state saved.
     """
     with RunLock(RunFolder(Path(recipe.output_dir))) as lock:
-        return _whole_run(recipe, resume, listeners, lock)
+        return _whole_run(recipe, lock, resume=resume, rehearse=rehearse, listeners=listeners)
 
 
-def _whole_run(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: RunLock) -> Finished:
+def _whole_run(
+    recipe: Recipe, lock: RunLock, *, resume: bool, rehearse: bool, listeners: Sequence[Listener]
+) -> Finished:
     """The run, under a lock that is taken before anything is written."""
     run = _set_up(recipe, resume, listeners, lock)
     run.emit(Stage(f"reading the tokenizer of {recipe.base_model}"))
@@ -122,7 +130,7 @@ def _whole_run(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock
         write_text(run.folder.recipe, dump_recipe(recipe))
         run.record.write()
     try:
-        finished = _train(run, model, tokenizer, data, scored_on, identity)
+        finished = _train(run, model, tokenizer, data, scored_on, identity, rehearse=rehearse)
     except BaseException as error:
         _record_failure(run, error)
         if ran_out(error):
@@ -147,7 +155,7 @@ def _check_resumption(run: _Run, resumed: Resumed, data: LoopData, identity: Map
 
 def _record_failure(run: _Run, error: BaseException) -> None:
     """Say in `run.json` how the run ended; a full disk must not hide what went wrong before."""
-    if not run.accelerator.is_main_process:
+    if not (run.accelerator.is_main_process and run.folder.record.exists()):  # taken back: nothing was trained
         return
     status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
     peak = peak_memory_bytes(run.accelerator.device)
@@ -179,7 +187,8 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: R
     main = accelerator.is_main_process
     emit = Emitter([record, MetricsFile(folder.metrics), *listeners] if main else [])
     source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
-    return _Run(recipe, source, folder, accelerator, emit, record, resume, resumed, passed_over)
+    new = folder.missing_folders()
+    return _Run(recipe, source, folder, accelerator, emit, record, resume, resumed, passed_over, new)
 
 
 def _plan_benchmarks(run: _Run) -> BenchmarkPlan | None:
@@ -251,6 +260,8 @@ def _train(
     data: LoopData,
     scored_on: BenchmarkPlan | None,
     identity: Mapping[str, Any],
+    *,
+    rehearse: bool,
 ) -> Finished:
     section, accelerator, folder = run.recipe.training, run.accelerator, run.folder
     if runs_unpaged(section, accelerator.device):
@@ -272,6 +283,9 @@ def _train(
     loop = Loop(accelerator, prepared, optimizer, section, data, output, progress, benchmarks, best)
     if doubt := endless_warmup(section, loop.total_steps):
         run.emit(Notice(doubt))
+    if rehearse and loop.progress.step < loop.total_steps:
+        with _taken_back_on_failure(run):
+            run_rehearsal(loop)
     run.emit(_started(run, loop))
     loop.run()
     loaded = None if best is None else best.kept
@@ -292,6 +306,17 @@ def _train(
         stopped_early=loop.stopped_early,
         skipped_steps=loop.progress.skipped_steps,
     )
+
+
+@contextlib.contextmanager
+def _taken_back_on_failure(run: _Run) -> Iterator[None]:
+    """If what is inside fails, a fresh run leaves nothing: the same command works once the recipe is mended."""
+    try:
+        yield
+    except BaseException:
+        if run.accelerator.is_main_process and not run.resuming:
+            run.folder.take_back(run.new_folders)
+        raise
 
 
 def _benchmarks(run: _Run, plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBase) -> Benchmarks:

@@ -5,9 +5,10 @@ recipe.yaml   run.json   metrics.jsonl   adapter/   checkpoints/step-000050/   .
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,18 @@ class RunFolder:
             raise OutputError(f"output_dir: {existing} is no folder, so {self.path} cannot be made")
         if not os.access(existing, os.W_OK):
             raise OutputError(f"output_dir: {existing} cannot be written")
+
+    def missing_folders(self) -> tuple[Path, ...]:
+        """The folders that have to be made for this one, the innermost first."""
+        return tuple(path for path in (self.path, *self.path.parents) if not path.exists())
+
+    def take_back(self, made: Sequence[Path]) -> None:
+        """Remove what a run that has trained nothing has put here, and of the folders `made` those that are empty."""
+        for path in (self.recipe, self.record, self.metrics):
+            path.unlink(missing_ok=True)
+        for path in (self.checkpoints, self.answers, *made):
+            with contextlib.suppress(OSError):  # there is something else in it
+                path.rmdir()
 
     def create(self) -> None:
         """Make the folder and its checkpoint folder."""

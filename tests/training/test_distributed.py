@@ -65,6 +65,32 @@ def test_two_processes_are_one_that_accumulates(batch_size: int, tmp_path: Path)
         torch.testing.assert_close(two_adapter[key], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_two_processes_rehearse_without_a_trace(tmp_path: Path) -> None:
+    """Five packs on two processes, with dropout and accumulation, an evaluation of two batches: told once, and the
+    adapter is that of a run without a rehearsal, byte for byte."""
+    recipe = tiny_recipe(
+        tmp_path,
+        rows=9,
+        validation_rows=3,
+        lora={"dropout": 0.2},
+        dataset={"packing": True, "max_length": 64},
+        training={"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+    )
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    command += ["-m", "qlora_cli", "train", str(file), "--output-dir"]
+    told = [
+        _run([sys.executable, *command, str(tmp_path / name), *options]).count("tried    the longest batch (1 pack of ")
+        for name, options in (("rehearsed", []), ("plain", ["--no-rehearsal"]))
+    ]
+    assert told == [1, 0]
+    rehearsed, plain = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("rehearsed", "plain")
+    )
+    assert rehearsed == plain
+
+
 @pytest.mark.usefixtures("indexed")
 def test_two_processes_score_as_one(tmp_path: Path) -> None:
     """Documents are shared between them, the scores are those of one process, each is recorded once, and both take the

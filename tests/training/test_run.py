@@ -336,7 +336,7 @@ def test_a_state_that_is_broken_itself_is_not_kept(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(run_module, "build_optimizer", overflowing)
     with pytest.raises(NonFiniteError, match=r"^step 2: its update made a trained weight NaN or infinite"):
-        train(recipe)
+        train(recipe, rehearse=False)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
 
 
@@ -360,6 +360,9 @@ def test_layers_the_model_never_calls_are_told(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, family="mamba", quantization={"bits": 16, "compute_dtype": "float32"})
     with pytest.raises(ModelError, match=r"took no part in the first step, .*: backbone\.layers\.0\.mixer\.dt_proj\. "):
         train(recipe)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ModelError, match=r"took no part in the first step"):
+        train(_with(recipe, tmp_path / "unrehearsed"), rehearse=False)
     train(_with(_only(recipe, ["in_proj", "out_proj"]), tmp_path / "named"))
 
 
@@ -432,7 +435,7 @@ def test_a_non_finite_step_stops_with_the_last_good_state(
     recipe = tiny_recipe(tmp_path, validation_rows=0, training={"max_steps": 4})
     monkeypatch.setattr(gradients_module, "supervised_loss", _broken_at(3, fault))
     with pytest.raises(NonFiniteError) as caught:
-        train(recipe)
+        train(recipe, rehearse=False)  # which would be broken itself
     assert caught.value.exit_code == 1
     what = "loss is nan" if kind == "loss" else "gradient norm is nan"
     message = str(caught.value)
@@ -469,14 +472,15 @@ def test_a_non_finite_evaluation_stops_with_what_was_trained(tmp_path: Path, mon
 
 
 def test_a_broken_base_is_told_before_the_first_step(tmp_path: Path) -> None:
-    """NaN in the base's own weights: the first evaluation says that it is the base."""
+    """NaN in the base's own weights: the rehearsal, or without one the first evaluation, says that it is the base."""
     recipe = tiny_recipe(tmp_path)
     weights = Path(recipe.base_model) / "model.safetensors"
     tensors = load_file(weights)
     tensors["model.norm.weight"][0] = torch.nan
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(NonFiniteError, match=r"Nothing was trained yet, so it is the base model that gives this"):
-        train(recipe)
+    for rehearse in (True, False):
+        with pytest.raises(NonFiniteError, match=r"Nothing was trained yet, so it is the base model that gives this"):
+            train(recipe, rehearse=rehearse)
 
 
 def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
