@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.disk import append_text, telling_disk_errors, write_text
+from qlora_cli.disk import append_text, make_folder, write_text
 from qlora_cli.errors import OutputError
 from qlora_cli.training.events import BenchmarkRecord, EvalRecord, Event, TrainRecord
 
@@ -80,8 +80,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder and its checkpoint folder."""
-        with telling_disk_errors(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(self.checkpoints)
 
 
 @dataclass
