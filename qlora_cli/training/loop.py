@@ -108,6 +108,8 @@ class Loop:
         """
         self.model.train()
         with self.keeper.keeping():
+            if self.accelerator.is_main_process:
+                self.keeper.rotate()  # a kill may have come before it
             self._evaluate_if_due()  # before the first step, or what a resumed run still owes
             self._score_if_due(lambda: False)
             with StopRequest() as stop:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_cli.data.units import make_units
-from qlora_cli.disk import replacing_folder, write_text
+from qlora_cli.disk import replacing_folder, tidy, write_text
 from qlora_cli.errors import Interrupted, RunError
 from qlora_cli.model.adapter import adapter_files, save_adapter
 from qlora_cli.model.base import checkpoint_activations, load_base
@@ -134,10 +134,14 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener]) -> _Run
     """Everything that can refuse the request at once, before data or weights are touched."""
     folder = RunFolder(Path(recipe.output_dir))
     folder.check(resume=resume)
+    accelerator = make_accelerator(recipe.training.device, scores_tasks=bool(recipe.evaluation.names))
+    if resume and accelerator.is_main_process:
+        for place in (folder.path, folder.checkpoints):
+            tidy(place)
+    accelerator.wait_for_everyone()
     resumed, passed_over = find_checkpoint(folder.path, folder.checkpoints) if resume else (None, {})
     if resumed is not None:
         check_same_recipe(resumed, recipe)
-    accelerator = make_accelerator(recipe.training.device, scores_tasks=bool(recipe.evaluation.names))
     reset_peak_memory(accelerator.device)
     # No process may create the folder before the others have looked.
     accelerator.wait_for_everyone()
