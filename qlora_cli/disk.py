@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,12 @@ def telling_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{path}: could not be written: {error.strerror or error}") from None
+    except Exception as error:
+        # Libraries in Rust raise what they like, such as tokenizers a bare Exception; the number is always there.
+        number = re.search(r"\(os error (\d+)\)$", str(error))
+        if number is None:
+            raise
+        raise RunError(f"{path}: could not be written: {os.strerror(int(number[1]))}") from None
 
 
 @contextmanager
