@@ -16,6 +16,8 @@ from qlora_cli.disk import append_text, make_folder, write_text
 from qlora_cli.errors import OutputError
 from qlora_cli.training.events import BenchmarkRecord, EvalRecord, Event, TrainRecord
 
+_EVENTS = ("train", "eval", "benchmark")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -112,12 +114,15 @@ class MetricsFile:
         ]
 
     def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every whole line, and what it says."""
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+        """Every whole line, and what it says; what is no record, as a kill or a damaged disk leaves, is left out."""
+        for raw in self.path.read_bytes().splitlines() if self.path.exists() else ():
             try:
-                yield line, json.loads(line)
-            except ValueError:
+                line = raw.decode()
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and record.get("event") in _EVENTS and isinstance(record.get("step"), int):
+                yield line, record
 
     def __call__(self, event: Event) -> None:
         match event:
