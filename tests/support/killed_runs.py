@@ -1,9 +1,10 @@
 """Runs that are killed, or whose disk fails, again and again, until they come to their end.
 
-    python -m tests.support.killed_runs FOLDER WAY COUNT
+    python -m tests.support.killed_runs FOLDER WAY=COUNT...
 
 WAY is `kills`: COUNT of them, at places of the disk and at moments, many of them one after the other in one run; `full`
-or `read-only`: a disk that is so at a place, or from it on; `power`: power cuts. COUNT 0 is every place there is.
+or `read-only`: a disk that is so at a place, or from it on; `power`: power cuts; `small`: disks of several sizes that
+are too small, where one may be mounted. COUNT 0 is every place there is.
 
 Run as a process of its own, with one torch thread. Prints one JSON line for each run that was brought to its end: what
 befell it on the way, and what is wrong with what it came to, which is nothing.
@@ -29,6 +30,7 @@ from tests.support.finished_runs import FinishedRun, newest_whole, records
 from tests.support.forked_training import ForkedTraining, Part
 from tests.support.power_cut import WAYS, cutting_at
 from tests.support.runs import tiny_recipe
+from tests.support.small_disk import mounted
 
 _SLACK = 1.1  # of the time that a run takes: some kills come too late
 _COMMON = {"num_train_epochs": 3, "max_steps": None, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -48,10 +50,18 @@ def recipes(folder: Path) -> list[Recipe]:
     return [rows, tiny_recipe(folder, rows=40, **shared, dataset=packed, training=_COMMON | _PACKS)]
 
 
+def recipes_for_small_disks(folder: Path) -> list[Recipe]:
+    """One that needs most room for its checkpoints, and one for its adapter, as it is saved at the end alone."""
+    shared: dict[str, Any] = {"rows": 15, "validation_rows": 4}
+    often, once = _COMMON | _ROWS, _COMMON | _ROWS | {"save_steps": None}
+    return [tiny_recipe(folder, **shared, training=training) for training in (often, once)]
+
+
 class Trials:
     """Runs of one recipe that something befalls, beside the one that nothing befell."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
+        folder.mkdir()
         self.training = ForkedTraining(folder / "root", recipe)
         self.image = folder / "image"
         self.training.clear()
@@ -95,10 +105,20 @@ class Trials:
     def failing(self, number: int, error: int, *, lasting: bool) -> Told:
         """A run whose disk fails at a place or from it on, and which goes on once it is mended."""
         self.training.clear()
-        part = self.training.part(lambda tell: failing_at(number, error, lasting=lasting, tell=tell))
+        return self._mended(self.training.part(lambda tell: failing_at(number, error, lasting=lasting, tell=tell)))
+
+    def on_small_disk(self, size: int) -> Told:
+        """A run on a disk of so many bytes, which is made larger when it is full."""
+        self.training.clear()
+        with mounted(self.training.root, size) as grow:
+            part = self.training.part()
+            grow(1 << 26)
+            return self._mended(part)
+
+    def _mended(self, part: Part) -> Told:
+        """Go on with a run whose disk had failed, unless that was nothing to it."""
         wrong = [] if part.code == 0 else self._badly_failed(part)
-        parts = [part] if part.code == 0 else [part, self.training.part()]
-        told = self._told(parts)
+        told = self._told([part] if part.code == 0 else [part, self.training.part()])
         return told | {"wrong": wrong + told["wrong"], "message": part.value("error")}
 
     def _badly_failed(self, part: Part) -> list[str]:
@@ -177,26 +197,44 @@ def at_places(trials: list[Trials], count: int, befall: Callable[[Trials, int, i
             yield befall(trial, 1 + number * places // share, number)
 
 
+def small_disks(trials: list[Trials], count: int) -> Iterator[Told]:
+    """So many sizes, up to what a run leaves and a little more."""
+    for trial in trials:
+        needed = sum(path.stat().st_size for path in trial.training.root.rglob("*"))
+        for number in range(count // len(trials)):
+            yield trial.on_small_disk(4096 * (4 + number * needed // 4096 // (count // len(trials))))
+
+
 def _power(trial: Trials, place: int, number: int) -> Told:
     return trial.killed([lambda: trial.without_power(place, WAYS[number % 3])])
 
 
-def main(folder: Path, way: str, count: int) -> None:
+def _trials(folder: Path, recipes: list[Recipe]) -> list[Trials]:
+    folder.mkdir()
+    return [Trials(folder / str(index), recipe) for index, recipe in enumerate(recipes)]
+
+
+def main(folder: Path, ways: list[str]) -> None:
     torch.set_num_threads(1)
-    trials = []
-    for index, recipe in enumerate(recipes(folder)):
-        (folder / str(index)).mkdir()
-        trials.append(Trials(folder / str(index), recipe))
-    told = {
-        "kills": lambda: kills(trials, count, random.Random(7)),
-        "full": lambda: at_places(trials, count, lambda t, p, n: t.failing(p, errno.ENOSPC, lasting=n % 2 == 0)),
-        "read-only": lambda: at_places(trials, count, lambda t, p, n: t.failing(p, errno.EROFS, lasting=True)),
-        "power": lambda: at_places(trials, count, _power),
-    }[way]()
-    for line in told:
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
+    counts = {way: int(count) for way, count in (word.split("=") for word in ways)}
+    small = counts.pop("small", 0)
+    trials = _trials(folder / "other", recipes(folder)) if counts else []
+    do: dict[str, Callable[[int], Iterator[Told]]] = {
+        "kills": lambda count: kills(trials, count, random.Random(7)),
+        "full": lambda count: at_places(
+            trials, count, lambda trial, place, n: trial.failing(place, errno.ENOSPC, lasting=n % 2 == 0)
+        ),
+        "read-only": lambda count: at_places(
+            trials, count, lambda trial, place, n: trial.failing(place, errno.EROFS, lasting=True)
+        ),
+        "power": lambda count: at_places(trials, count, _power),
+        "small": lambda count: small_disks(_trials(folder / "small", recipes_for_small_disks(folder)), count),
+    }
+    for way, count in [*counts.items(), *([("small", small)] if small else [])]:
+        for told in do[way](count):
+            sys.stdout.write(json.dumps({"way": way} | told) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2:])
