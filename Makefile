@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PY ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu check format clean
+.PHONY: help venv demo test test-slow test-gpu check format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -32,6 +32,10 @@ demo: $(VENV)/.demo ## fetch a small model, train it on a CPU, show what changed
 test: $(VENV)/.test ## run every test this machine can run
 	$(BIN)/python scripts/get_demo_model.py $(MODEL)
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test ## kill trainings hundreds of times, and fill their disks; half an hour
+	$(BIN)/python scripts/get_demo_model.py $(MODEL)
+	$(BIN)/python -m pytest -m slow
 
 test-gpu: ## run the tests that need a CUDA device (PY=python chooses another Python)
 	$(PY) -m pytest -m gpu

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +25,12 @@ def telling_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{path}: could not be written: {error.strerror or error}") from None
+    except Exception as error:
+        # Libraries in Rust raise what they like, such as tokenizers a bare Exception; the number is always there.
+        number = re.search(r"\(os error (\d+)\)$", str(error))
+        if number is None:
+            raise
+        raise RunError(f"{path}: could not be written: {os.strerror(int(number[1]))}") from None
 
 
 @contextmanager
@@ -56,7 +64,8 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             staging.rename(target)
             sync(target.parent)
     except BaseException:
-        _put_back(old, target)
+        with contextlib.suppress(OSError):  # what went wrong first is what is told; the next call tries again
+            _put_back(old, target)
         shutil.rmtree(staging, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -65,15 +74,39 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 def tidy(folder: Path) -> None:
     """Take away what kills left in `folder` of what was written or removed there, and put back what was half replaced.
 
-    For a folder that nobody else writes into at the time.
+    For a folder that nobody else writes into at the time. The names that are left in it are on disk afterwards: one
+    that a kill came right after may not be, and what it takes the place of is deleted next.
+
+    Raises:
+        RunError: if that cannot be done.
     """
-    for old in folder.glob(".*.old"):
-        _put_back(old, old.with_name(old.name[1:].removesuffix(".old")))
-    for left in (*folder.glob(".*.writing"), *folder.glob(".*.removing")):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+    if not folder.is_dir():
+        return
+    with telling_disk_errors(folder):
+        for old in list(folder.glob(".*.old")):
+            _put_back(old, old.with_name(old.name[1:].removesuffix(".old")))
+        for left in [*folder.glob(".*.writing"), *folder.glob(".*.removing")]:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        sync(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, and have the disk hold their names.
+
+    That of the one above `folder` may be there and not be on disk, if a kill came right after it was made.
+
+    Raises:
+        RunError: if it cannot be made.
+    """
+    with telling_disk_errors(folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in dict.fromkeys([folder, folder.parent, *missing]):
+            with contextlib.suppress(PermissionError):  # one may make a folder where one may not look
+                sync(path.parent)
 
 
 def remove_folder(folder: Path) -> None:
@@ -118,9 +151,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to the end of a text file, in one write."""
+    """Add to the end of a text file, in one write; all of it or, if that fails, nothing."""
     with telling_disk_errors(path):
-        _write(path, text.encode(), os.O_APPEND, lambda: None)
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            _write(path, text.encode(), os.O_APPEND, lambda: None)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, before)
+            raise
 
 
 def write_bytes(path: Path, data: bytes | memoryview, go_on: Callable[[], None] = lambda: None) -> None:
@@ -162,5 +201,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, of other machines mostly, have no such thing for folders.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

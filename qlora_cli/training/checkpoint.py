@@ -144,6 +144,7 @@ def write_checkpoint(
         for path in durable:
             if path.exists():
                 sync(path)
+                sync(path.parent)  # its name, which may be new
     if fault := find_fault(target):
         raise CheckpointError(f"{target}: was written, and read again {fault}: look at the disk and its file system")
     return target

@@ -101,6 +101,8 @@ class Loop:
         """
         self.model.train()
         with self.keeper.keeping(), StopRequest() as stop:
+            if self.accelerator.is_main_process:
+                self.keeper.rotate()  # a kill may have come before it
             self._look(stop, trained=False)  # before the first step, or what a resumed run still owes
             while self.progress.step < self.last_step:
                 self.keeper.settle()

@@ -48,7 +48,7 @@ class RunRecord:
         self._data: dict[str, Any] = {
             "status": "running",
             "error": None,
-            "started_at": previous.get("started_at") or _now(),
+            "started_at": _moment(previous.get("started_at")) or _now(),
             "finished_at": None,
             **facts,
             "data": {},
@@ -146,6 +146,14 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _moment(text: object) -> str | None:
+    """The text, if it is a time as `_now` writes it."""
+    try:
+        return datetime.fromisoformat(text).isoformat(timespec="seconds") if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def _now() -> str:

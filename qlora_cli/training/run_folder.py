@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_cli.disk import append_text, telling_disk_errors, write_text
+from qlora_cli.disk import append_text, make_folder, write_text
 from qlora_cli.errors import OutputError
 from qlora_cli.training.events import BenchmarkRecord, EvalRecord, Event, StepSkipped, TrainRecord
+
+_EVENTS = ("train", "eval", "benchmark")
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder and its checkpoint folder."""
-        with telling_disk_errors(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(self.checkpoints)
 
 
 @dataclass
@@ -131,12 +132,15 @@ class MetricsFile:
         return [(record["step"], record["eval_loss"]) for _, record in self._records() if record["event"] == "eval"]
 
     def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every whole line, and what it says."""
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+        """Every whole line, and what it says; what is no record, as a kill or a damaged disk leaves, is left out."""
+        for raw in self.path.read_bytes().splitlines() if self.path.exists() else ():
             try:
-                yield line, json.loads(line)
-            except ValueError:
+                line = raw.decode()
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and record.get("event") in _EVENTS and isinstance(record.get("step"), int):
+                yield line, record
 
     def __call__(self, event: Event) -> None:
         match event:

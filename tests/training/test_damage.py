@@ -1,0 +1,186 @@
+"""Runs whose files were damaged, deleted or exchanged go on from what is whole, say so, and end in the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qlora_cli.errors import QloraError
+from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training.checkpoint import list_checkpoints
+from qlora_cli.training.events import Event, Notice
+from qlora_cli.training.run import train
+from qlora_cli.training.run_folder import RunFolder
+from tests.support.finished_runs import FinishedRun
+from tests.support.runs import tiny_recipe
+
+FILES = (
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "optimizer.safetensors",
+    "random.safetensors",
+    "state.json",
+    "manifest.json",
+)
+BEGINNING = "no checkpoint to go on from: starting from the beginning"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, FinishedRun, Path]:
+    """A run of four steps with two checkpoints, as it ended, and a copy of its folder."""
+    folder = tmp_path_factory.mktemp("damage")
+    settings = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 1, "eval_steps": 3}
+    settings |= {"optimizer": "adamw_torch"}
+    recipe = tiny_recipe(folder, rows=6, validation_rows=2, lora={"dropout": 0.1}, training=settings)
+    train(recipe)
+    run = Path(recipe.output_dir)
+    return recipe, FinishedRun.of(RunFolder(run)), Path(shutil.copytree(run, folder / "kept"))
+
+
+@pytest.fixture
+def run(made: tuple[Recipe, FinishedRun, Path]) -> Path:
+    """The run's folder, as it was when it had ended."""
+    recipe, _, kept = made
+    shutil.rmtree(recipe.output_dir, ignore_errors=True)
+    return Path(shutil.copytree(kept, recipe.output_dir))
+
+
+def _resume(recipe: Recipe) -> list[str]:
+    """Go on; what was said."""
+    events: list[Event] = []
+    train(recipe, resume=True, listeners=[events.append])
+    return [event.text for event in events if isinstance(event, Notice)]
+
+
+def _cut(file: Path, older: Path) -> str:
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[: size // 2])
+    return f"{{name}} has {size // 2:,} bytes, {size:,} were written"
+
+
+def _flip(file: Path, older: Path) -> str:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return "{name} is not what was written: its SHA-256 is another"
+
+
+def _delete(file: Path, older: Path) -> str:
+    file.unlink()
+    return "{name} is missing"
+
+
+def _exchange(file: Path, older: Path) -> str:
+    """For the older checkpoint's; what is told is told of whatever file the two differ in."""
+    file.write_bytes(older.read_bytes())
+    return ""
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, _delete, _exchange])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_passed_over(
+    name: str, damage: Callable[[Path, Path], str], made: tuple[Recipe, FinishedRun, Path], run: Path
+) -> None:
+    """Each file of the newest: which checkpoint, which file and why are said, the one before is gone on from, and the
+    end is the same. The damaged one stays, out of the way."""
+    recipe, whole, _ = made
+    newest, older = list_checkpoints(run / "checkpoints")
+    same = (newest / name).read_bytes() == (older / name).read_bytes()
+    fault = damage(newest / name, older / name).format(name=name)
+    if name == "manifest.json":
+        fault = "has no manifest.json" if damage is _delete else "manifest.json is damaged"
+    told = _resume(recipe)
+    if damage is _exchange:
+        if same:
+            assert "going on from step-000004" in told
+            return
+        assert told[0].startswith("passed over checkpoint step-000004: ")
+    else:
+        assert told[0] == f"passed over checkpoint step-000004: {fault}"
+    assert "going on from step-000002" in told
+    assert whole.differences(RunFolder(run)) == []
+    assert (run / "checkpoints" / "damaged-step-000004").exists()
+
+
+def test_all_checkpoints_damaged_begins_again(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """Nothing to go on from: both are named, the run begins at step 1, and ends the same."""
+    recipe, whole, _ = made
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        (checkpoint / "state.json").unlink()
+    assert _resume(recipe)[-3:] == [
+        "passed over checkpoint step-000004: state.json is missing",
+        "passed over checkpoint step-000002: state.json is missing",
+        BEGINNING,
+    ]
+    assert whole.differences(RunFolder(run)) == []
+
+
+@pytest.mark.parametrize("left", [[], ["adapter_config.json", "tokenizer.json"]], ids=["all", "some"])
+def test_a_deleted_adapter_is_written_again(left: list[str], made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """Of a completed run, all of it or its weights alone: resumed, every byte is there again, and no step is done."""
+    recipe, whole, _ = made
+    for path in (run / "adapter").iterdir():
+        if path.name not in left:
+            path.unlink()
+    if not left:
+        (run / "adapter").rmdir()
+    assert _resume(recipe)[-1] == "going on from step-000004"
+    assert whole.differences(RunFolder(run)) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1]", "\x00\x00", '{"started_at": 5}', '{"started_at": "x"}', "é"])
+def test_a_lost_record_is_made_anew(text: str | None, made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """run.json deleted or full of something else: the run goes on, and has a record of what it did since."""
+    recipe, whole, _ = made
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    (run / "run.json").unlink()
+    if text is not None:
+        (run / "run.json").write_bytes(text.encode("latin-1"))
+    assert _resume(recipe)[-1] == "going on from step-000002"
+    assert whole.differences(RunFolder(run)) == []
+    record = json.loads((run / "run.json").read_text())
+    assert record["last_eval"]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "7\n", "{}\n", '{"event": "other", "step": 1}\n', "é\n", "\x00" * 9, "[" * 10**5]
+)
+def test_lost_metrics_begin_where_the_run_goes_on(
+    text: str | None, made: tuple[Recipe, FinishedRun, Path], run: Path
+) -> None:
+    """metrics.jsonl deleted or full of something else: the steps that are done from here on are in it, once."""
+    recipe, whole, _ = made
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    (run / "metrics.jsonl").unlink()
+    if text is not None:
+        (run / "metrics.jsonl").write_bytes(text.encode("latin-1"))
+    assert _resume(recipe)[-1] == "going on from step-000002"
+    after = FinishedRun.of(RunFolder(run))
+    assert after.adapter == whole.adapter
+    assert after.metrics == [record for record in whole.metrics if record["step"] > 2]
+
+
+def test_lines_around_a_damaged_one_are_kept(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """One line of metrics.jsonl has become nonsense: the others before the checkpoint stay."""
+    recipe, whole, _ = made
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join([lines[0], b"\xff" + lines[1], *lines[2:]]))
+    _resume(recipe)
+    assert FinishedRun.of(RunFolder(run)).metrics == [whole.metrics[0], *whole.metrics[2:]]
+
+
+def test_a_missing_checkpoint_folder_begins_again(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """Deleted by hand, or a file is in its place: the one is made again, the other told."""
+    recipe, whole, _ = made
+    shutil.rmtree(run / "checkpoints")
+    assert _resume(recipe)[-1] == BEGINNING
+    assert whole.differences(RunFolder(run)) == []
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("")
+    with pytest.raises(QloraError, match=r"checkpoints: could not be written: File exists$"):
+        _resume(recipe)
