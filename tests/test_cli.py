@@ -293,7 +293,7 @@ def test_a_stop_at_once(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("qlora_cli.training.run.load_base", interrupted)
+        patch.setattr("qlora_cli.training.loading.load_base", interrupted)
         early = invoke(recipe)
     assert (early.exit_code, early.stderr) == (130, "error: stopped; nothing was written\n")
     assert "Go on with" not in early.stdout

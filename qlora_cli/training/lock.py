@@ -1,8 +1,9 @@
 """One run at a time in a run folder.
 
 `.lock` in the folder is locked with the kernel's flock, which ends with its process, however that ends: a run that was
-killed leaves no lock. The file stays, emptied: whoever removed it would take it from one who has just opened it, and a
-third would lock another file of the same name. Who holds it is written in it, for the message to others.
+killed leaves no lock. Beside a run the file stays, emptied; a run that has trained nothing takes it back with the
+folders that it made (filelock looks whether the file that it locked still has its name). Who holds it is written in it,
+for the message to others.
 
 Where the file system has no such locks (some network and FUSE mounts), a file `.lock.held` that is there is the lock.
 One whose process is gone is taken over, if that was on this host; of other hosts nothing can be known from here.
@@ -41,6 +42,7 @@ class RunLock:
         self._file = folder.path / ".lock"
         self._marker = folder.path / ".lock.held"
         self._held: BaseFileLock | None = None
+        self._made: tuple[Path, ...] = ()
 
     def __enter__(self) -> RunLock:
         return self
@@ -48,13 +50,20 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._held is not None:
-            # What cannot be written or closed any more must not hide how the run ended; the kernel closes it.
-            with contextlib.suppress(OSError):
-                os.truncate(self._file, 0)
-            with contextlib.suppress(OSError):
-                self._held.release()
-            self._held = None
+        if self._held is None:
+            return
+        trained_nothing = not self._folder.holds_a_run()
+        # What cannot be written or closed any more must not hide how the run ended; the kernel closes it.
+        with contextlib.suppress(OSError):
+            os.truncate(self._file, 0)
+            if trained_nothing:  # whoever waits for the lock sees that its file is gone
+                self._file.unlink()
+        with contextlib.suppress(OSError):
+            self._held.release()
+        self._held = None
+        with contextlib.suppress(OSError):  # there is something else in it
+            for folder in self._made if trained_nothing else ():
+                folder.rmdir()
 
     def take(self, accelerator: Accelerator, *, resume: bool) -> None:
         """Take it, for all processes of the run, and look again at whether the folder may be written.
@@ -69,6 +78,7 @@ class RunLock:
         if accelerator.is_main_process:
             try:
                 with telling_disk_errors(self._folder.path):
+                    self._made = self._folder.missing_folders()
                     self._folder.path.mkdir(parents=True, exist_ok=True)
                     self._held = self._acquired()
                 self._folder.check(resume=resume)

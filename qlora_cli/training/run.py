@@ -5,85 +5,53 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_cli.data.units import make_units
 from qlora_cli.disk import tidy, write_text
 from qlora_cli.errors import Interrupted, OutOfMemoryError, RunError
 from qlora_cli.evaluation.answering.memory import ran_out
 from qlora_cli.model.adapter import adapter_files
-from qlora_cli.model.base import checkpoint_activations, load_base
-from qlora_cli.model.inject import inject
 from qlora_cli.model.lora import lora_parameters
-from qlora_cli.model.packing import prepare_packing
-from qlora_cli.model.quantization import measure_storage
 from qlora_cli.model.source import ModelSource, load_config, load_tokenizer
-from qlora_cli.model.storage import compute_dtype, describe_storage
 from qlora_cli.recipe.dump import dump_recipe
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import EvaluationSection, Recipe
 from qlora_cli.training.benchmark_plan import BenchmarkPlan, check_answerable, plan_benchmarks
 from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.best_checkpoint import BestCheckpoint
-from qlora_cli.training.checkpoint import Progress, set_aside
+from qlora_cli.training.checkpoint import Progress
+from qlora_cli.training.context import RunContext
 from qlora_cli.training.devices import make_accelerator
-from qlora_cli.training.doubts import doubts
-from qlora_cli.training.early_stopping import measured_losses
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
 from qlora_cli.training.events import (
     EVAL_LOSS,
     Emitter,
-    EncodingProgress,
     Finished,
     Listener,
-    ModelReady,
     Notice,
     Stage,
     Started,
 )
 from qlora_cli.training.finishing import write_result
+from qlora_cli.training.going_on import check_resumption, go_on
 from qlora_cli.training.identity import run_identity
+from qlora_cli.training.loading import load_data, load_model
 from qlora_cli.training.lock import RunLock
 from qlora_cli.training.loop import Loop
 from qlora_cli.training.loop_parts import LoopData, LoopOutput
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.out_of_memory import in_training
-from qlora_cli.training.preparation import prepare
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.rehearsal import rehearse as run_rehearsal
 from qlora_cli.training.resume import (
     Resumed,
-    check_position,
-    check_same_material,
     check_same_recipe,
-    doubts_about_the_rest,
     find_checkpoint,
-    restore,
 )
 from qlora_cli.training.run_folder import MetricsFile, RunFolder
-from qlora_cli.training.schedule import endless_warmup, sequences_per_step, step_plan
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the parts of one run share."""
-
-    recipe: Recipe
-    source: ModelSource
-    folder: RunFolder
-    accelerator: Accelerator
-    emit: Emitter
-    record: RunRecord
-    resuming: bool
-    resumed: Resumed | None
-    passed_over: Mapping[Path, str]
-    new_folders: Sequence[Path]
+from qlora_cli.training.schedule import endless_warmup, sequences_per_step
 
 
 def train(
@@ -114,15 +82,22 @@ def _whole_run(
     run = _set_up(recipe, resume, listeners, lock)
     run.emit(Stage(f"reading the tokenizer of {recipe.base_model}"))
     tokenizer = load_tokenizer(run.source)
-    scored_on = _plan_benchmarks(run)
-    data = _load_data(run, tokenizer)
+    scored_on = _plan_benchmarks(run, recipe.evaluation)
+    data = load_data(run, recipe.dataset, tokenizer, seed=recipe.training.seed)
     if scored_on is not None:
         check_answerable(scored_on, tokenizer, load_config(run.source), run.accelerator.num_processes)
     accelerator = run.accelerator
     identity = run_identity(recipe, run.source, data.fingerprints(), accelerator.device, accelerator.num_processes)
     if run.resumed is not None:
-        _check_resumption(run, run.resumed, data, identity)
-    model = _load_model(run)
+        check_resumption(run, run.resumed, recipe.training, data, identity)
+    model = load_model(
+        run,
+        recipe.quantization,
+        recipe.lora,
+        seed=recipe.training.seed,
+        packed=recipe.dataset.packing,
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+    )
     if not resume:  # there is no folder before
         lock.take(accelerator, resume=False)
     if accelerator.is_main_process:
@@ -130,7 +105,7 @@ def _whole_run(
         write_text(run.folder.recipe, dump_recipe(recipe))
         run.record.write()
     try:
-        finished = _train(run, model, tokenizer, data, scored_on, identity, rehearse=rehearse)
+        finished = _train(run, recipe, model, tokenizer, data, scored_on, identity, rehearse=rehearse)
     except BaseException as error:
         _record_failure(run, error)
         if ran_out(error):
@@ -143,17 +118,7 @@ def _whole_run(
     return finished
 
 
-def _check_resumption(run: _Run, resumed: Resumed, data: LoopData, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with other rows, or for fewer steps; say what else makes it another run."""
-    check_same_material(resumed, identity)
-    section = run.recipe.training
-    plan = step_plan(section, data.train, run.accelerator.num_processes)
-    check_position(resumed, section, plan)
-    for doubt in doubts_about_the_rest(resumed, section, plan, identity):
-        run.emit(Notice(doubt))
-
-
-def _record_failure(run: _Run, error: BaseException) -> None:
+def _record_failure(run: RunContext, error: BaseException) -> None:
     """Say in `run.json` how the run ended; a full disk must not hide what went wrong before."""
     if not (run.accelerator.is_main_process and run.folder.record.exists()):  # taken back: nothing was trained
         return
@@ -163,7 +128,7 @@ def _record_failure(run: _Run, error: BaseException) -> None:
         run.record.end(status, error=str(error) or type(error).__name__, peak_memory_bytes=peak)
 
 
-def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: RunLock) -> _Run:
+def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: RunLock) -> RunContext:
     """Everything that can refuse the request at once, before data or weights are touched."""
     folder = RunFolder(Path(recipe.output_dir))
     folder.check(resume=resume)
@@ -187,74 +152,22 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: R
     main = accelerator.is_main_process
     emit = Emitter([record, MetricsFile(folder.metrics), *listeners] if main else [])
     source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
-    new = folder.missing_folders()
-    return _Run(recipe, source, folder, accelerator, emit, record, resume, resumed, passed_over, new)
+    return RunContext(source, folder, accelerator, emit, record, resume, resumed, passed_over)
 
 
-def _plan_benchmarks(run: _Run) -> BenchmarkPlan | None:
+def _plan_benchmarks(run: RunContext, section: EvaluationSection) -> BenchmarkPlan | None:
     """What the recipe scores the model on, before anything that takes long."""
-    if run.recipe.evaluation.names:
-        run.emit(Stage(f"reading the benchmarks {', '.join(run.recipe.evaluation.names)}"))
-    plan = plan_benchmarks(run.recipe.evaluation)
+    if section.names:
+        run.emit(Stage(f"reading the benchmarks {', '.join(section.names)}"))
+    plan = plan_benchmarks(section)
     for remark in plan.loaded.remarks if plan is not None else ():
         run.emit(Notice(remark))
     return plan
 
 
-def _load_data(run: _Run, tokenizer: PreTrainedTokenizerBase) -> LoopData:
-    section = run.recipe.dataset
-    config = load_config(run.source)
-    run.emit(Stage("reading and encoding the rows"))
-    train, validation = prepare(
-        section,
-        tokenizer,
-        config,
-        seed=run.recipe.training.seed,
-        today=run.record.started_on,
-        report=lambda progress: run.emit(EncodingProgress(*progress)),
-    )
-    for split in (train, validation):
-        if split is not None:
-            run.emit(split.ready())
-    for doubt in doubts(train, validation, section, tokenizer):
-        run.emit(Notice(doubt))
-    pad_token_id = int(tokenizer.pad_token_id or 0)
-    pack_to, seed = section.pack_to, run.recipe.training.seed
-    held_out = None if validation is None else make_units(validation.kept, pack_to, seed)
-    return LoopData(make_units(train.kept, pack_to, seed), held_out, pad_token_id)
-
-
-def _load_model(run: _Run) -> PreTrainedModel:
-    """The frozen base with LoRA layers on it, ready to train."""
-    recipe = run.recipe
-    run.emit(Stage(f"loading {recipe.base_model}"))
-    model = load_base(run.source, recipe.quantization, run.accelerator.device)
-    storage = measure_storage(model)
-    dtype = compute_dtype(recipe.quantization)
-    targets = inject(model, recipe.lora, compute_dtype=dtype, seed=recipe.training.seed)
-    packing = prepare_packing(model) if recipe.dataset.packing else None
-    if recipe.training.gradient_checkpointing:
-        checkpoint_activations(model)
-    run.emit(
-        ModelReady(
-            name=recipe.base_model,
-            architecture=type(model).__name__,
-            device=str(run.accelerator.device),
-            storage=describe_storage(recipe.quantization),
-            total_parameters=storage.parameters,
-            trainable_parameters=sum(p.numel() for p in lora_parameters(model)),
-            quantized_parameters=storage.quantized_parameters,
-            bits_per_quantized_parameter=storage.bits_per_quantized_parameter,
-            base_bytes=storage.bytes,
-            adapted_layers=len(targets),
-            packing=packing,
-        )
-    )
-    return model
-
-
 def _train(
-    run: _Run,
+    run: RunContext,
+    recipe: Recipe,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: LoopData,
@@ -263,13 +176,13 @@ def _train(
     *,
     rehearse: bool,
 ) -> Finished:
-    section, accelerator, folder = run.recipe.training, run.accelerator, run.folder
+    section, accelerator, folder = recipe.training, run.accelerator, run.folder
     if runs_unpaged(section, accelerator.device):
         run.emit(Notice(f"{section.optimizer} runs unpaged: on a CPU there is no GPU memory to page out of"))
     optimizer = build_optimizer(section, lora_parameters(model), accelerator.device)
-    benchmarks = None if scored_on is None else _benchmarks(run, scored_on, tokenizer)
+    benchmarks = None if scored_on is None else _benchmarks(run, recipe, scored_on, tokenizer)
     best = BestCheckpoint(EVAL_LOSS, higher_is_better=False) if section.load_best else None
-    progress = _restore(run, model, optimizer, benchmarks, best) if run.resuming else Progress()
+    progress = go_on(run, model, optimizer, benchmarks, best) if run.resuming else Progress()
     # The optimizer is not prepared: Accelerate's wrapper reloads its state, and so takes paged state out of its pages.
     # What it adds is for loss scaling and for its own way of accumulating, of which there is neither.
     prepared = accelerator.prepare_model(model)
@@ -286,7 +199,7 @@ def _train(
     if rehearse and loop.progress.step < loop.total_steps:
         with _taken_back_on_failure(run):
             run_rehearsal(loop)
-    run.emit(_started(run, loop))
+    run.emit(_started(run, recipe, loop))
     loop.run()
     loaded = None if best is None else best.kept
     if accelerator.is_main_process:
@@ -309,71 +222,29 @@ def _train(
 
 
 @contextlib.contextmanager
-def _taken_back_on_failure(run: _Run) -> Iterator[None]:
+def _taken_back_on_failure(run: RunContext) -> Iterator[None]:
     """If what is inside fails, a fresh run leaves nothing: the same command works once the recipe is mended."""
     try:
         yield
     except BaseException:
         if run.accelerator.is_main_process and not run.resuming:
-            run.folder.take_back(run.new_folders)
+            run.folder.take_back()
         raise
 
 
-def _benchmarks(run: _Run, plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBase) -> Benchmarks:
-    recipe, device = run.recipe, run.accelerator.device.type
+def _benchmarks(run: RunContext, recipe: Recipe, plan: BenchmarkPlan, tokenizer: PreTrainedTokenizerBase) -> Benchmarks:
+    device = run.accelerator.device.type
     base = [recipe.base_model, recipe.revision, recipe.quantization.model_dump(), recipe.lora.alpha]
     facts = json.dumps([versions(), device, *base])
     return Benchmarks(plan, tokenizer, run.accelerator, run.emit, answers=run.folder.answers, model_facts=facts)
 
 
-def _restore(
-    run: _Run,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    benchmarks: Benchmarks | None,
-    best: BestCheckpoint | None,
-) -> Progress:
-    resumed, device = run.resumed, run.accelerator.device
-    for path, fault in run.passed_over.items():
-        run.emit(Notice(f"passed over checkpoint {path.name}: {fault}"))
-    if resumed is None:
-        run.emit(Notice("no checkpoint to go on from: starting from the beginning"))
-        progress = None
-    else:
-        progress = restore(resumed, model, optimizer, run.accelerator.process_index, device)
-        run.emit(Notice(f"going on from {resumed.checkpoint.name}"))
-    before = MetricsFile(run.folder.metrics)
-    found = [(before.benchmarks(), before.held_out_losses()) if run.accelerator.is_main_process else ([], [])]
-    # No process may rename or write before all have read.
-    run.accelerator.wait_for_everyone()
-    if run.accelerator.is_main_process:
-        for checkpoint in run.passed_over:
-            set_aside(checkpoint)
-        metrics = MetricsFile(run.folder.metrics)
-        if progress is None:
-            run.record.start_over()
-            metrics.clear()
-        else:
-            metrics.keep_until(progress.step, progress.evaluated_step)
-    broadcast_object_list(found)
-    scored, losses = found[0]
-    if benchmarks is not None:
-        benchmarks.go_on(scored, -1 if progress is None else progress.step, run.folder.checkpoints)
-    progress = progress or Progress()
-    if best is not None:
-        best.go_on(measured_losses(progress, losses), run.folder.checkpoints, run.emit)
-    chosen = (best, None if benchmarks is None else benchmarks.best)
-    kept = {each.name for each in chosen if each is not None and each.kept is not None}
-    run.record.go_on(skipped_steps=progress.skipped_steps, kept=kept)
-    return progress
-
-
-def _started(run: _Run, loop: Loop) -> Started:
+def _started(run: RunContext, recipe: Recipe, loop: Loop) -> Started:
     return Started(
         output_dir=run.folder.path,
         first_step=loop.progress.step,
         total_steps=loop.last_step,
         epochs=loop.total_steps / loop.plan.steps_per_epoch,
-        sequences_per_step=sequences_per_step(run.recipe.training, run.accelerator.num_processes),
-        packed=run.recipe.dataset.packing,
+        sequences_per_step=sequences_per_step(recipe.training, run.accelerator.num_processes),
+        packed=recipe.dataset.packing,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from qlora_cli.disk import append_text, make_folder, write_text
 from qlora_cli.errors import OutputError
 from qlora_cli.training.events import BenchmarkRecord, EvalRecord, Event, StepSkipped, TrainRecord
 
-_EVENTS = ("train", "eval", "benchmark")
+_EVENTS = ("train", "skipped", "eval", "benchmark")
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ class RunFolder:
         """The folders that have to be made for this one, the innermost first."""
         return tuple(path for path in (self.path, *self.path.parents) if not path.exists())
 
-    def take_back(self, made: Sequence[Path]) -> None:
-        """Remove what a run that has trained nothing has put here, and of the folders `made` those that are empty."""
+    def take_back(self) -> None:
+        """Remove what a run that has trained nothing has put here."""
         for path in (self.recipe, self.record, self.metrics):
             path.unlink(missing_ok=True)
-        for path in (self.checkpoints, self.answers, *made):
+        for path in (self.checkpoints, self.answers):
             with contextlib.suppress(OSError):  # there is something else in it
                 path.rmdir()
 
@@ -121,15 +121,17 @@ class MetricsFile:
 
     def benchmarks(self) -> list[BenchmarkRecord]:
         """What was scored, in the order of the lines, that of which a resumed run will be before among it."""
-        return [
-            BenchmarkRecord(**{name: value for name, value in record.items() if name != "event"})
-            for _, record in self._records()
-            if record["event"] == "benchmark"
-        ]
+        found = []
+        for _, record in self._records():
+            if record.pop("event") == "benchmark":
+                with contextlib.suppress(TypeError):  # a damaged disk has changed its names
+                    found.append(BenchmarkRecord(**record))
+        return found
 
     def held_out_losses(self) -> list[tuple[int, float]]:
         """The step and the loss of every evaluation, in the order of the lines."""
-        return [(record["step"], record["eval_loss"]) for _, record in self._records() if record["event"] == "eval"]
+        records = [record for _, record in self._records() if record["event"] == "eval"]
+        return [(r["step"], r["eval_loss"]) for r in records if isinstance(r.get("eval_loss"), float)]
 
     def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every whole line, and what it says; what is no record, as a kill or a damaged disk leaves, is left out."""

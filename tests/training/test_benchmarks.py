@@ -22,7 +22,6 @@ from qlora_cli.evaluation.events import Asking
 from qlora_cli.model.base import load_base
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import EvaluationSection, Recipe
-from qlora_cli.training import run as run_module
 from qlora_cli.training.benchmark_plan import plan_benchmarks, times_scored
 from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.events import BenchmarkRecord, Event, Finished, Listener, Notice, StepDone
@@ -426,7 +425,7 @@ def test_what_is_refused_before_weights_are_loaded(
     def never(*_: Any) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(run_module, "load_base", never)
+    monkeypatch.setattr("qlora_cli.training.loading.load_base", never)
     with pytest.raises(TaskError) as caught:
         train(scored_recipe(tmp_path, evaluation=evaluation))
     assert message in str(caught.value)

@@ -93,8 +93,9 @@ def test_another_process_holds_it_until_it_is_killed(tmp_path: Path, accelerator
         take(run, accelerator)
 
 
-def test_it_is_no_run_and_leaves_nothing_to_read(tmp_path: Path, accelerator: Accelerator) -> None:
-    """Also after an error: the file is there, empty, and the folder free for a run that begins."""
+def test_a_run_that_has_made_nothing_leaves_nothing(tmp_path: Path, accelerator: Accelerator) -> None:
+    """The file and the folders that were made for it are gone, those that were there before stay; beside a run the file
+    stays, empty."""
     run = RunFolder(tmp_path / "new" / "run")
 
     def fail() -> None:
@@ -105,8 +106,16 @@ def test_it_is_no_run_and_leaves_nothing_to_read(tmp_path: Path, accelerator: Ac
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert [(path.name, path.stat().st_size) for path in run.path.iterdir()] == [(".lock", 0)]
+    assert list(tmp_path.iterdir()) == []
+    run.path.mkdir(parents=True)
     take(run.path, accelerator)
+    assert list(run.path.iterdir()) == []
+    run.checkpoints.mkdir()
+    take(run.path, accelerator, resume=True)
+    assert sorted((path.name, path.is_file() and path.stat().st_size) for path in run.path.iterdir()) == [
+        (".lock", 0),
+        ("checkpoints", False),
+    ]
 
 
 def test_the_folder_is_looked_at_again(tmp_path: Path, accelerator: Accelerator) -> None:
@@ -137,7 +146,7 @@ def test_without_flock(tmp_path: Path, accelerator: Accelerator) -> None:
         rf"leave its lock: if you are sure that it is gone, delete {re.escape(str(tmp_path))}/\.lock\.held",
         str(caught.value),
     )
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert list(tmp_path.iterdir()) == []
     take(tmp_path, accelerator)
 
 

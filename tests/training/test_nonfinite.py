@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from qlora_cli.errors import NonFiniteError
 from qlora_cli.training import gradients as gradients_module
 from qlora_cli.training.events import Event, StepDone, StepSkipped
-from qlora_cli.training.run import train
+from qlora_cli.training.run import train as train_rehearsed
 from tests.support.faults import (
     FAULTS,
     broken_at,
@@ -22,6 +23,8 @@ from tests.support.faults import (
 from tests.support.runs import read_metrics, tiny_recipe
 
 SKIP = {"on_nonfinite": "skip_step"}
+# Losses are broken by the number of the call.
+train = partial(train_rehearsed, rehearse=False)
 
 
 @pytest.mark.parametrize("kind", FAULTS)

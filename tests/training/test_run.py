@@ -56,7 +56,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[PreTrainedModel]:
         models.append(load_base(*args))
         return models[-1]
 
-    monkeypatch.setattr(run_module, "load_base", spy)
+    monkeypatch.setattr("qlora_cli.training.loading.load_base", spy)
     return models
 
 
