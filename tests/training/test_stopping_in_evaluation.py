@@ -191,7 +191,7 @@ def test_training_that_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.Mo
     """It is told in the words for training, not in those for an evaluation."""
     monkeypatch.setattr(gradients_module, "supervised_loss", broken_at({2}, out_of_memory))
     with pytest.raises(OutOfMemoryError) as caught:
-        train(tiny_recipe(tmp_path))
+        train(tiny_recipe(tmp_path), rehearse=False)
     assert str(caught.value) == (
         "out of memory on cpu. What was saved before is whole. To need less: halve per_device_train_batch_size and "
         "double gradient_accumulation_steps; lower dataset.max_length"
