@@ -95,7 +95,9 @@ def check_same_recipe(resumed: Resumed, recipe: Recipe) -> None:
     """
     stored = _recipe(resumed)
     before, now = _leaves(stored.model_dump()), _leaves(recipe.model_dump())
-    free = _FREE
+    # Where rows and model lie is no matter: what they are is compared by `check_same_material`.
+    places = ("base_model", "dataset.train", "dataset.validation")
+    free = _FREE | {name for name in places if isinstance(before.get(name), str) and isinstance(now[name], str)}
     if not (stored.evaluation.names and recipe.evaluation.names):  # what is not scored cannot be scored otherwise
         free = free | {name for name in now if name.startswith("evaluation.")}
     changed = [name for name in now if name not in free and before.get(name) != now[name]]

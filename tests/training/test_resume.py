@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,29 @@ def test_another_base_of_the_same_name_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "run.json").read_text() == before
 
 
-def test_a_base_in_another_place_is_the_same(tmp_path: Path) -> None:
-    """What counts is what is in it: but its name is in the recipe, and told as a setting."""
+def test_model_and_rows_may_lie_elsewhere(tmp_path: Path) -> None:
+    """As on a cluster whose scratch folders are other ones for every job: what counts is what is in them."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
     train(recipe)
-    with pytest.raises(OutputError, match=r"\n  base_model: was '.*llama', is '.*moved'\n"):
-        train(recipe.model_copy(update={"base_model": str(tmp_path / "moved")}), resume=True)
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    dataset = {name: str(shutil.move(getattr(recipe.dataset, name), other)) for name in ("train", "validation")}
+    moved = {
+        "base_model": str(shutil.move(recipe.base_model, other)),
+        "dataset": recipe.dataset.model_copy(update=dataset),
+    }
+    assert "going on from step-000002" in _notices(_longer(recipe.model_copy(update=moved)))
+
+
+def test_a_list_of_sources_is_compared(tmp_path: Path) -> None:
+    """Their weights decide what an epoch sees."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    source = {"path": recipe.dataset.train, "weight": 2.0}
+    train(recipe)
+    listed = recipe.model_dump(exclude_unset=True)
+    listed["dataset"]["train"] = [source]
+    with pytest.raises(OutputError, match=r"\n  dataset\.train: was '.*', is \[\{'path': .*'weight': 2\.0"):
+        train(Recipe.model_validate(listed), resume=True)
 
 
 def test_rows_in_another_order_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
