@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,7 @@ from qlora_cli.training.lock import RunLock
 from qlora_cli.training.run_folder import RunFolder
 from tests.support.runs import read_metrics, tiny_recipe
 from tests.support.scored_runs import scored_recipe
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.support.sockets import free_port
 
 
 @pytest.mark.parametrize("batch_size", [4, 1])
@@ -44,7 +38,7 @@ def test_two_processes_are_one_that_accumulates(batch_size: int, tmp_path: Path)
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     command = ["-m", "qlora_cli", "train", str(file), "--output-dir"]
     changes = {"two": [], "one": ["--set", "training.gradient_accumulation_steps=2"]}
     for name, start in (("two", launch), ("one", [sys.executable])):
@@ -78,7 +72,7 @@ def test_two_processes_rehearse_without_a_trace(tmp_path: Path) -> None:
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     command += ["-m", "qlora_cli", "train", str(file), "--output-dir"]
     told = [
         _run([sys.executable, *command, str(tmp_path / name), *options]).count("tried    the longest batch (1 pack of ")
@@ -103,7 +97,7 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     twice = ["--set", "training.gradient_accumulation_steps=2"]
     for name, start, changes in (("two", launch, []), ("one", [], twice)):
         command = ["-m", "qlora_cli", "train", str(file), "--output-dir", str(tmp_path / name), *changes]
@@ -129,7 +123,7 @@ def test_processes_that_score_wait_for_each_other(tmp_path: Path) -> None:
     """One may have hours more to answer than the other: torch's 10 or 30 minutes are not the end of it."""
     script = tmp_path / "patience.py"
     script.write_text(PATIENCE)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}", str(script)]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", str(script)]
     assert [int(days) >= 30 for days in _run([sys.executable, *launch]).split()] == [True, True]
 
 
@@ -137,7 +131,7 @@ def _endless(folder: Path) -> list[str]:
     """Two processes that train with no end in sight, into `folder / "run"`."""
     file = folder / "recipe.yaml"
     file.write_text(dump_recipe(tiny_recipe(folder, training={"max_steps": 1_000_000})), encoding="utf-8")
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     return [sys.executable, *launch, "-m", "qlora_cli", "train", str(file)]
 
 
@@ -167,7 +161,7 @@ def test_two_processes_hear_one_ctrl_c(tmp_path: Path) -> None:
 
 def test_all_processes_hear_of_a_lock(tmp_path: Path) -> None:
     """The first asks for it; the others do not wait for one that has gone."""
-    port = _free_port()
+    port = free_port()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     with RunLock(RunFolder(tmp_path / "run")) as lock:

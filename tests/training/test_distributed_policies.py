@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from qlora_cli.recipe.dump import dump_recipe
 from tests.support.faults import checkpoint_names
 from tests.support.runs import read_metrics, tiny_recipe
+from tests.support.sockets import free_port
 
 # Runs that raise come first: at the end of one that does not, the processes part.
 SCRIPT = """
@@ -48,12 +48,6 @@ told["skip"] = [finished.steps, finished.skipped_steps, finished.adapter_step, f
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_one_of_two(tmp_path: Path) -> None:
     """In the second batch of an evaluation after step 2, process 1 runs out of memory, or is sent a signal: both save
     step 2 and say so. Its loss of step 3 is NaN: both skip that step, and each record is there once."""
@@ -65,7 +59,7 @@ def test_one_of_two(tmp_path: Path) -> None:
     )
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, *launch, str(tmp_path / "script.py"), str(tmp_path)],
