@@ -10,10 +10,13 @@ from accelerate.state import AcceleratorState
 
 
 @pytest.fixture(autouse=True, scope="session")
-def hears_ctrl_c() -> None:
-    """Tests that a shell runs in the background begin with SIGINT ignored, and so would what they start."""
+def hears_signals() -> None:
+    """Tests that a shell runs in the background begin with SIGINT ignored, under nohup with SIGHUP; so would what they
+    start."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -197,13 +197,13 @@ import sys, time
 from pathlib import Path
 from qlora_cli.cli import app
 from qlora_cli.training import run
-load = run._load_model
-def late(*arguments):
+load = run.load_model
+def late(*arguments, **settings):
     print("LOADING", flush=True)
     while not Path("run/metrics.jsonl").exists():
         time.sleep(0.02)
-    return load(*arguments)
-run._load_model = late
+    return load(*arguments, **settings)
+run.load_model = late
 app(sys.argv[1:])
 """
 

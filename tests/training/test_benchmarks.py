@@ -134,7 +134,7 @@ def test_what_a_scored_run_leaves(tmp_path: Path) -> None:
     assert record["best"] is None
     assert (finished.first_scores, finished.last_scores) == (records[0]["scores"], records[-1]["scores"])
     assert {path.name for path in run.iterdir()} == {
-        "recipe.yaml", "run.json", "metrics.jsonl", "adapter", "checkpoints"
+        "recipe.yaml", "run.json", "metrics.jsonl", "adapter", "checkpoints", ".lock"
     }  # fmt: skip
     # Time that it was scored in is not time that it was trained in.
     trained = read_metrics(run, "train")[-1]["seconds"]

@@ -21,8 +21,9 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
-    """Whatever a test does, the signals mean afterwards what they did."""
+    """Whatever a test does, the signals mean afterwards what they did; and before, what they do by themselves."""
     before = {number: signal.getsignal(number) for number in (INT, TERM, HUP, USR1)}
+    signal.signal(TERM, signal.SIG_DFL)  # scripts that were tested before have handlers of their own
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -111,7 +111,7 @@ def test_a_disk_that_fails_harms_nothing(outcomes: dict[str, list[Told]], way: s
 def test_a_small_disk_of_its_own(tmp_path: Path) -> None:
     """The same on file systems in memory that are really full, at a checkpoint or at the adapter; they are made larger
     then."""
-    runs = _harness(tmp_path, {"small": 10}, *ALONE, timeout=250)["small"]
+    runs = _harness(tmp_path, {"small": 20}, *ALONE, timeout=250)["small"]
     assert _wrong(runs) == []
     full = Counter(Path(run["message"].split(":")[0]).name for run in runs)
     assert {run["message"].split(": ", 1)[1] for run in runs} == {"could not be written: No space left on device"}

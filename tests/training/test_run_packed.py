@@ -83,9 +83,9 @@ def test_a_packed_step_is_the_unpacked_one(family: str, tmp_path: Path, gradient
     )
     if family == "gpt2":
         _drop_nothing(Path(recipe.base_model))
-    train(_with(recipe, tmp_path / "rows"))
+    train(_with(recipe, tmp_path / "rows"), rehearse=False)
     events: list[Event] = []
-    train(_with(recipe, tmp_path / "packs", dataset=_PACKED), listeners=[events.append])
+    train(_with(recipe, tmp_path / "packs", dataset=_PACKED), rehearse=False, listeners=[events.append])
     model = next(event for event in events if isinstance(event, ModelReady))
     started = next(event for event in events if isinstance(event, Started))
     assert model.packing == VARIABLE_LENGTH
@@ -208,13 +208,13 @@ def test_a_model_whose_rows_would_see_each_other_is_refused(tmp_path: Path, caps
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
-    assert train_command(file, overrides=[], output_dir=None, resume=False) == ModelError.exit_code == 2
+    assert train_command(file, overrides=[], output_dir=None, resume=False, rehearse=True) == ModelError.exit_code == 2
     assert (
         "error: dataset.packing: rows in one pack would see each other in MambaForCausalLM; set packing: false\n"
         in capsys.readouterr().err
     )
     assert not (tmp_path / "run").exists()
-    assert train_command(file, overrides=["dataset.packing=false"], output_dir=None, resume=False) == 0
+    assert train_command(file, overrides=["dataset.packing=false"], output_dir=None, resume=False, rehearse=True) == 0
 
 
 def test_packing_is_not_changed_on_the_way(tmp_path: Path) -> None:
