@@ -28,7 +28,7 @@ from tests.support.encoded import encode_training_rows
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 CPU = torch.device("cpu")
-HELD_OUT_ROWS = 16
+HELD_OUT_ROWS = 8
 
 pytestmark = [
     pytest.mark.real,
@@ -43,7 +43,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
-    """Four steps of the shipped demo recipe, evaluated on 16 held-out rows."""
+    """Four steps of the shipped demo recipe, evaluated on 8 held-out rows."""
     folder = tmp_path_factory.mktemp("smollm2")
     held_out = (ROOT / "recipes/data/gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()[:HELD_OUT_ROWS]
     (folder / "held-out.jsonl").write_text("\n".join(held_out) + "\n", encoding="utf-8")

@@ -59,6 +59,7 @@ def test_two_processes_are_one_that_accumulates(batch_size: int, tmp_path: Path)
         torch.testing.assert_close(two_adapter[key], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_rehearse_without_a_trace(tmp_path: Path) -> None:
     """Five packs on two processes, with dropout and accumulation, an evaluation of two batches: told once, and the
     adapter is that of a run without a rehearsal, byte for byte."""

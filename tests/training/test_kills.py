@@ -18,7 +18,7 @@ import pytest
 from tests.support.cli import ENVIRONMENT
 from tests.support.small_disk import ALONE, may_mount
 
-QUICK = {"kills": 20, "full": 14, "read-only": 4, "power": 14}
+QUICK = {"kills": 20, "full": 8, "read-only": 4, "power": 10}
 SLOW = {"kills": 200, "full": 200, "read-only": 60, "power": 300}
 
 pytestmark = [
@@ -107,6 +107,7 @@ def test_a_disk_that_fails_harms_nothing(outcomes: dict[str, list[Told]], way: s
     assert len({text.split(":")[0] for text in failed}) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="no disk can be mounted here: unshare or mount is not there or not allowed")
 def test_a_small_disk_of_its_own(tmp_path: Path) -> None:
     """The same on file systems in memory that are really full, at a checkpoint or at the adapter; they are made larger
