@@ -133,10 +133,11 @@ def report(found: dict[str, Any], options: argparse.Namespace) -> str:
     shown = "; ".join(f"{saving:.2f} and {plain:.2f}" for saving, plain in pairs)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     versions = f"Python {platform.python_version()}, {packages}"
+    rounds = f"{options.rounds} round{'s' * (options.rounds != 1)}"
     return f"""# Checkpoints
 
 `scripts/bench_checkpoint.py`: SmolLM2-135M-Instruct, rank 16 on all linear layers, batches of 8 rows of GSM8K, products
-in {options.dtype}, {options.steps} steps, {options.rounds} round{"s" * (options.rounds != 1)} in turns. A checkpoint is of
+in {options.dtype}, {options.steps} steps, {rounds} in turns. A checkpoint is of
 {statistics.median(found["sizes"]) / 1e6:.1f} MB: adapter, optimizer state, random states.
 
 {date.today()}, {processor()}, {len(os.sched_getaffinity(0))} cores, {versions}
