@@ -93,6 +93,11 @@ def tidy(folder: Path) -> None:
         sync(folder)
 
 
+def missing_folders(folder: Path) -> list[Path]:
+    """The folders that have to be made for this one to be there, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it that are missing, and have the disk hold their names.
 
@@ -102,7 +107,7 @@ def make_folder(folder: Path) -> None:
         RunError: if it cannot be made.
     """
     with telling_disk_errors(folder):
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = missing_folders(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for path in dict.fromkeys([folder, folder.parent, *missing]):
             with contextlib.suppress(PermissionError):  # one may make a folder where one may not look

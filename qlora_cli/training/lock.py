@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from qlora_cli.disk import telling_disk_errors
+from qlora_cli.disk import make_folder, missing_folders, telling_disk_errors
 from qlora_cli.errors import OutputError, QloraError
 from qlora_cli.training.run_folder import RunFolder
 
@@ -42,7 +43,7 @@ class RunLock:
         self._file = folder.path / ".lock"
         self._marker = folder.path / ".lock.held"
         self._held: BaseFileLock | None = None
-        self._made: tuple[Path, ...] = ()
+        self._made: Sequence[Path] = ()
 
     def __enter__(self) -> RunLock:
         return self
@@ -78,8 +79,8 @@ class RunLock:
         if accelerator.is_main_process:
             try:
                 with telling_disk_errors(self._folder.path):
-                    self._made = self._folder.missing_folders()
-                    self._folder.path.mkdir(parents=True, exist_ok=True)
+                    self._made = missing_folders(self._folder.path)
+                    make_folder(self._folder.path)
                     self._held = self._acquired()
                 self._folder.check(resume=resume)
             except QloraError as error:

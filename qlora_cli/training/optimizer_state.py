@@ -45,12 +45,6 @@ def unflatten_state(optimizer: Optimizer, tensors: Mapping[str, Tensor], scalars
     return {"state": state, "param_groups": groups}
 
 
-def state_bytes(optimizer: Optimizer) -> int:
-    """How large the state's tensors are."""
-    tensors = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 def leaves(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Everything in the state of a state dict, keyed `index/name`, or longer where it is nested."""
     for key, value in state.items():

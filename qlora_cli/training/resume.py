@@ -62,12 +62,11 @@ _INSTEAD = "or train into another folder with --output-dir"
 
 @dataclass(frozen=True)
 class Resumed:
-    """The checkpoint that a run goes on from, and why newer ones do not serve."""
+    """The checkpoint that a run goes on from."""
 
     folder: Path
     checkpoint: Path
     state: SavedState
-    passed_over: Mapping[Path, str]
 
     @property
     def step(self) -> int:
@@ -84,7 +83,7 @@ def find_checkpoint(run: Path, checkpoints: Path) -> tuple[Resumed | None, Mappi
     checkpoint, passed_over = newest_valid(checkpoints)
     if checkpoint is None:
         return None, passed_over
-    return Resumed(run, checkpoint, read_state(checkpoint), passed_over), passed_over
+    return Resumed(run, checkpoint, read_state(checkpoint)), passed_over
 
 
 def check_same_recipe(resumed: Resumed, recipe: Recipe) -> None:

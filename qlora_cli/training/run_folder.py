@@ -81,10 +81,6 @@ class RunFolder:
         if not os.access(existing, os.W_OK):
             raise OutputError(f"output_dir: {existing} cannot be written")
 
-    def missing_folders(self) -> tuple[Path, ...]:
-        """The folders that have to be made for this one, the innermost first."""
-        return tuple(path for path in (self.path, *self.path.parents) if not path.exists())
-
     def take_back(self) -> None:
         """Remove what a run that has trained nothing has put here."""
         for path in (self.recipe, self.record, self.metrics):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from qlora_cli.recipe.schema import Recipe
+from qlora_cli.training.events import Event, Listener, StepDone
 from qlora_cli.training.loss import supervised_loss
 
 CLOCKS = ("seconds", "tokens_per_second")
@@ -49,6 +50,21 @@ def broken_at(calls: Collection[int], fault: Callable[[torch.Tensor], torch.Tens
         return fault(good) if count in calls else good
 
     return loss
+
+
+def at_step(step: int, action: Callable[[], object]) -> Listener:
+    """A listener that acts after a step of training."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == step:
+            action()
+
+    return listen
+
+
+def crash() -> None:
+    """End a run with an error that it knows nothing of."""
+    raise ZeroDivisionError("as good as a kill: nothing is saved")
 
 
 def with_training(recipe: Recipe, output: Path | None = None, **training: Any) -> Recipe:

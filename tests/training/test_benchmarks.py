@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import EvaluationSection, Recipe
 from qlora_cli.training.benchmark_plan import plan_benchmarks, times_scored
 from qlora_cli.training.benchmarks import Benchmarks
-from qlora_cli.training.events import BenchmarkRecord, Event, Finished, Listener, Notice, StepDone
+from qlora_cli.training.events import BenchmarkRecord, Event, Finished, Notice, StepDone
 from qlora_cli.training.run import train
 from tests.support.benchmarks import write_data_root
+from tests.support.faults import at_step, crash
 from tests.support.runs import read_metrics
 from tests.support.scored_runs import scored_recipe
 
@@ -61,22 +61,8 @@ def _checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def _at(step: int, action: Callable[[], object]) -> Listener:
-    """A listener that acts after a step of training."""
-
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == step:
-            action()
-
-    return listen
-
-
 def _interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
-
-
-def _crash() -> None:
-    raise ZeroDivisionError("as good as a kill: nothing is saved")
 
 
 @pytest.fixture
@@ -217,7 +203,7 @@ def test_a_stopped_run_goes_on_to_the_same_scores(tmp_path: Path, asked: list[in
     asked.clear()
     stopped = _into(recipe, tmp_path / "stopped")
     with pytest.raises(Interrupted, match=r"^SIGINT: stopped after step 5, state saved$"):
-        train(stopped, listeners=[_at(5, _interrupt)])
+        train(stopped, listeners=[at_step(5, _interrupt)])
     train(stopped, resume=True)
     assert asked == [0, 3, 6, 8]
     assert _digest(tmp_path / "whole") == _digest(tmp_path / "stopped")
@@ -238,7 +224,7 @@ def test_scores_beyond_the_checkpoint_are_not_asked_for_again(tmp_path: Path, as
     for name, expected in (("same", [8]), ("other", [6, 8])):
         killed = _into(recipe, tmp_path / name)
         with pytest.raises(ZeroDivisionError):
-            train(killed, listeners=[_at(7, _crash)])
+            train(killed, listeners=[at_step(7, crash)])
         metrics = tmp_path / name / "metrics.jsonl"
         if name == "other":
             lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -258,7 +244,7 @@ def test_a_checkpoint_that_is_kept_no_more_is_not_called_the_best(tmp_path: Path
     training = {"max_steps": 6, "save_steps": 1, "save_total_limit": 1}
     recipe = scored_recipe(tmp_path, evaluation={"every_steps": 2, "keep_best": "colours/acc"}, training=training)
     with pytest.raises(Interrupted):
-        train(recipe, listeners=[_at(3, _interrupt)])
+        train(recipe, listeners=[at_step(3, _interrupt)])
     assert _record(tmp_path / "run")["best"]["checkpoint"] == "step-000002"
     train(_into(recipe, tmp_path / "run", keep_best=None), resume=True)
     assert _checkpoints(tmp_path / "run") == ["step-000006"]
@@ -365,7 +351,7 @@ def test_the_best_survives_a_resumption(tmp_path: Path, scores: list[float]) -> 
     training = {"max_steps": 8, "save_steps": 1, "save_total_limit": 1}
     recipe = scored_recipe(tmp_path, evaluation={"every_steps": 1, "keep_best": "colours/acc"}, training=training)
     with pytest.raises(Interrupted):
-        train(recipe, listeners=[_at(3, _interrupt)])
+        train(recipe, listeners=[at_step(3, _interrupt)])
     scores[:] = [0.3, 0.7, 0.6, 0.5, 0.4]
     events: list[Event] = []
     train(recipe, resume=True, listeners=[events.append])

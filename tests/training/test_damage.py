@@ -132,15 +132,20 @@ def test_a_deleted_adapter_is_written_again(left: list[str], made: tuple[Recipe,
     assert whole.differences(RunFolder(run)) == []
 
 
+def _go_on_without(recipe: Recipe, file: Path, text: str | None) -> None:
+    """Go on from step 2 of 4 with that file of the run lost, or full of something else."""
+    shutil.rmtree(file.parent / "checkpoints" / "step-000004")
+    file.unlink()
+    if text is not None:
+        file.write_bytes(text.encode("latin-1"))
+    assert _resume(recipe)[-1] == "going on from step-000002"
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "\x00\x00", '{"started_at": 5}', '{"started_at": "x"}', "é"])
 def test_a_lost_record_is_made_anew(text: str | None, made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
     """run.json deleted or full of something else: the run goes on, and has a record of what it did since."""
     recipe, whole, _ = made
-    shutil.rmtree(run / "checkpoints" / "step-000004")
-    (run / "run.json").unlink()
-    if text is not None:
-        (run / "run.json").write_bytes(text.encode("latin-1"))
-    assert _resume(recipe)[-1] == "going on from step-000002"
+    _go_on_without(recipe, run / "run.json", text)
     assert whole.differences(RunFolder(run)) == []
     record = json.loads((run / "run.json").read_text())
     assert record["last_eval"]["step"] == 4
@@ -154,11 +159,7 @@ def test_lost_metrics_begin_where_the_run_goes_on(
 ) -> None:
     """metrics.jsonl deleted or full of something else: the steps that are done from here on are in it, once."""
     recipe, whole, _ = made
-    shutil.rmtree(run / "checkpoints" / "step-000004")
-    (run / "metrics.jsonl").unlink()
-    if text is not None:
-        (run / "metrics.jsonl").write_bytes(text.encode("latin-1"))
-    assert _resume(recipe)[-1] == "going on from step-000002"
+    _go_on_without(recipe, run / "metrics.jsonl", text)
     after = FinishedRun.of(RunFolder(run))
     assert after.adapter == whole.adapter
     assert after.metrics == [record for record in whole.metrics if record["step"] > 2]

@@ -21,9 +21,9 @@ from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.best_checkpoint import Measured
 from qlora_cli.training.checkpoint import Progress
 from qlora_cli.training.early_stopping import judged, measured_losses, reason_to_stop
-from qlora_cli.training.events import BestKept, CheckpointSaved, EvalRecord, Event, Finished, Listener, Notice, StepDone
+from qlora_cli.training.events import BestKept, CheckpointSaved, EvalRecord, Event, Finished, Notice, StepDone
 from qlora_cli.training.run import train
-from tests.support.faults import checkpoint_names, digest, metric_lines, run_record, with_training
+from tests.support.faults import at_step, checkpoint_names, crash, digest, metric_lines, run_record, with_training
 from tests.support.runs import read_metrics, tiny_recipe
 from tests.support.scored_runs import scored_recipe
 
@@ -54,20 +54,8 @@ def _adapter(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")}
 
 
-def _at(step: int, action: Callable[[], object]) -> Listener:
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == step:
-            action()
-
-    return listen
-
-
 def _interrupt() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _crash() -> None:
-    raise ZeroDivisionError("as good as a kill: nothing is saved")
 
 
 # ------------------------------------------------------------------------------------------- The state machine
@@ -179,7 +167,7 @@ def test_the_best_adapter_is_the_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize(("step", "action"), itertools.product((1, 3, 4, 5), (_interrupt, _crash)))
+@pytest.mark.parametrize(("step", "action"), itertools.product((1, 3, 4, 5), (_interrupt, crash)))
 @pytest.mark.usefixtures("losses")
 def test_interrupted_and_gone_on_with(step: int, action: Callable[[], None], accumulation: int, tmp_path: Path) -> None:
     """Before the best is found, in its step, and after it, by a signal or as good as killed: the resumed run stops at
@@ -188,7 +176,7 @@ def test_interrupted_and_gone_on_with(step: int, action: Callable[[], None], acc
     recipe = tiny_recipe(tmp_path, lora={"dropout": 0.1}, training=training)
     train(with_training(recipe, tmp_path / "whole"))
     with pytest.raises((Interrupted, ZeroDivisionError)):
-        train(recipe, listeners=[_at(step, action)])
+        train(recipe, listeners=[at_step(step, action)])
     finished = train(recipe, resume=True)
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert (finished.steps, finished.adapter_step) == (6, 3)
@@ -205,7 +193,7 @@ def test_a_best_checkpoint_that_is_lost(fault: str, tmp_path: Path) -> None:
     """It is said that it is, and the best of what there is, or of what comes, is the result."""
     recipe = tiny_recipe(tmp_path, training=EACH | {"load_best": True, "max_steps": 6})
     with pytest.raises(Interrupted):
-        train(recipe, listeners=[_at(4, _interrupt)])
+        train(recipe, listeners=[at_step(4, _interrupt)])
     run = tmp_path / "run"
     lost = run / "checkpoints" / "step-000003"
     if fault == "gone":
@@ -230,7 +218,7 @@ def test_a_best_checkpoint_that_is_damaged_at_the_end(tmp_path: Path) -> None:
     run = tmp_path / "run"
     damaged = run / "checkpoints" / "step-000003"
     with pytest.raises(CheckpointError) as caught:
-        train(recipe, listeners=[_at(5, lambda: (damaged / "state.json").unlink())])
+        train(recipe, listeners=[at_step(5, lambda: (damaged / "state.json").unlink())])
     assert str(caught.value) == (
         f"training.load_best: the adapter of {damaged} was to be the result, and that checkpoint is damaged "
         "(state.json is missing). Go on with --resume, for the best of the others"
@@ -301,7 +289,7 @@ def test_both_kinds_of_best_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     whole = Recipe.model_validate(recipe.model_dump(exclude_unset=True) | {"output_dir": str(tmp_path / "whole")})
     train(whole)
     with pytest.raises(Interrupted):
-        train(recipe, listeners=[_at(4, _interrupt)])
+        train(recipe, listeners=[at_step(4, _interrupt)])
     finished = train(recipe, resume=True)
     assert isinstance(finished, Finished)
     assert (finished.best is not None, finished.loaded is not None) == (True, True)

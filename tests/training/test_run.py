@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +24,13 @@ from qlora_cli.training import evaluation as evaluation_module
 from qlora_cli.training import gradients as gradients_module
 from qlora_cli.training import run as run_module
 from qlora_cli.training.events import Event, Notice, StepDone
-from qlora_cli.training.loss import supervised_loss
 from qlora_cli.training.run import train
+from tests.support.faults import FAULTS, broken_at, digest, with_training
 from tests.support.models import FAMILIES
 from tests.support.runs import read_metrics, tiny_recipe
 from tests.support.tokenizers import tiny_tokenizer
 
 CPU = torch.device("cpu")
-
-
-def _with(recipe: Recipe, output: Path | None = None, **training: Any) -> Recipe:
-    """The recipe with other training settings, into another folder."""
-    data = recipe.model_dump(exclude_unset=True)
-    data["training"] |= training
-    data["output_dir"] = str(output or recipe.output_dir)
-    return Recipe.model_validate(data)
-
-
-def _digest(run: Path) -> str:
-    return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -160,8 +146,8 @@ def test_same_seed_same_bits(dropout: float, tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, lora={"dropout": dropout}, training={"gradient_accumulation_steps": 2})
     digests = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(_with(recipe, tmp_path / name, seed=seed))
-        digests.append(_digest(tmp_path / name))
+        train(with_training(recipe, tmp_path / name, seed=seed))
+        digests.append(digest(tmp_path / name))
         torch.rand(3)  # whatever happens in between
     assert digests[0] == digests[1] != digests[2]
 
@@ -183,20 +169,20 @@ def test_a_resumed_run_ends_in_the_same_bits(optimizer: str, tmp_path: Path) -> 
             "save_steps": 5,
         },
     )
-    train(_with(recipe, tmp_path / "whole"))
+    train(with_training(recipe, tmp_path / "whole"))
 
     def stop(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    stopped = _with(recipe, tmp_path / "stopped")
+    stopped = with_training(recipe, tmp_path / "stopped")
     with pytest.raises(Interrupted, match=r"^SIGINT: stopped after step 5, state saved$"):
         train(stopped, listeners=[stop])
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
     notices: list[Event] = []
     train(stopped, resume=True, listeners=[notices.append])
     assert Notice("going on from step-000005") in notices
-    assert _digest(tmp_path / "whole") == _digest(tmp_path / "stopped")
+    assert digest(tmp_path / "whole") == digest(tmp_path / "stopped")
     clocks = ("seconds", "tokens_per_second")
     for event in ("train", "eval"):
         whole, resumed = (
@@ -214,7 +200,7 @@ def test_resume_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
     size = broken.stat().st_size
     broken.write_bytes(broken.read_bytes()[:-1])
     notices: list[Event] = []
-    train(_with(recipe, max_steps=6), resume=True, listeners=[notices.append])
+    train(with_training(recipe, max_steps=6), resume=True, listeners=[notices.append])
     texts = [event.text for event in notices if isinstance(event, Notice)]
     told = f"optimizer.safetensors has {size - 1:,} bytes, {size:,} were written"
     assert f"passed over checkpoint step-000004: {told}" in texts
@@ -237,7 +223,7 @@ def test_resume_under_another_recipe_is_refused(tmp_path: Path) -> None:
     """What would have made another run is listed; what only changes reporting or length is free."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
     train(recipe)
-    changed = _with(recipe, learning_rate=1e-3, seed=7, logging_steps=2, max_steps=4)
+    changed = with_training(recipe, learning_rate=1e-3, seed=7, logging_steps=2, max_steps=4)
     with pytest.raises(OutputError) as caught:
         train(changed, resume=True)
     assert str(caught.value) == (
@@ -256,7 +242,7 @@ def test_resume_over_other_rows_is_refused(tmp_path: Path) -> None:
     rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
     before = (tmp_path / "run" / "run.json").read_text()
     with pytest.raises(OutputError, match=r"^--resume: the train rows are not those that the run in "):
-        train(_with(recipe, max_steps=4), resume=True)
+        train(with_training(recipe, max_steps=4), resume=True)
     assert (tmp_path / "run" / "run.json").read_text() == before
 
 
@@ -265,12 +251,12 @@ def test_resume_for_fewer_steps_than_were_done_is_refused(tmp_path: Path) -> Non
     recipe = tiny_recipe(tmp_path, training={"max_steps": 4})
     train(recipe)
     with pytest.raises(OutputError, match=r"has done 4 steps, and the recipe asks for 2\. Ask for more"):
-        train(_with(recipe, max_steps=2), resume=True)
-    metrics, digest = (tmp_path / "run" / "metrics.jsonl").read_text(), _digest(tmp_path / "run")
+        train(with_training(recipe, max_steps=2), resume=True)
+    metrics, sha256 = (tmp_path / "run" / "metrics.jsonl").read_text(), digest(tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     train(recipe, resume=True)
     again = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert ((tmp_path / "run" / "metrics.jsonl").read_text(), _digest(tmp_path / "run")) == (metrics, digest)
+    assert ((tmp_path / "run" / "metrics.jsonl").read_text(), digest(tmp_path / "run")) == (metrics, sha256)
     kept = ("status", "started_at", "last_train", "first_eval", "last_eval", "last_checkpoint")
     assert {name: again[name] for name in kept} == {name: record[name] for name in kept}
 
@@ -278,10 +264,12 @@ def test_resume_for_fewer_steps_than_were_done_is_refused(tmp_path: Path) -> Non
 def test_another_length_under_a_falling_rate_is_said(tmp_path: Path) -> None:
     """A cosine over more steps is another curve: a notice with both lengths; a constant rate needs none."""
     for kind, said in (("cosine", True), ("constant", False)):
-        recipe = _with(tiny_recipe(tmp_path, training={"max_steps": 2, "lr_scheduler_type": kind}), tmp_path / kind)
+        recipe = with_training(
+            tiny_recipe(tmp_path, training={"max_steps": 2, "lr_scheduler_type": kind}), tmp_path / kind
+        )
         train(recipe)
         events: list[Event] = []
-        train(_with(recipe, tmp_path / kind, max_steps=3), resume=True, listeners=[events.append])
+        train(with_training(recipe, tmp_path / kind, max_steps=3), resume=True, listeners=[events.append])
         text = (
             f"the {kind} learning rate now falls over 3 steps, not 2: from here on this is not the run that it would "
             "have been"
@@ -306,7 +294,7 @@ def test_doubts_are_said(tmp_path: Path) -> None:
 def test_a_failed_evaluation_is_owed_by_the_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in the evaluation after the last step: resumed, the run evaluates before it calls itself complete."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2, "eval_on_start": False})
-    monkeypatch.setattr(evaluation_module, "supervised_loss", _broken_at(1, lambda loss: loss * torch.nan))
+    monkeypatch.setattr(evaluation_module, "supervised_loss", broken_at({1}, lambda loss: loss * torch.nan))
     with pytest.raises(NonFiniteError):
         train(recipe)
     monkeypatch.undo()
@@ -343,12 +331,12 @@ def test_a_state_that_is_broken_itself_is_not_kept(tmp_path: Path, monkeypatch: 
 def test_the_environment_does_not_change_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate config` may leave accumulation and precision in the environment; the recipe alone decides."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
-    train(_with(recipe, tmp_path / "plain"))
+    train(with_training(recipe, tmp_path / "plain"))
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    train(_with(recipe, tmp_path / "other"))
-    assert _digest(tmp_path / "plain") == _digest(tmp_path / "other")
+    train(with_training(recipe, tmp_path / "other"))
+    assert digest(tmp_path / "plain") == digest(tmp_path / "other")
 
 
 def test_layers_the_model_never_calls_are_told(tmp_path: Path) -> None:
@@ -362,8 +350,8 @@ def test_layers_the_model_never_calls_are_told(tmp_path: Path) -> None:
         train(recipe)
     assert not (tmp_path / "run").exists()
     with pytest.raises(ModelError, match=r"took no part in the first step"):
-        train(_with(recipe, tmp_path / "unrehearsed"), rehearse=False)
-    train(_with(_only(recipe, ["in_proj", "out_proj"]), tmp_path / "named"))
+        train(with_training(recipe, tmp_path / "unrehearsed"), rehearse=False)
+    train(with_training(_only(recipe, ["in_proj", "out_proj"]), tmp_path / "named"))
 
 
 def _only(recipe: Recipe, names: list[str]) -> Recipe:
@@ -403,18 +391,6 @@ def test_a_row_beyond_the_models_positions_is_told(tmp_path: Path) -> None:
     )
 
 
-def _broken_at(step: int, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
-    calls = 0
-
-    def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        good = supervised_loss(model, batch)
-        return value(good) if calls == step else good
-
-    return loss
-
-
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_non_finite_step_stops_with_the_last_good_state(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -422,18 +398,8 @@ def test_a_non_finite_step_stops_with_the_last_good_state(
     """Step 3's loss is NaN, or its gradient is: exit code 1, the step and its rows named, step 2's state saved, no
     adapter, and a run without the fault goes on from there."""
 
-    class _NaNGradient(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-            return grad * torch.nan
-
-    fault = {"loss": lambda loss: loss * torch.nan, "gradient": _NaNGradient.apply}[kind]
     recipe = tiny_recipe(tmp_path, validation_rows=0, training={"max_steps": 4})
-    monkeypatch.setattr(gradients_module, "supervised_loss", _broken_at(3, fault))
+    monkeypatch.setattr(gradients_module, "supervised_loss", broken_at({3}, FAULTS[kind]))
     with pytest.raises(NonFiniteError) as caught:
         train(recipe, rehearse=False)  # which would be broken itself
     assert caught.value.exit_code == 1
@@ -451,16 +417,16 @@ def test_a_non_finite_step_stops_with_the_last_good_state(
 
     monkeypatch.undo()
     train(recipe, resume=True)
-    whole = _with(recipe, tmp_path / "whole")
+    whole = with_training(recipe, tmp_path / "whole")
     train(whole)
-    assert _digest(run) == _digest(tmp_path / "whole")
+    assert digest(run) == digest(tmp_path / "whole")
 
 
 def test_a_non_finite_evaluation_stops_with_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The held-out loss after step 2 is NaN in its second batch: that batch's rows are named, step 2 is saved, and
     metrics.jsonl stays valid JSON."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 4, "eval_steps": 2, "eval_on_start": False})
-    monkeypatch.setattr(evaluation_module, "supervised_loss", _broken_at(2, lambda loss: loss * torch.nan))
+    monkeypatch.setattr(evaluation_module, "supervised_loss", broken_at({2}, lambda loss: loss * torch.nan))
     with pytest.raises(NonFiniteError) as caught:
         train(recipe)
     message = str(caught.value)
@@ -486,9 +452,9 @@ def test_a_broken_base_is_told_before_the_first_step(tmp_path: Path) -> None:
 def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
     """With dropout on, a run that evaluates at every step ends in the bits of one that never does."""
     recipe = tiny_recipe(tmp_path, lora={"dropout": 0.3}, training={"max_steps": 4})
-    train(_with(recipe, tmp_path / "often", eval_steps=1))
-    train(_with(recipe, tmp_path / "rarely", eval_on_start=False))
-    assert _digest(tmp_path / "often") == _digest(tmp_path / "rarely")
+    train(with_training(recipe, tmp_path / "often", eval_steps=1))
+    train(with_training(recipe, tmp_path / "rarely", eval_on_start=False))
+    assert digest(tmp_path / "often") == digest(tmp_path / "rarely")
 
 
 @pytest.mark.parametrize(
