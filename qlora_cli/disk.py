@@ -43,8 +43,10 @@ def telling_read_errors() -> Iterator[None]:
 
 
 @contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path, go_on: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """A fresh folder to write into; when the block ends well it takes `target`'s name, whole, fsynced.
+
+    `go_on` is called right before that, and may raise.
 
     A failure inside the block leaves `target` as it was. So does a kill, but for one between the two renames of a
     replacement: then the next call puts the old folder back before anything else.
@@ -59,6 +61,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         with telling_disk_errors(target):
             yield staging
             sync_folder(staging)
+            go_on()
             if target.exists():
                 target.rename(old)
             staging.rename(target)
@@ -71,11 +74,14 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def tidy(folder: Path) -> None:
+def tidy(folder: Path, replaced: str) -> None:
     """Take away what kills left in `folder` of what was written or removed there, and put back what was half replaced.
 
     For a folder that nobody else writes into at the time. The names that are left in it are on disk afterwards: one
     that a kill came right after may not be, and what it takes the place of is deleted next.
+
+    Args:
+        replaced: a pattern for the folders in it that `replacing_folder` writes; no other is put back.
 
     Raises:
         RunError: if that cannot be done.
@@ -83,7 +89,7 @@ def tidy(folder: Path) -> None:
     if not folder.is_dir():
         return
     with telling_disk_errors(folder):
-        for old in list(folder.glob(".*.old")):
+        for old in list(folder.glob(f".{replaced}.old")):
             _put_back(old, old.with_name(old.name[1:].removesuffix(".old")))
         for left in [*folder.glob(".*.writing"), *folder.glob(".*.removing")]:
             if left.is_dir():

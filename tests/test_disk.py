@@ -42,7 +42,8 @@ def test_an_append_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_tidying_takes_leftovers_and_puts_back_what_was_half_replaced(tmp_path: Path) -> None:
-    """Staging of files and folders and what was being removed go; an old folder gets its name if nothing has it."""
+    """Staging of files and folders and what was being removed go; an old folder gets its name if nothing has it, and
+    it is one that we replace."""
     with replacing_folder(tmp_path / "whole") as staging:
         (staging / "file").write_text("new")
     for name in (".whole.old", ".half.old", ".other.writing", ".step.removing"):
@@ -50,10 +51,12 @@ def test_tidying_takes_leftovers_and_puts_back_what_was_half_replaced(tmp_path: 
         (tmp_path / name / "file").write_text("old")
     (tmp_path / ".run.json.writing").write_text("{")
     (tmp_path / ".mine").write_text("")
-    tidy(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "half", "whole"]
+    (tmp_path / ".mine.old").write_text("")
+    for pattern in ("whole", "h*"):
+        tidy(tmp_path, pattern)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", ".mine.old", "half", "whole"]
     assert [(tmp_path / name / "file").read_text() for name in ("half", "whole")] == ["old", "new"]
-    tidy(tmp_path / "missing")
+    tidy(tmp_path / "missing", "*")
 
 
 def test_the_names_of_new_folders_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

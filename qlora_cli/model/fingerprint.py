@@ -8,6 +8,7 @@ from pathlib import Path
 from qlora_cli.model.files import CONFIG_FILE
 from qlora_cli.model.source import ModelSource, load_config, reading
 
+HUB_COMMIT = "commit"  # what the fingerprint of a hub model begins with
 _SAMPLES = 64  # of a file: any other training of the same model changes nearly every weight
 _SAMPLE_BYTES = 4096
 
@@ -21,7 +22,7 @@ def base_fingerprint(source: ModelSource) -> str:
     """
     folder = Path(source.name)
     if not folder.is_absolute():
-        return f"commit {getattr(load_config(source), '_commit_hash', None)}"
+        return f"{HUB_COMMIT} {getattr(load_config(source), '_commit_hash', None)}"
     digest = hashlib.sha256()
     with reading("weights", source):
         digest.update((folder / CONFIG_FILE).read_bytes())

@@ -60,16 +60,15 @@ class Benchmarks:
         self._scored: set[int] = set()
         self._told: set[str] = set()
 
-    def go_on(self, records: Sequence[BenchmarkRecord], step: int, checkpoints: Path) -> None:
-        """Take over what the first part of a run has scored, which goes on from `step`.
+    def go_on(self, records: Sequence[BenchmarkRecord], step: int) -> list[Measured]:
+        """Take over what the first part of a run has scored, which goes on from `step`; returns what chooses the
+        checkpoint to keep.
 
         What it scored later is taken where the run comes by the same weights again.
         """
         self._known = {record.step: record for record in records}
         self._scored = {record.step for record in records if record.step <= step}
-        if self.best is not None:
-            before = [self.measured(record) for record in records if record.step <= step]
-            self.best.go_on(before, checkpoints, self._emit)
+        return [self.measured(record) for record in records if record.step <= step]
 
     def measured(self, record: BenchmarkRecord) -> Measured:
         """What of a record chooses the checkpoint to keep; no number where none is to be kept."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from qlora_cli.training.checkpoint import checkpoint_path
+from qlora_cli.training.checkpoint import check_readable, checkpoint_path
 from qlora_cli.training.events import BestKept, Emitter, Notice
 from qlora_cli.training.manifest import find_fault
 
@@ -50,19 +50,26 @@ class BestCheckpoint:
             self.kept = BestKept(measured.step, self.name, measured.value, path)
             emit(self.kept)
 
-    def go_on(self, measured: Sequence[Measured], checkpoints: Path, emit: Emitter) -> None:
-        """Take the best of what a run's first part measured whose checkpoint is there and whole."""
+    def go_on(self, measured: Sequence[Measured], checkpoints: Path, emit: Emitter) -> BestKept | None:
+        """Take the best of what a run's first part measured whose checkpoint is there and whole; returns it.
+
+        Raises:
+            CheckpointError: if one cannot be read, which may be whole.
+        """
         ranked = sorted(
             (each for each in measured if each.step > 0 and each.value is not None),
             key=lambda each: (-self._sign * (each.value or 0.0), each.step),
         )
         for each in ranked:
             path = checkpoint_path(checkpoints, each.step)
-            if find_fault(path) is None:
+            fault = find_fault(path)
+            check_readable(path, fault)
+            if fault is None:
                 self.keep(each, path, emit)
                 break
         if ranked and self.step != ranked[0].step:
             emit(Notice(self._lost(ranked[0].step, checkpoints)))
+        return self.kept
 
     def _lost(self, step: int, checkpoints: Path) -> str:
         path = checkpoint_path(checkpoints, step)

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from qlora_cli.disk import json_text, remove_folder, replacing_folder, sync, telling_disk_errors, write_bytes
 from qlora_cli.errors import CheckpointError
-from qlora_cli.training.manifest import MANIFEST, find_fault, manifest_text
+from qlora_cli.training.manifest import MANIFEST, Fault, FaultKind, find_fault, manifest_text
 from qlora_cli.training.optimizer_state import flatten_state, unflatten_state
 from qlora_cli.training.random_states import random_states, set_random_states
 
@@ -136,7 +136,7 @@ def write_checkpoint(
         CheckpointError: if what is there afterwards is not what was written.
     """
     target = checkpoint_path(folder, snapshot.step)
-    with replacing_folder(target) as staging:
+    with replacing_folder(target, go_on) as staging:
         for name, data in snapshot.files.items():
             (staging / name).parent.mkdir(exist_ok=True)
             write_bytes(staging / name, data, go_on)
@@ -156,12 +156,15 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def rotate(folder: Path, limit: int | None, *, keep: Collection[int] = ()) -> None:
-    """Delete all but the newest `limit` checkpoints, and those of the steps in `keep`."""
+    """Delete all but the newest `limit` checkpoints that look whole, and those of the steps in `keep`."""
     if limit is None:
         return
-    for old in list_checkpoints(folder)[limit:]:
-        if checkpoint_step(old) not in keep:
-            remove_folder(old)
+    whole = 0
+    for path in list_checkpoints(folder):
+        if whole < limit:
+            whole += find_fault(path, hashes=False) is None
+        elif checkpoint_step(path) not in keep:
+            remove_folder(path)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -175,23 +178,39 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def newest_valid(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+def newest_valid(folder: Path) -> tuple[Path | None, dict[Path, Fault]]:
     """The newest checkpoint whose files match its manifest, and what is wrong with each newer one."""
-    damaged: dict[Path, str] = {}
+    faults: dict[Path, Fault] = {}
     for path in list_checkpoints(folder):
         fault = find_fault(path)
         if fault is None:
-            return path, damaged
-        damaged[path] = fault
-    return None, damaged
+            return path, faults
+        faults[path] = fault
+    return None, faults
 
 
-def set_aside(damaged: Path) -> Path:
-    """Take a damaged checkpoint out of the count, or rotation would keep it and delete whole ones."""
-    aside = damaged.with_name(f"damaged-{damaged.name}")
-    remove_folder(aside)
+def check_readable(checkpoint: Path, fault: Fault | None) -> None:
+    """Refuse to take what cannot be read now for lost.
+
+    Raises:
+        CheckpointError: if that is the fault.
+    """
+    if fault is not None and fault.kind is FaultKind.UNREADABLE:
+        raise CheckpointError(
+            f"{checkpoint} {fault}. It may be whole: see to it that it can be read and resume again, or move it "
+            "somewhere else to go on without it"
+        )
+
+
+def set_aside(checkpoint: Path, fault: Fault) -> Path:
+    """Take a checkpoint that was passed over out of the way of the one that will have its name; nothing is deleted."""
+    kind = "other-version" if fault.kind is FaultKind.OTHER_VERSION else "damaged"
+    aside, number = checkpoint.with_name(f"{kind}-{checkpoint.name}"), 1
+    while aside.exists():
+        number += 1
+        aside = checkpoint.with_name(f"{kind}-{checkpoint.name}-{number}")
     with telling_disk_errors(aside):
-        damaged.rename(aside)
+        checkpoint.rename(aside)
     return aside
 
 
@@ -227,7 +246,10 @@ def read_optimizer(checkpoint: Path, state: SavedState, optimizer: Optimizer) ->
         CheckpointError: if it is not one of this optimizer.
     """
     with _fitting_optimizer(checkpoint):
-        return unflatten_state(optimizer, load_file(checkpoint / _OPTIMIZER), state.optimizer)
+        mapped = load_file(checkpoint / _OPTIMIZER)
+        # Copies: an optimizer keeps what it is given, and would have its state in a file that is rotated away.
+        tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+        return unflatten_state(optimizer, tensors, state.optimizer)
 
 
 @contextmanager

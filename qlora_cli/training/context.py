@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from qlora_cli.model.source import ModelSource
 from qlora_cli.training.events import Emitter
+from qlora_cli.training.manifest import Fault
 from qlora_cli.training.record import RunRecord
 from qlora_cli.training.resume import Resumed
 from qlora_cli.training.run_folder import RunFolder
@@ -32,4 +33,4 @@ class RunContext:
     record: RunRecord
     resuming: bool
     resumed: Resumed | None
-    passed_over: Mapping[Path, str]
+    passed_over: Mapping[Path, Fault]

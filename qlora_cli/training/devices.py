@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 
-from qlora_cli.errors import DeviceError
+from qlora_cli.errors import DeviceError, QloraError
 from qlora_cli.model.base import choose_device
 
 _KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+Result = TypeVar("Result")
 
 # Processes meet once for all questions of a kind, after hours that may differ by more than torch waits: 10 minutes on
 # GPUs. One that dies is noticed by whoever launched them.
@@ -61,3 +70,24 @@ def on_any_process(accelerator: Accelerator, here: bool) -> bool:
         return here
     flag = torch.tensor(int(here), device=accelerator.device)
     return bool(accelerator.reduce(flag, reduction="sum").item())
+
+
+def by_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """What the main process alone does, and what came of it, on every process; if it fails there, all of them fail so.
+
+    For whatever is read or written: two processes may find the same disk otherwise, and each would go its own way.
+
+    Raises:
+        QloraError: what `action` raises.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = action()
+        except QloraError as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: Result = outcome[0]
+    return result

@@ -25,10 +25,15 @@ def judged(progress: Progress, step: int, loss: float) -> Progress:
 
 def measured_losses(progress: Progress, recorded: Sequence[tuple[int, float]]) -> list[Measured]:
     """The held-out losses that a run has, which stands where `progress` says: of those that were recorded, the ones
-    that it will not measure again, and the best of all, which it knows without a record."""
-    losses = {step: loss for step, loss in recorded if step <= (progress.evaluated_step or 0)}
-    if progress.best_eval_step is not None and progress.best_eval_loss is not None:
-        losses[progress.best_eval_step] = progress.best_eval_loss
+    that it will not measure again, and the best of all, which it knows without a record.
+
+    A recorded one that is lower than that is not what was measured: nothing guards `metrics.jsonl` against damage.
+    """
+    best_step, best = progress.best_eval_step, progress.best_eval_loss
+    if best_step is None or best is None:
+        return []
+    losses = {step: loss for step, loss in recorded if step <= (progress.evaluated_step or 0) and loss >= best}
+    losses[best_step] = best
     return [Measured(step, loss) for step, loss in sorted(losses.items())]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -14,8 +14,9 @@ from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.best_checkpoint import BestCheckpoint
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.context import RunContext
+from qlora_cli.training.devices import by_main_process
 from qlora_cli.training.early_stopping import measured_losses
-from qlora_cli.training.events import Notice
+from qlora_cli.training.events import BenchmarkRecord, Notice
 from qlora_cli.training.loop_parts import LoopData
 from qlora_cli.training.resume import (
     Resumed,
@@ -55,36 +56,41 @@ def go_on(
     Raises:
         ModelError, CheckpointError: if the checkpoint does not fit the model or the optimizer.
     """
-    resumed, device = run.resumed, run.accelerator.device
+    resumed, accelerator = run.resumed, run.accelerator
     for path, fault in run.passed_over.items():
         run.emit(Notice(f"passed over checkpoint {path.name}: {fault}"))
     if resumed is None:
         run.emit(Notice("no checkpoint to go on from: starting from the beginning"))
         progress = None
     else:
-        progress = restore(resumed, model, optimizer, run.accelerator.process_index, device)
+        progress = restore(resumed, model, optimizer, accelerator.process_index, accelerator.device)
         run.emit(Notice(f"going on from {resumed.checkpoint.name}"))
-    before = MetricsFile(run.folder.metrics)
-    found = [(before.benchmarks(), before.held_out_losses()) if run.accelerator.is_main_process else ([], [])]
-    # No process may rename or write before all have read.
-    run.accelerator.wait_for_everyone()
-    if run.accelerator.is_main_process:
-        for checkpoint in run.passed_over:
-            set_aside(checkpoint)
-        metrics = MetricsFile(run.folder.metrics)
-        if progress is None:
-            run.record.start_over()
-            metrics.clear()
-        else:
-            metrics.keep_until(progress.step, progress.evaluated_step)
-    broadcast_object_list(found)
-    scored, losses = found[0]
-    if benchmarks is not None:
-        benchmarks.go_on(scored, -1 if progress is None else progress.step, run.folder.checkpoints)
+    # The main process renames and writes now, and none may read after that.
+    accelerator.wait_for_everyone()
+    scored, losses = by_main_process(accelerator, lambda: _forget_what_comes_after(run, progress))
+    measured = [] if benchmarks is None else benchmarks.go_on(scored, -1 if progress is None else progress.step)
     progress = progress or Progress()
-    if best is not None:
-        best.go_on(measured_losses(progress, losses), run.folder.checkpoints, run.emit)
-    chosen = (best, None if benchmarks is None else benchmarks.best)
-    kept = {each.name for each in chosen if each is not None and each.kept is not None}
+    by_score = None if benchmarks is None else benchmarks.best
+    both = ((by_score, measured), (best, measured_losses(progress, losses)))
+    chosen = [(each, before) for each, before in both if each is not None]
+    for each, before in chosen:
+        each.kept = by_main_process(accelerator, partial(each.go_on, before, run.folder.checkpoints, run.emit))
+    kept = {each.name for each, _ in chosen if each.kept is not None}
     run.record.go_on(skipped_steps=progress.skipped_steps, kept=kept)
     return progress
+
+
+def _forget_what_comes_after(
+    run: RunContext, progress: Progress | None
+) -> tuple[list[BenchmarkRecord], list[tuple[int, float]]]:
+    """Take out of the folder what the run does again; returns the scores and held-out losses that were in it."""
+    metrics = MetricsFile(run.folder.metrics)
+    found = metrics.benchmarks(), metrics.held_out_losses()
+    for checkpoint, fault in run.passed_over.items():
+        set_aside(checkpoint, fault)
+    if progress is None:
+        run.record.start_over()
+        metrics.clear()
+    else:
+        metrics.keep_until(progress.step, progress.evaluated_step)
+    return found

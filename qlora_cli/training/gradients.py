@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +13,11 @@ from torch import Tensor, nn
 
 from qlora_cli.data.batches import Batch, MicroBatch, collate
 from qlora_cli.data.units import Units
-from qlora_cli.errors import ModelError
+from qlora_cli.errors import ModelError, OutOfMemoryError
+from qlora_cli.evaluation.answering.memory import within_memory
 from qlora_cli.model.lora import bypassed_layers
+from qlora_cli.training.data_parallel import sum_gradients
+from qlora_cli.training.devices import on_any_process
 from qlora_cli.training.loss import supervised_loss
 
 
@@ -51,20 +53,20 @@ def accumulate(
     max_grad_norm: float | None,
 ) -> StepSums:
     """Add a step's gradients to `parameters`: every token of all micro-batches and processes weighs the same, divided
-    once by the supervised ones among them; then clip."""
+    once by the supervised ones among them; then clip.
+
+    Raises:
+        OutOfMemoryError: if memory does not suffice, on any process; no weight has changed.
+    """
     batches = [collate(units, micro.indices, pad_token_id, blank=micro.blank) for micro in micro_batches]
     counts = torch.tensor([[b.supervised_tokens, b.tokens] for b in batches]).sum(0).to(accelerator.device)
     supervised, tokens = (int(n) for n in accelerator.reduce(counts, reduction="sum").tolist())
     supervised = max(supervised, 1)
-    losses = []
-    for number, batch in enumerate(batches, start=1):
-        # Gradients are exchanged once, with the last micro-batch.
-        quiet = nullcontext() if number == len(batches) else accelerator.no_sync(model)
-        with quiet:
-            loss = supervised_loss(model, batch.to(accelerator.device))
-            # Data-parallel processes average their gradients; this makes the average the sum again.
-            accelerator.backward(loss * (accelerator.num_processes / supervised))
-        losses.append(loss.detach())
+    losses = within_memory(_backward, accelerator, model, batches, supervised)
+    # The processes meet here first, so that none is left waiting for one that ran out of memory.
+    if on_any_process(accelerator, losses is None) or losses is None:
+        raise OutOfMemoryError(f"out of memory on {accelerator.device}")
+    sum_gradients(accelerator, parameters)
     total = accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
     norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
     sums = StepSums(float(total), supervised, tokens, float(norm))
@@ -74,11 +76,18 @@ def accumulate(
     return StepSums(sums.loss, supervised, tokens, sums.norm, suspects)
 
 
+def _backward(accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch], supervised: int) -> list[Tensor]:
+    """The summed loss of every micro-batch, each gone backward."""
+    losses = []
+    for batch in batches:
+        loss = supervised_loss(model, batch.to(accelerator.device))
+        accelerator.backward(loss / supervised)
+        losses.append(loss.detach())
+    return losses
+
+
 def check_all_took_part(model: nn.Module) -> None:
     """Refuse a model in which a LoRA layer has no gradient after the first backward pass.
-
-    Args:
-        model: not wrapped for data parallelism.
 
     Raises:
         ModelError: naming such layers.

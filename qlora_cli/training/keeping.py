@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +82,7 @@ class CheckpointKeeper:
         future = self._writing
         if future is None or not (wait or future.done()):
             return
+        wait_for([future])  # stopped in here, it is still being written
         self._writing = None
         path = future.result()
         self._emit(CheckpointSaved(checkpoint_step(path), path))

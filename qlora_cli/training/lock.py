@@ -21,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from qlora_cli.disk import make_folder, missing_folders, telling_disk_errors
-from qlora_cli.errors import OutputError, QloraError
+from qlora_cli.errors import OutputError
+from qlora_cli.training.devices import by_main_process
 from qlora_cli.training.run_folder import RunFolder
 
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -75,19 +75,15 @@ class RunLock:
             OutputError: on every process, if another run holds the lock, or if `RunFolder.check` does.
             RunError: on every process, if the lock's file cannot be written.
         """
-        outcome: list[QloraError | None] = [None]
-        if accelerator.is_main_process:
-            try:
-                with telling_disk_errors(self._folder.path):
-                    self._made = missing_folders(self._folder.path)
-                    make_folder(self._folder.path)
-                    self._held = self._acquired()
-                self._folder.check(resume=resume)
-            except QloraError as error:
-                outcome[0] = error
-        broadcast_object_list(outcome)
-        if outcome[0] is not None:
-            raise outcome[0]
+
+        def taken() -> None:
+            with telling_disk_errors(self._folder.path):
+                self._made = missing_folders(self._folder.path)
+                make_folder(self._folder.path)
+                self._held = self._acquired()
+            self._folder.check(resume=resume)
+
+        by_main_process(accelerator, taken)
 
     def _acquired(self) -> BaseFileLock:
         lock = FileLock(self._file, timeout=_PATIENCE, preserve_lock_file=True, on_acquired=_sign)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,17 +15,17 @@ from qlora_cli.recipe.schema import TrainingSection
 from qlora_cli.training import out_of_memory
 from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.best_checkpoint import BestCheckpoint, Measured
-from qlora_cli.training.checkpoint import Progress, RandomStates, Snapshot, checkpoint_path, take_snapshot
+from qlora_cli.training.checkpoint import Progress, checkpoint_path
 from qlora_cli.training.devices import on_any_process
 from qlora_cli.training.early_stopping import judged, reason_to_stop
 from qlora_cli.training.evaluation import evaluate
 from qlora_cli.training.events import Notice, StepDone, StepSkipped
 from qlora_cli.training.gradients import StepSums, accumulate, check_all_took_part
 from qlora_cli.training.interrupt import StopRequest
-from qlora_cli.training.keeping import CheckpointKeeper
 from qlora_cli.training.loop_parts import LoopData, LoopOutput
 from qlora_cli.training.nonfinite import may_skip, why_it_stops
-from qlora_cli.training.schedule import data_position, learning_rate, seed_step, step_plan, total_steps
+from qlora_cli.training.saving import StateSaver
+from qlora_cli.training.schedule import learning_rate, seed_step, step_plan, total_steps
 from qlora_cli.training.tally import count_skipped, count_step, new_window, train_record
 
 
@@ -67,13 +65,15 @@ class Loop:
         self.plan = step_plan(section, data.train, accelerator.num_processes)
         self.total_steps = total_steps(section, self.plan)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.saved_step = progress.step or None  # the last step whose checkpoint is there
-        self.keeper = CheckpointKeeper(
-            output.checkpoints,
-            section.save_total_limit,
-            output.emit,
-            durable=output.durable,
+        self.saver = StateSaver(
+            accelerator,
+            optimizer,
+            self.parameters,
+            self.plan,
+            output,
+            limit=section.save_total_limit,
             kept=self._steps_to_keep,
+            saved_step=progress.step,
         )
 
     @property
@@ -96,16 +96,15 @@ class Loop:
                 is saved.
             Interrupted: after SIGINT, SIGTERM, SIGHUP or SIGUSR1; the state after the step at hand is saved.
             EvaluationError: if the model cannot be scored; the state after the step at hand is saved.
-            OutOfMemoryError: if memory does not suffice to evaluate or to score; the same.
+            OutOfMemoryError: if memory does not suffice for a step, to evaluate or to score; the same.
             ModelError: if a LoRA layer took no part in the first step.
         """
         self.model.train()
-        with self.keeper.keeping(), StopRequest() as stop:
-            if self.accelerator.is_main_process:
-                self.keeper.rotate()  # a kill may have come before it
+        with self.saver.keeping(), StopRequest() as stop:
+            self.saver.rotate()  # a kill may have come before it
             self._look(stop, trained=False)  # before the first step, or what a resumed run still owes
             while self.progress.step < self.last_step:
-                self.keeper.settle()
+                self.saver.settle()
                 self._train_step()
                 self._look(stop, trained=True)
         if self.stopped_early is not None:
@@ -126,7 +125,7 @@ class Loop:
         left_off = left_off or self._score_if_due(asked)
         stopping = on_any_process(self.accelerator, asked())
         if trained and (last or stopping or self._due(self.section.save_steps)):
-            self._save(rotating=True, wait=last or stopping)
+            self.saver.save(self.progress, rotating=True, wait=last or stopping)
         if left_off or (stopping and not last):
             step = self.progress.step
             where = f"after step {step}, state saved" if step else "before the first step, nothing was trained yet"
@@ -140,7 +139,12 @@ class Loop:
         started = time.monotonic()
         index = self.progress.step
         rate = learning_rate(self.section, index, self.total_steps)
-        step = self._accumulate(index)
+        try:
+            step = self._accumulate(index)
+        except OutOfMemoryError:
+            self.optimizer.zero_grad(set_to_none=True)
+            where = str(self.accelerator.device)
+            raise OutOfMemoryError(out_of_memory.in_a_step(self.section, where, index + 1, self._keep())) from None
         if step.fault is None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -173,20 +177,12 @@ class Loop:
             max_grad_norm=self.section.max_grad_norm,
         )
         if index == 0:
-            check_all_took_part(self.accelerator.unwrap_model(self.model))
+            check_all_took_part(self.model)
         return sums
 
     def _keep(self) -> str:
         """Save the state as it is, if it is good; says what there is to go on from."""
-        if self.progress.step == 0:
-            return "nothing was trained yet"
-        if not self._is_finite():
-            return "what the last step trained is not finite either, and not saved"
-        self._save(rotating=False)
-        return f"the state after step {self.progress.step} is saved"
-
-    def _is_finite(self) -> bool:
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
+        return self.saver.save_what_is_good(self.progress)
 
     def _record(self) -> None:
         """Tell of the steps since the last record, if there is anything to tell, and begin a new window."""
@@ -232,7 +228,7 @@ class Loop:
         if benchmarks is None or not benchmarks.is_due(step, self.last_step):
             return False
         try:
-            record = within_memory(benchmarks.score, self.accelerator.unwrap_model(self.model), step, stopping)
+            record = within_memory(benchmarks.score, self.model, step, stopping)
         except Interrupted:
             return True
         except EvaluationError as error:
@@ -254,43 +250,9 @@ class Loop:
     def _keep_if_best(self, best: BestCheckpoint | None, measured: Measured) -> None:
         if best is None or not best.is_better(measured):
             return
-        self._save(rotating=False)
+        self.saver.save(self.progress, rotating=False)
         best.keep(measured, checkpoint_path(self.output.checkpoints, measured.step), self.output.emit)
-        if self.accelerator.is_main_process:
-            self.keeper.rotate()
-
-    def _save(self, *, rotating: bool, wait: bool = True) -> None:
-        """Save the state, unless this step's is saved; then, if `rotating`, delete old ones.
-
-        With `wait` it is on disk afterwards. A state that cannot be gone on from is not saved: it would push out one
-        that can.
-        """
-        if not self._is_finite():
-            raise NonFiniteError(
-                f"step {self.progress.step}: its update made a trained weight NaN or infinite, so training stopped; "
-                "it is not saved, and the checkpoints before it are as they were. Try a lower learning_rate"
-            )
-        random = gather_object([RandomStates.here(self.accelerator.device)])
-        if self.accelerator.is_main_process:
-            if self.saved_step == self.progress.step:
-                self.keeper.settle(wait=wait)
-                if rotating:
-                    self.keeper.rotate()
-            else:
-                self.keeper.save(self._snapshot(random), wait=wait, rotating=rotating)
-        self.saved_step = self.progress.step
-        if wait:
-            self.accelerator.wait_for_everyone()
-
-    def _snapshot(self, random: Sequence[RandomStates]) -> Snapshot:
-        return take_snapshot(
-            self.progress,
-            self.optimizer,
-            self.output.adapter(),
-            position=data_position(self.plan, self.progress.step),
-            run=self.output.run,
-            random=random,
-        )
+        self.saver.rotate()
 
     def _steps_to_keep(self) -> set[int]:
         """The steps whose checkpoints no rotation takes."""

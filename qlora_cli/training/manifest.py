@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qlora_cli.disk import json_text
 
@@ -29,42 +32,86 @@ def manifest_text(files: Mapping[str, bytes]) -> str:
     return _signed({"format_version": FORMAT_VERSION, "files": entries})
 
 
-def find_fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if nothing is."""
+class FaultKind(Enum):
+    """What a fault means for going on: only what is damaged is lost."""
+
+    DAMAGED = "damaged"
+    OTHER_VERSION = "of another version"  # which can go on from it
+    UNREADABLE = "unreadable"  # now; it may be whole
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a checkpoint, as it follows on its name."""
+
+    text: str
+    kind: FaultKind = FaultKind.DAMAGED
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Entry(NamedTuple):
+    bytes: int
+    sha256: str
+
+
+def find_fault(folder: Path, *, hashes: bool = True) -> Fault | None:
+    """What is wrong with a checkpoint's files; None if nothing is.
+
+    Args:
+        hashes: whether to read the files; if not, their names and sizes are looked at alone.
+    """
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-    except OSError:
-        return f"has no {MANIFEST}"
-    except ValueError:
-        return f"{MANIFEST} is damaged"
+        data = (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return Fault(f"has no {MANIFEST}")
+    except OSError as error:
+        return _unreadable(MANIFEST, error)
     try:
+        text = data.decode()
         manifest = json.loads(text)
-        version, signature, expected = manifest["format_version"], manifest.pop(_SELF, None), dict(manifest["files"])
+        version, signature = manifest["format_version"], manifest.pop(_SELF, None)
+        signed = text == _signed(manifest)
+        if version != FORMAT_VERSION and (signature is None or signed):
+            told = f"has format version {version}, this is {FORMAT_VERSION}: another version of this tool wrote it"
+            return Fault(told, FaultKind.OTHER_VERSION)
+        entries = {name: _Entry(int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{MANIFEST} is damaged"
-    if version != FORMAT_VERSION and (signature is None or text == _signed(manifest)):
-        return f"has format version {version}, this is {FORMAT_VERSION}: another version of this tool wrote it"
-    if text != _signed(manifest):
-        return f"{MANIFEST} is damaged"
-    return _fault_of_files(folder, expected)
+        return Fault(f"{MANIFEST} is damaged")
+    if not signed:
+        return Fault(f"{MANIFEST} is damaged")
+    return _fault_of_names(folder, entries) or (_fault_of_contents(folder, entries) if hashes else None)
 
 
-def _fault_of_files(folder: Path, expected: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _fault_of_names(folder: Path, expected: Mapping[str, _Entry]) -> Fault | None:
     try:
         sizes = _sizes(folder)
-        for name in sorted(expected.keys() | sizes.keys()):
-            if name not in sizes:
-                return f"{name} is missing"
-            if name not in expected:
-                return f"{name} does not belong there"
-            if sizes[name] != expected[name]["bytes"]:
-                return f"{name} has {sizes[name]:,} bytes, {expected[name]['bytes']:,} were written"
-        for name, entry in expected.items():
-            if _sha256(folder / name) != entry["sha256"]:
-                return f"{name} is not what was written: its SHA-256 is another"
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return _unreadable(Path(error.filename or folder).name, error)
+    for name in sorted(expected.keys() | sizes.keys()):
+        if name not in sizes:
+            return Fault(f"{name} is missing")
+        if name not in expected:
+            return Fault(f"{name} does not belong there")
+        if sizes[name] != expected[name].bytes:
+            return Fault(f"{name} has {sizes[name]:,} bytes, {expected[name].bytes:,} were written")
     return None
+
+
+def _fault_of_contents(folder: Path, expected: Mapping[str, _Entry]) -> Fault | None:
+    for name, entry in expected.items():
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            return _unreadable(name, error)
+        if found != entry.sha256:
+            return Fault(f"{name} is not what was written: its SHA-256 is another")
+    return None
+
+
+def _unreadable(name: str, error: OSError) -> Fault:
+    return Fault(f"has a file that cannot be read, {name}: {error.strerror or error}", FaultKind.UNREADABLE)
 
 
 def _signed(manifest: Mapping[str, Any]) -> str:
@@ -73,8 +120,17 @@ def _signed(manifest: Mapping[str, Any]) -> str:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    """Of every file but the manifest; a folder that cannot be listed is an error, and not an empty one."""
+    found = {}
+    for top, _, names in os.walk(folder, onerror=_raise):
+        for path in (Path(top, name) for name in names):
+            if path.name != MANIFEST:
+                found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _sha256(path: Path) -> str:

@@ -6,8 +6,13 @@ from qlora_cli.recipe.schema import EvaluationSection, TrainingSection
 
 
 def in_training(section: TrainingSection, device: str) -> str:
-    """In a forward or backward pass of training, or before."""
+    """In an update of the weights, or before training."""
     return f"out of memory on {device}. What was saved before is whole. {how_to_need_less(section)}"
+
+
+def in_a_step(section: TrainingSection, device: str, step: int, saved: str) -> str:
+    """In the forward or backward pass of a step; `saved` says what there is to go on from."""
+    return f"step {step} ran out of memory on {device}; {saved}. {how_to_need_less(section)}"
 
 
 def how_to_need_less(section: TrainingSection) -> str:

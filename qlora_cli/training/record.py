@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from qlora_cli.disk import write_json
 from qlora_cli.training.events import (
@@ -26,12 +28,34 @@ from qlora_cli.training.events import (
     TrainRecord,
 )
 
-# What a resumed run goes on with, of what its first part had found.
+
+@dataclass(frozen=True)
+class _Scored:
+    step: int
+    scores: dict[str, float | None]
+    seconds: float
+    partial: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Best:
+    step: int
+    score: str
+    value: float
+    checkpoint: str
+
+
+# What a resumed run goes on with, of what its first part had found, and as what: a file that was damaged or edited may
+# hold anything.
 _BEST = ("best", "best_eval")
-_FOUND = (
-    *("last_train", "first_eval", "last_eval", "first_benchmark", "last_benchmark"),
-    *(*_BEST, "last_checkpoint", "adapter_step"),
-)
+_FOUND: dict[str, Any] = {
+    "last_train": TrainRecord,
+    **dict.fromkeys(("first_eval", "last_eval"), EvalRecord),
+    **dict.fromkeys(("first_benchmark", "last_benchmark"), _Scored),
+    **dict.fromkeys(_BEST, _Best),
+    "last_checkpoint": str,
+    "adapter_step": int,
+}
 
 
 class RunRecord:
@@ -53,7 +77,7 @@ class RunRecord:
             **facts,
             "data": {},
             "model": None,
-            **{name: previous.get(name) for name in _FOUND},
+            **{name: _as(kind, previous.get(name)) for name, kind in _FOUND.items()},
             "skipped_steps": 0,
             "stopped_early": None,
             "timings": {},
@@ -146,6 +170,15 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _as(kind: Any, found: object) -> Any:
+    """What was found, if it can be read as that; else None."""
+    try:
+        TypeAdapter(kind).validate_python(found)
+    except ValidationError:
+        return None
+    return found
 
 
 def _moment(text: object) -> str | None:

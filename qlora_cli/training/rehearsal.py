@@ -95,7 +95,7 @@ def _rehearse_step(loop: Loop, batches: Sequence[SizedBatch], name: str) -> None
             max_grad_norm=loop.section.max_grad_norm,
         )
         if step.fault is None:
-            check_all_took_part(loop.accelerator.unwrap_model(loop.model))
+            check_all_took_part(loop.model)
             loop.optimizer.step()
         elif loop.section.on_nonfinite == "skip_step":
             loop.output.emit(Notice(f"rehearsal: the {step.fault} in {name}: training will skip it. {step.suspects}"))
@@ -131,8 +131,8 @@ def _fitting(loop: Loop, name: str, units: Units, indices: Sequence[int], advice
     """Turn too little memory for a batch, given by its units, into a message."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+    except (RuntimeError, MemoryError, OutOfMemoryError) as error:
+        if not (ran_out(error) or isinstance(error, OutOfMemoryError)):
             raise
         kept = "what was saved before is whole" if loop.progress.step else "nothing was trained yet"
         rows = [row for index in indices for row in units.rows_of(index).tolist()]

@@ -25,7 +25,6 @@ from qlora_cli.training.checkpoint import (
     read_optimizer,
     read_state,
     restore_random,
-    take_snapshot,
     write_checkpoint,
 )
 from qlora_cli.training.events import Notice
@@ -63,9 +62,8 @@ def rehearse_checkpoint(loop: Loop) -> tuple[int, float]:
 
 def _write_and_read(loop: Loop, scratch: Path, random: Sequence[RandomStates]) -> int:
     """Returns the bytes of what was written."""
-    position = data_position(loop.plan, loop.progress.step)
-    adapter, run = loop.output.adapter(), loop.output.run
-    snapshot = take_snapshot(loop.progress, loop.optimizer, adapter, position=position, run=run, random=random)
+    position, run = data_position(loop.plan, loop.progress.step), loop.output.run
+    snapshot = loop.saver.snapshot(loop.progress, random)
     path = write_checkpoint(scratch, snapshot, durable=loop.output.durable)
     saved = read_state(path)
     scalars = flatten_state(loop.optimizer)[1]
@@ -86,7 +84,7 @@ def _write_and_read(loop: Loop, scratch: Path, random: Sequence[RandomStates]) -
 
 def _same_weights(loop: Loop, adapter: Path) -> bool:
     before = [parameter.detach().to("cpu", copy=True) for parameter in loop.parameters]
-    layers = lora_layers(loop.accelerator.unwrap_model(loop.model))
+    layers = lora_layers(loop.model)
     copy_adapter_tensors(layers, read_adapter_tensors(adapter), adapter)
     return all(_equal(p.detach().cpu(), old) for p, old in zip(loop.parameters, before, strict=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from torch.optim import Optimizer
 from qlora_cli.data.batches import StepPlan
 from qlora_cli.errors import CheckpointError, OutputError
 from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors
+from qlora_cli.model.fingerprint import HUB_COMMIT
 from qlora_cli.model.lora import lora_layers
-from qlora_cli.recipe.schema import Recipe, TrainingSection
+from qlora_cli.recipe.schema import Recipe, SourceSection, TrainingSection
 from qlora_cli.training.checkpoint import (
     ADAPTER,
     Progress,
     SavedState,
+    check_readable,
     checkpoint_step,
     list_checkpoints,
     newest_valid,
@@ -28,12 +30,18 @@ from qlora_cli.training.checkpoint import (
     restore_optimizer,
     restore_random,
 )
+from qlora_cli.training.manifest import Fault, FaultKind
 from qlora_cli.training.optim import page_again
+from qlora_cli.training.run_folder import RunFolder
 from qlora_cli.training.schedule import data_position, total_steps
 
 # A resumed run may report, evaluate, score and save at other steps, keep other checkpoints, go on for longer, wait
-# longer for a lower loss, and take another way at a step that is not finite.
+# longer for a lower loss, and take another way at a step that is not finite. Where the model and the template of its
+# rows lie is no matter: what they are, and what they give, is compared by `check_same_material`.
 _FREE = {
+    "base_model",
+    "revision",
+    "dataset.chat_template",
     "output_dir",
     "training.num_train_epochs",
     "training.max_steps",
@@ -58,6 +66,7 @@ _FREE = {
 
 
 _INSTEAD = "or train into another folder with --output-dir"
+_OLD_VERSION = f"Go on with the version of qlora-cli that the run began with (run.json has it), {_INSTEAD}"
 
 
 @dataclass(frozen=True)
@@ -74,16 +83,30 @@ class Resumed:
         return self.state.progress.step
 
 
-def find_checkpoint(run: Path, checkpoints: Path) -> tuple[Resumed | None, Mapping[Path, str]]:
-    """The newest whole checkpoint of the run, None if there is none; and what is wrong with each newer one.
+def find_checkpoint(folder: RunFolder) -> tuple[Resumed | None, Mapping[Path, Fault]]:
+    """The newest whole checkpoint of the run, and what is wrong with each newer one.
+
+    None if there is none, and it may begin again: what it trained is lost.
 
     Raises:
-        CheckpointError: if it is whole, and not what this version writes.
+        CheckpointError: if one may be whole, and this version cannot read it, or not now.
+        OutputError: if the run has a result and nothing to go on from: beginning again, it would replace that.
     """
-    checkpoint, passed_over = newest_valid(checkpoints)
-    if checkpoint is None:
-        return None, passed_over
-    return Resumed(run, checkpoint, read_state(checkpoint)), passed_over
+    checkpoint, passed_over = newest_valid(folder.checkpoints)
+    for path, fault in passed_over.items():
+        check_readable(path, fault)
+    if checkpoint is not None:
+        return Resumed(folder.path, checkpoint, read_state(checkpoint)), passed_over
+    for path, fault in passed_over.items():
+        if fault.kind is FaultKind.OTHER_VERSION:
+            raise CheckpointError(f"{path} {fault}. {_OLD_VERSION}")
+    if any(folder.adapter.glob("*.safetensors")):
+        faults = "".join(f"\n  {path.name}: {fault}" for path, fault in passed_over.items())
+        raise OutputError(
+            f"--resume: the run in {folder.path} has a trained adapter, and no checkpoint to go on from: it would "
+            f"begin again and replace that. Move {folder.adapter} somewhere else, {_INSTEAD}{faults}"
+        )
+    return None, passed_over
 
 
 def check_same_recipe(resumed: Resumed, recipe: Recipe) -> None:
@@ -94,9 +117,13 @@ def check_same_recipe(resumed: Resumed, recipe: Recipe) -> None:
     """
     stored = _recipe(resumed)
     before, now = _leaves(stored.model_dump()), _leaves(recipe.model_dump())
-    # Where rows and model lie is no matter: what they are is compared by `check_same_material`.
-    places = ("base_model", "dataset.train", "dataset.validation")
-    free = _FREE | {name for name in places if isinstance(before.get(name), str) and isinstance(now[name], str)}
+    free = _FREE
+    for name, one, other in (
+        ("dataset.train", stored.dataset.train_sources, recipe.dataset.train_sources),
+        ("dataset.validation", stored.dataset.validation_sources, recipe.dataset.validation_sources),
+    ):
+        if _but_for_places(one) == _but_for_places(other):
+            free = free | {name}
     if not (stored.evaluation.names and recipe.evaluation.names):  # what is not scored cannot be scored otherwise
         free = free | {name for name in now if name.startswith("evaluation.")}
     changed = [name for name in now if name not in free and before.get(name) != now[name]]
@@ -126,9 +153,12 @@ def check_same_material(resumed: Resumed, run: Mapping[str, Any]) -> None:
             f"Put them back, {_INSTEAD}"
         )
     if before["base_model"] != run["base_model"]:
+        was, is_ = (print_.startswith(HUB_COMMIT) for print_ in (before["base_model"], run["base_model"]))
+        why = "its weights or its configuration are others"
+        if was != is_:
+            why = "one is on the hub and the other in a folder, so that they cannot be compared"
         raise OutputError(
-            f"--resume: the base model has the name of the one that the run in {where} began with, and other weights "
-            f"or another configuration. Put it back, {_INSTEAD}"
+            f"--resume: base_model is not the one that the run in {where} began with: {why}. Put that back, {_INSTEAD}"
         )
     if before["num_processes"] != run["num_processes"]:
         raise OutputError(
@@ -163,7 +193,11 @@ def doubts_about_the_rest(
     resumed: Resumed, section: TrainingSection, plan: StepPlan, run: Mapping[str, Any]
 ) -> list[str]:
     """What makes the rest of the run another one than it would have been, and is yet no reason to refuse."""
-    found = [_changed_schedule(resumed, section, plan), _changed_surroundings(resumed, run)]
+    found = [
+        _changed_schedule(resumed, section, plan),
+        _changed_policy(resumed, section),
+        _changed_surroundings(resumed, run),
+    ]
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -178,6 +212,20 @@ def _changed_schedule(resumed: Resumed, section: TrainingSection, plan: StepPlan
         f"the {section.lr_scheduler_type} learning rate now falls over {now} steps, not {before}: from here on this is "
         "not the run that it would have been"
     )
+
+
+def _changed_policy(resumed: Resumed, section: TrainingSection) -> str | None:
+    """Another way at a step that is not finite; None if there is none."""
+    before = _recipe(resumed).training
+    names = ("on_nonfinite", "max_skipped_steps")
+    changed = [
+        f"training.{name} was {getattr(before, name)}, is {getattr(section, name)}"
+        for name in names
+        if getattr(before, name) != getattr(section, name)
+    ]
+    if not changed:
+        return None
+    return f"{'; '.join(changed)}: a step whose loss or gradient is not finite is met otherwise from here on"
 
 
 def _changed_surroundings(resumed: Resumed, run: Mapping[str, Any]) -> str | None:
@@ -203,6 +251,11 @@ def restore(resumed: Resumed, model: nn.Module, optimizer: Optimizer, process: i
     return resumed.state.progress
 
 
+def _but_for_places(sources: Sequence[SourceSection]) -> list[SourceSection]:
+    """What is said of sources of rows, but for where they are: what is in them is compared by `check_same_material`."""
+    return [source.model_copy(update={"path": ""}) for source in sources]
+
+
 def _recipe(resumed: Resumed) -> Recipe:
     """The recipe that the checkpoint was made with."""
     try:
@@ -210,8 +263,7 @@ def _recipe(resumed: Resumed) -> Recipe:
     except ValidationError as error:
         names = ", ".join(".".join(str(part) for part in problem["loc"]) for problem in error.errors())
         raise CheckpointError(
-            f"{resumed.checkpoint}: was made with settings that this version does not read so: {names}. Go on with the "
-            f"version of qlora-cli that the run began with (run.json has it), {_INSTEAD}"
+            f"{resumed.checkpoint}: was made with settings that this version does not read so: {names}. {_OLD_VERSION}"
         ) from None
 
 

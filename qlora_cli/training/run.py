@@ -23,7 +23,8 @@ from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.best_checkpoint import BestCheckpoint
 from qlora_cli.training.checkpoint import Progress
 from qlora_cli.training.context import RunContext
-from qlora_cli.training.devices import make_accelerator
+from qlora_cli.training.data_parallel import share_weights
+from qlora_cli.training.devices import by_main_process, make_accelerator
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
 from qlora_cli.training.events import (
     EVAL_LOSS,
@@ -41,6 +42,7 @@ from qlora_cli.training.loading import load_data, load_model
 from qlora_cli.training.lock import RunLock
 from qlora_cli.training.loop import Loop
 from qlora_cli.training.loop_parts import LoopData, LoopOutput
+from qlora_cli.training.manifest import Fault
 from qlora_cli.training.optim import build_optimizer, runs_unpaged
 from qlora_cli.training.out_of_memory import in_training
 from qlora_cli.training.record import RunRecord
@@ -137,14 +139,10 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: R
     # No process may create the folder before the others have looked.
     accelerator.wait_for_everyone()
     resumed: Resumed | None = None
-    passed_over: Mapping[Path, str] = {}
+    passed_over: Mapping[Path, Fault] = {}
     if resume:
         lock.take(accelerator, resume=True)
-        if accelerator.is_main_process:
-            for place in (folder.path, folder.checkpoints):
-                tidy(place)
-        accelerator.wait_for_everyone()
-        resumed, passed_over = find_checkpoint(folder.path, folder.checkpoints)
+        resumed, passed_over = by_main_process(accelerator, lambda: _tidied_and_found(folder))
     if resumed is not None:
         check_same_recipe(resumed, recipe)
     facts = {"versions": versions(), "hardware": hardware(accelerator.device, accelerator.num_processes)}
@@ -153,6 +151,13 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: R
     emit = Emitter([record, MetricsFile(folder.metrics), *listeners] if main else [])
     source = ModelSource(recipe.base_model, recipe.revision, recipe.trust_remote_code)
     return RunContext(source, folder, accelerator, emit, record, resume, resumed, passed_over)
+
+
+def _tidied_and_found(folder: RunFolder) -> tuple[Resumed | None, Mapping[Path, Fault]]:
+    """The checkpoint to go on from, once what kills have left in the folder is out of the way."""
+    tidy(folder.path, folder.adapter.name)
+    tidy(folder.checkpoints, "step-*")
+    return find_checkpoint(folder)
 
 
 def _plan_benchmarks(run: RunContext, section: EvaluationSection) -> BenchmarkPlan | None:
@@ -183,9 +188,9 @@ def _train(
     benchmarks = None if scored_on is None else _benchmarks(run, recipe, scored_on, tokenizer)
     best = BestCheckpoint(EVAL_LOSS, higher_is_better=False) if section.load_best else None
     progress = go_on(run, model, optimizer, benchmarks, best) if run.resuming else Progress()
-    # The optimizer is not prepared: Accelerate's wrapper reloads its state, and so takes paged state out of its pages.
-    # What it adds is for loss scaling and for its own way of accumulating, of which there is neither.
-    prepared = accelerator.prepare_model(model)
+    # Neither model nor optimizer is prepared by Accelerate: its wrapper of an optimizer reloads the state, and so takes
+    # paged state out of its pages, and what it wraps a model with is in the way of the same bits.
+    share_weights(accelerator, lora_parameters(model))
     output = LoopOutput(
         folder.checkpoints,
         lambda: adapter_files(model, run.source),
@@ -193,7 +198,7 @@ def _train(
         run=identity,
         durable=(folder.metrics,),
     )
-    loop = Loop(accelerator, prepared, optimizer, section, data, output, progress, benchmarks, best)
+    loop = Loop(accelerator, model, optimizer, section, data, output, progress, benchmarks, best)
     if doubt := endless_warmup(section, loop.total_steps):
         run.emit(Notice(doubt))
     if rehearse and loop.progress.step < loop.total_steps:

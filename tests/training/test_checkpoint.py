@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from pathlib import Path
@@ -17,6 +16,7 @@ from qlora_cli.errors import CheckpointError, RunError
 from qlora_cli.recipe.schema import OptimizerName, TrainingSection
 from qlora_cli.training.checkpoint import (
     Progress,
+    checkpoint_step,
     list_checkpoints,
     newest_valid,
     read_state,
@@ -26,7 +26,7 @@ from qlora_cli.training.checkpoint import (
     set_aside,
     write_checkpoint,
 )
-from qlora_cli.training.manifest import find_fault
+from qlora_cli.training.manifest import Fault, FaultKind, find_fault
 from qlora_cli.training.optim import build_optimizer
 from tests.support.checkpoints import some_snapshot, write_some
 
@@ -88,84 +88,6 @@ def test_nothing_in_a_checkpoint_needs_unpickling(tmp_path: Path) -> None:
     assert manifest["files"]["adapter/adapter_model.safetensors"]["bytes"] == len(b"weights")
 
 
-def test_any_flipped_bit_and_any_cut_is_seen(tmp_path: Path) -> None:
-    """500 places drawn over all files of a checkpoint, its manifest among them, each file alike: a flipped bit there,
-    or the file cut there, and it is not valid any more; mended, it is again."""
-    checkpoint = _saved(tmp_path)
-    assert find_fault(checkpoint) is None
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    draw = random.Random(0)
-    for number in range(500):
-        file = files[number % len(files)]
-        original = file.read_bytes()
-        position = draw.randrange(len(original))
-        name = file.relative_to(checkpoint).as_posix()
-        if draw.random() < 0.5:
-            file.write_bytes(original[:position])
-            told = f"{name} has {position:,} bytes, {len(original):,} were written"
-        else:
-            flipped = original[position] ^ (1 << draw.randrange(8))
-            file.write_bytes(original[:position] + bytes([flipped]) + original[position + 1 :])
-            told = f"{name} is not what was written: its SHA-256 is another"
-        assert find_fault(checkpoint) == ("manifest.json is damaged" if name == "manifest.json" else told)
-        file.write_bytes(original)
-    assert find_fault(checkpoint) is None
-
-
-def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
-    """No byte of it can change without being seen, its blanks and the names in it included."""
-    checkpoint = _saved(tmp_path)
-    manifest = checkpoint / "manifest.json"
-    original = manifest.read_bytes()
-    for position in range(len(original)):
-        changed = bytearray(original)
-        changed[position] ^= 1
-        manifest.write_bytes(changed)
-        assert find_fault(checkpoint) == "manifest.json is damaged", position
-
-
-def _sign(manifest: Path, change: dict[str, object]) -> None:
-    """Change a manifest as another version of the tool might have written it."""
-    data = json.loads(manifest.read_text()) | change
-    del data["sha256"]
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    signed = data | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
-    manifest.write_text(json.dumps(signed, indent=2, ensure_ascii=False) + "\n")
-
-
-def test_faults_are_told(tmp_path: Path) -> None:
-    """No manifest, a broken one, another version, a file too few or too many."""
-    checkpoint = _saved(tmp_path)
-    manifest = checkpoint / "manifest.json"
-    text = manifest.read_text()
-    _sign(manifest, {"format_version": 9})
-    other = "has format version {}, this is 2: another version of this tool wrote it"
-    assert find_fault(checkpoint) == other.format(9)
-    manifest.write_text('{"format_version": 1, "files": {}}')  # the first version's had no sum of their own
-    assert find_fault(checkpoint) == other.format(1)
-    for broken in (
-        text[:40],
-        "[]",
-        '{"format_version": 2, "files": 7}',
-        '{"format_version": 2}',
-        "\ud800",
-        "[" * 10**5,
-    ):
-        manifest.write_bytes(broken.encode("utf-8", "surrogatepass"))
-        assert find_fault(checkpoint) == "manifest.json is damaged"
-    manifest.write_text(text)
-    _sign(manifest, {"files": {}})
-    assert find_fault(checkpoint) == "adapter/adapter_model.safetensors does not belong there"
-    manifest.unlink()
-    assert find_fault(checkpoint) == "has no manifest.json"
-    manifest.write_text(text)
-    (checkpoint / "extra.bin").write_bytes(b"")
-    assert find_fault(checkpoint) == "extra.bin does not belong there"
-    (checkpoint / "extra.bin").unlink()
-    (checkpoint / "state.json").unlink()
-    assert find_fault(checkpoint) == "state.json is missing"
-
-
 def test_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
     """Newer damaged ones are passed over, each with its reason; 10 is newer than 9."""
     for step in (3, 9, 10):
@@ -175,7 +97,7 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
     path, faults = newest_valid(tmp_path)
     assert path == tmp_path / "step-000009"
     assert list(faults) == [damaged]
-    assert faults[damaged].startswith("state.json has 2 bytes, ")
+    assert str(faults[damaged]).startswith("state.json has 2 bytes, ")
     assert newest_valid(tmp_path / "nowhere") == (None, {})
 
 
@@ -184,10 +106,47 @@ def test_a_damaged_one_set_aside_costs_no_whole_one(tmp_path: Path) -> None:
     for step in (5, 10):
         _saved(tmp_path, step)
     (tmp_path / "step-000010" / "state.json").write_text("{}")
-    assert set_aside(tmp_path / "step-000010") == tmp_path / "damaged-step-000010"
+    fault = Fault("state.json has 2 bytes")
+    assert set_aside(tmp_path / "step-000010", fault) == tmp_path / "damaged-step-000010"
     _saved(tmp_path, 6)
     rotate(tmp_path, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"step-000006", "damaged-step-000010"}
+
+
+def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
+    """The same step twice, and of another version, which is no damage: all of them stay, under names that tell."""
+    names = []
+    for kind in (FaultKind.DAMAGED, FaultKind.DAMAGED, FaultKind.OTHER_VERSION, FaultKind.OTHER_VERSION):
+        names.append(set_aside(_saved(tmp_path, 3), Fault("x", kind)).name)
+    assert names == [
+        *("damaged-step-000003", "damaged-step-000003-2"),
+        *("other-version-step-000003", "other-version-step-000003-2"),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_rotation_counts_what_looks_whole(tmp_path: Path) -> None:
+    """A damaged one in between does not push out the last whole one; behind enough whole ones it goes, too."""
+    for step in (1, 2, 3, 4):
+        _saved(tmp_path, step)
+    for step in (1, 3):
+        (tmp_path / f"step-{step:06d}" / "state.json").unlink()
+    rotate(tmp_path, 2)
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [4, 3, 2]
+
+
+def test_restored_state_is_in_memory(tmp_path: Path) -> None:
+    """And not in the file, which rotation deletes and anybody may write into."""
+    optimizer, parameters = _optimizer("adamw_torch")
+    _steps(optimizer, parameters, 0, 1)
+    checkpoint = write_some(tmp_path, 3, optimizer, _ADAPTER)
+    restore_optimizer(checkpoint, read_state(checkpoint), optimizer)
+    before = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    file = checkpoint / "optimizer.safetensors"
+    with file.open("r+b") as opened:
+        opened.write(bytes(file.stat().st_size))
+    assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(before, optimizer.state.values(), strict=True))
 
 
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qlora_cli.errors import QloraError
+from qlora_cli.errors import CheckpointError, OutputError, QloraError
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.training.checkpoint import list_checkpoints
 from qlora_cli.training.events import Event, Notice
+from qlora_cli.training.manifest import FORMAT_VERSION
 from qlora_cli.training.run import train
 from qlora_cli.training.run_folder import RunFolder
+from tests.support.faults import with_training
 from tests.support.finished_runs import FinishedRun
 from tests.support.runs import tiny_recipe
 
@@ -106,9 +108,57 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert (run / "checkpoints" / "damaged-step-000004").exists()
 
 
-def test_all_checkpoints_damaged_begins_again(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
-    """Nothing to go on from: both are named, the run begins at step 1, and ends the same."""
+def _of_another_version(checkpoint: Path) -> str:
+    """As the first version of the format has it; what is said of it."""
+    (checkpoint / "manifest.json").write_text('{"format_version": 1, "files": {}}')
+    return f"has format version 1, this is {FORMAT_VERSION}: another version of this tool wrote it"
+
+
+def test_a_checkpoint_of_another_version_is_kept(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """It is passed over where there is an older one, under a name that does not call it damaged. Where there is none,
+    this version may not go on at all: nothing in the folder changes."""
     recipe, whole, _ = made
+    newest, _ = list_checkpoints(run / "checkpoints")
+    fault = _of_another_version(newest)
+    files = _contents(newest)
+    assert _resume(recipe) == [f"passed over checkpoint step-000004: {fault}", "going on from step-000002"]
+    assert whole.differences(RunFolder(run)) == []
+    assert _contents(run / "checkpoints" / "other-version-step-000004") == files
+
+    shutil.rmtree(run / "adapter")
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        _of_another_version(checkpoint)
+    before = _contents(run)
+    with pytest.raises(CheckpointError) as caught:
+        _resume(recipe)
+    assert str(caught.value) == (
+        f"{newest} {fault}. Go on with the version of qlora-cli that the run began with (run.json has it), or train "
+        "into another folder with --output-dir"
+    )
+    assert _contents(run) == before
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """Its disk may be back in a minute: the run does not go on from an older one, and nothing is renamed."""
+    recipe, whole, _ = made
+    newest, _ = list_checkpoints(run / "checkpoints")
+    manifest = newest / "manifest.json"
+    text = manifest.read_text()
+    manifest.unlink()
+    manifest.symlink_to(manifest)  # as root reads what has no permission
+    with pytest.raises(CheckpointError, match=r"^.*step-000004 has a file that cannot be read, manifest\.json: "):
+        _resume(recipe)
+    manifest.unlink()
+    manifest.write_text(text)
+    assert _resume(recipe) == ["going on from step-000004"]
+    assert whole.differences(RunFolder(run)) == []
+
+
+def test_all_checkpoints_damaged_begins_again(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """Nothing to go on from, as a run has no result before it ends: both are named, it begins at step 1, and ends the
+    same."""
+    recipe, whole, _ = made
+    shutil.rmtree(run / "adapter")
     for checkpoint in list_checkpoints(run / "checkpoints"):
         (checkpoint / "state.json").unlink()
     assert _resume(recipe)[-3:] == [
@@ -117,6 +167,31 @@ def test_all_checkpoints_damaged_begins_again(made: tuple[Recipe, FinishedRun, P
         BEGINNING,
     ]
     assert whole.differences(RunFolder(run)) == []
+
+
+def test_a_result_is_not_replaced_by_a_beginning(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """The run has ended, and its checkpoints are damaged, or deleted to save room: what was trained stays, its record
+    and its metrics with it."""
+    recipe, _, _ = made
+    (run / "checkpoints" / "step-000004" / "state.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-000002")
+    told = (
+        f"--resume: the run in {run} has a trained adapter, and no checkpoint to go on from: it would begin again and "
+        f"replace that. Move {run / 'adapter'} somewhere else, or train into another folder with --output-dir"
+    )
+    for fault in ("\n  step-000004: state.json is missing", ""):
+        before = _contents(run)
+        with pytest.raises(OutputError) as caught:
+            _resume(with_training(recipe, learning_rate=1.0))
+        assert str(caught.value) == told + fault
+        assert _contents(run) == before
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Every file in it; the lock's stays beside a run."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != ".lock"}
 
 
 @pytest.mark.parametrize("left", [[], ["adapter_config.json", "tokenizer.json"]], ids=["all", "some"])
@@ -165,6 +240,27 @@ def test_lost_metrics_begin_where_the_run_goes_on(
     assert after.metrics == [record for record in whole.metrics if record["step"] > 2]
 
 
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"best_eval": {"step": 2}},
+        {"first_eval": "x"},
+        {"last_eval": {"step": 2, "eval_loss": "x"}},
+        {"first_benchmark": [], "last_benchmark": {"scores": 3}},
+        {"best": {"score": 1}, "last_checkpoint": 7, "adapter_step": "x", "last_train": {}},
+    ],
+)
+def test_a_record_of_other_things(found: dict[str, object], made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """run.json is JSON, and what is in it is not what was written: it counts for nothing."""
+    recipe, whole, _ = made
+    record = json.loads((run / "run.json").read_text()) | found
+    _go_on_without(recipe, run / "run.json", json.dumps(record))
+    assert whole.differences(RunFolder(run)) == []
+    after = json.loads((run / "run.json").read_text())
+    assert [after[name] for name in found if name in ("best", "best_eval", "first_benchmark")] in ([], [None])
+    assert after["last_eval"]["step"] == 4
+
+
 def test_lines_around_a_damaged_one_are_kept(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
     """One line of metrics.jsonl has become nonsense: the others before the checkpoint stay."""
     recipe, whole, _ = made
@@ -178,9 +274,11 @@ def test_lines_around_a_damaged_one_are_kept(made: tuple[Recipe, FinishedRun, Pa
 def test_a_missing_checkpoint_folder_begins_again(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
     """Deleted by hand, or a file is in its place: the one is made again, the other told."""
     recipe, whole, _ = made
+    shutil.rmtree(run / "adapter")
     shutil.rmtree(run / "checkpoints")
     assert _resume(recipe)[-1] == BEGINNING
     assert whole.differences(RunFolder(run)) == []
+    shutil.rmtree(run / "adapter")
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").write_text("")
     with pytest.raises(QloraError, match=r"checkpoints: could not be written: File exists$"):

@@ -15,7 +15,7 @@ from qlora_cli.training import keeping
 from qlora_cli.training.checkpoint import Snapshot, write_checkpoint
 from qlora_cli.training.events import CheckpointSaved, Emitter, Event
 from qlora_cli.training.keeping import CheckpointKeeper
-from qlora_cli.training.manifest import find_fault
+from qlora_cli.training.manifest import Fault, find_fault
 from tests.support.checkpoints import some_snapshot
 
 
@@ -110,6 +110,46 @@ def test_stopped_at_once(held: threading.Event, tmp_path: Path) -> None:
     assert find_fault(tmp_path / "step-000001") is None
 
 
+def _save_and_wait(keeper: CheckpointKeeper) -> None:
+    with keeper.keeping():
+        keeper.save(some_snapshot(1), wait=False, rotating=True)
+        keeper.settle(wait=True)
+
+
+def test_stopped_at_once_while_it_is_waited_for(
+    held: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second Ctrl-C comes when the run waits for the writer, as after its last step: the writer leaves off."""
+    keeper = CheckpointKeeper(tmp_path, 1, Emitter())
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keeping, "wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _save_and_wait(keeper)
+    writers = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+    assert (writers, _names(tmp_path)) == ([], [])
+
+
+def test_told_to_leave_off_when_all_but_the_name_is_there(tmp_path: Path) -> None:
+    """A writer that outlives its run's lock, as on a slow disk, does not rename any more."""
+    calls = 0
+
+    def go_on() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise KeyboardInterrupt
+
+    last = 0
+    write_checkpoint(tmp_path / "whole", some_snapshot(1), go_on=go_on)
+    last, calls = calls, 0
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path / "left", some_snapshot(1), go_on=go_on)
+    assert (_names(tmp_path / "whole"), _names(tmp_path / "left")) == (["step-000001"], [])
+
+
 def test_without_memory_for_both_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot that takes more than half of the memory that is left is written before training goes on."""
     snapshot = some_snapshot(1)
@@ -132,7 +172,7 @@ def test_what_is_read_again_has_to_be_what_was_written(tmp_path: Path, monkeypat
     """A disk that loses bytes without a word: no old checkpoint is deleted for such a new one."""
     keeper = CheckpointKeeper(tmp_path, 1, Emitter())
     keeper.save(some_snapshot(1), wait=True, rotating=True)
-    monkeypatch.setattr("qlora_cli.training.checkpoint.find_fault", lambda folder: "state.json is missing")
+    monkeypatch.setattr("qlora_cli.training.checkpoint.find_fault", lambda folder: Fault("state.json is missing"))
     with pytest.raises(CheckpointError) as caught:
         keeper.save(some_snapshot(2), wait=True, rotating=True)
     assert str(caught.value) == (

@@ -42,8 +42,8 @@ def test_another_base_of_the_same_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         train(_longer(recipe), resume=True)
     assert str(caught.value) == (
-        f"--resume: the base model has the name of the one that the run in {tmp_path / 'run'} began with, and other "
-        "weights or another configuration. Put it back, or train into another folder with --output-dir"
+        f"--resume: base_model is not the one that the run in {tmp_path / 'run'} began with: its weights or its "
+        "configuration are others. Put that back, or train into another folder with --output-dir"
     )
     assert (tmp_path / "run" / "run.json").read_text() == before
 
@@ -73,6 +73,49 @@ def test_a_list_of_sources_is_compared(tmp_path: Path) -> None:
         train(Recipe.model_validate(listed), resume=True)
 
 
+def test_a_list_of_sources_may_lie_elsewhere(tmp_path: Path) -> None:
+    """Named in a list, or no more; and a template's file, or the model's revision, which are compared by what they
+    give."""
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}")
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2}, dataset={"chat_template": str(template)})
+    train(recipe)
+    data = recipe.model_dump(exclude_unset=True)
+    moved = {
+        name: str(Path(data["dataset"][name]).rename(tmp_path / f"{name}.jsonl")) for name in ("train", "validation")
+    }
+    data["dataset"] |= {"train": [{"path": moved["train"], "weight": 1.0}], "validation": [moved["validation"]]}
+    data["dataset"]["chat_template"] = str(template.rename(tmp_path / "other.jinja"))
+    data["revision"] = "main"
+    data["training"]["max_steps"] = 3
+    assert "going on from step-000002" in _notices(Recipe.model_validate(data))
+
+
+def test_a_hub_model_and_a_folder_cannot_be_compared(tmp_path: Path) -> None:
+    """It is said so, and not that they differ."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
+    rewrite_state(checkpoint, lambda state: state["run"].update(base_model="commit 1234"))
+    with pytest.raises(OutputError) as caught:
+        train(_longer(recipe), resume=True)
+    assert str(caught.value) == (
+        f"--resume: base_model is not the one that the run in {tmp_path / 'run'} began with: one is on the hub and the "
+        "other in a folder, so that they cannot be compared. Put that back, or train into another folder with "
+        "--output-dir"
+    )
+
+
+def test_another_way_at_what_is_not_finite_is_said(tmp_path: Path) -> None:
+    """It may be what the run is resumed for; it is another run from there on all the same."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    assert (
+        "training.on_nonfinite was stop, is skip_step: a step whose loss or gradient is not finite is met otherwise "
+        "from here on"
+    ) in _notices(_longer(recipe, on_nonfinite="skip_step"))
+
+
 def test_rows_in_another_order_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is NumPy's to draw: where it would be another from here on, that is told before anything is done."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
@@ -99,6 +142,7 @@ def test_without_a_checkpoint_any_recipe_will_do(tmp_path: Path) -> None:
     """Nothing was kept that another recipe could not go on with: it begins."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
     train(recipe)
+    shutil.rmtree(tmp_path / "run" / "adapter")  # as of a run that was killed
     (tmp_path / "run" / "checkpoints" / "step-000002" / "state.json").unlink()
     notices = _notices(_longer(recipe, learning_rate=1e-3))
     assert "passed over checkpoint step-000002: state.json is missing" in notices

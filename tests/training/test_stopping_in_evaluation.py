@@ -188,14 +188,25 @@ def test_whatever_it_is_called(error: Exception, tmp_path: Path, monkeypatch: py
 
 
 def test_training_that_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told in the words for training, not in those for an evaluation."""
-    monkeypatch.setattr(gradients_module, "supervised_loss", broken_at({2}, out_of_memory))
-    with pytest.raises(OutOfMemoryError) as caught:
-        train(tiny_recipe(tmp_path), rehearse=False)
-    assert str(caught.value) == (
-        "out of memory on cpu. What was saved before is whole. To need less: halve per_device_train_batch_size and "
-        "double gradient_accumulation_steps; lower dataset.max_length"
+    """In the second micro-batch of step 3: step 2 is saved, though no checkpoint was due, what needs less is named, and
+    with enough memory the run goes on to the same end. In the first step there is nothing to save."""
+    recipe = tiny_recipe(tmp_path, training={"gradient_accumulation_steps": 2, "max_steps": 4})
+    told = "{} on cpu; {}. To need less: halve per_device_train_batch_size and double gradient_accumulation_steps; "
+    told += "lower dataset.max_length"
+    cases = (
+        ("first", 1, told.format("step 1 ran out of memory", "nothing was trained yet")),
+        ("third", 6, told.format("step 3 ran out of memory", "the state after step 2 is saved")),
     )
+    for name, call, message in cases:
+        monkeypatch.setattr(gradients_module, "supervised_loss", broken_at({call}, out_of_memory))
+        with pytest.raises(OutOfMemoryError) as caught:
+            train(with_training(recipe, tmp_path / name), rehearse=False)
+        assert str(caught.value) == message
+    assert (checkpoint_names(tmp_path / "first"), checkpoint_names(tmp_path / "third")) == ([], ["step-000002"])
+    monkeypatch.undo()
+    train(with_training(recipe, tmp_path / "third"), resume=True)
+    train(with_training(recipe, tmp_path / "whole"))
+    assert digest(tmp_path / "third") == digest(tmp_path / "whole")
 
 
 def test_what_is_no_lack_of_memory() -> None:
