@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from qlora_cli import __version__
 from qlora_cli.cli import app
 from qlora_cli.commands import train as train_command
 from qlora_cli.recipe.dump import dump_recipe
+from qlora_cli.training import checkpoint as checkpoint_module
 from qlora_cli.training.events import Finished
 from tests.support.cli import ENVIRONMENT, offline_libraries, process, settings
 from tests.support.runs import read_metrics, tiny_recipe
@@ -248,7 +250,7 @@ def test_any_folder_name_is_text(name: str, recipe: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(Path.cwd() / "~"))
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/qlora"])
     assert refused(recipe, "--output-dir", name).startswith("output_dir: ")
-    again = train_command._resume_command(Path("r.yaml"), ["lora.rank=4"], name)
+    again = train_command._resume_command(Path("r.yaml"), ["lora.rank=4"], name, rehearse=True)
     assert shlex.split(again) == [
         "qlora", "train", "r.yaml", "--set", "lora.rank=4", "--output-dir", name, "--resume"
     ]  # fmt: skip
@@ -272,8 +274,14 @@ def test_what_is_told_to_type_is_what_was_typed(
     """A run of four processes is gone on with by four; one started as a module, as a module."""
     monkeypatch.setattr("sys.argv", [started_as])
     monkeypatch.setenv("WORLD_SIZE", processes)
-    again = train_command._resume_command(Path("r.yaml"), [], None)
-    assert shlex.split(again) == [*words, "train", "r.yaml", "--resume"]
+    for rehearse, option in ((True, []), (False, ["--no-rehearsal"])):
+        again = train_command._resume_command(Path("r.yaml"), [], None, rehearse=rehearse)
+        assert shlex.split(again) == [*words, "train", "r.yaml", *option, "--resume"]
+    # What one process does is told so: no launcher.
+    alone = ["qlora"] if words[0] == "qlora" else [sys.executable, "-m", "qlora_cli"]
+    monkeypatch.chdir("/tmp")
+    merge = shlex.split(train_command._merge_command(Path()))
+    assert merge == [*alone, "merge", ".", "--output", "tmp-merged"]
 
 
 def test_an_empty_folder_name_is_none(recipe: str) -> None:
@@ -303,9 +311,41 @@ def test_a_stop_at_once(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Go on with" not in early.stdout
     monkeypatch.setattr("qlora_cli.training.loop.evaluate", interrupted)
     late = invoke(recipe)
-    assert (late.exit_code, late.stderr) == (130, "error: stopped at once; what was saved before is whole\n")
+    told = "error: stopped at once; nothing was saved yet, and --resume begins again\n"
+    assert (late.exit_code, late.stderr) == (130, told)
     assert late.stdout.splitlines()[-1].startswith("Go on with: ")
-    assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
+    record = json.loads(Path("run/run.json").read_text())
+    assert (record["status"], record["error"]) == ("interrupted", "stopped at once")
+
+
+def test_a_failed_run_tells_how_to_go_on(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full after the checkpoint of step 2, as that of step 3 is written: the message, and the command that
+    goes on from there, as it does. Where nothing was saved there is no such command."""
+    full = OSError(28, "No space left on device")
+    write = checkpoint_module.write_bytes
+
+    def no_room(path: Path, *arguments: Any) -> None:
+        if path.parent.name == f".step-{last:06d}.writing":
+            raise full
+        write(path, *arguments)
+
+    monkeypatch.setattr(checkpoint_module, "write_bytes", no_room)
+    last = 1
+    each = settings("training.save_steps=1", "output_dir=first")
+    first = invoke(recipe, *each)
+    assert (first.exit_code, "the run goes on with" in first.stdout) == (1, False)
+    assert first.stderr == "error: first/checkpoints/step-000001: could not be written: No space left on device\n"
+    last = 3
+    third = invoke(recipe, *settings("training.save_steps=1"), "--no-rehearsal")
+    assert third.exit_code == 1
+    assert third.stderr == "error: run/checkpoints/step-000003: could not be written: No space left on device\n"
+    told, again = third.stdout.splitlines()[-1].split(": ")
+    assert told == "The newest checkpoint is step-000002. Once it can, the run goes on with"
+    last = 0
+    words = shlex.split(again)
+    assert words[-2:] == ["--no-rehearsal", "--resume"]
+    done = CliRunner().invoke(app, words[words.index("train") :])
+    assert (done.exit_code, "going on from step-000002" in done.stdout) == (0, True)
 
 
 # ------------------------------------------------------------------------------------------- Whole runs
@@ -336,7 +376,7 @@ def test_a_whole_run_in_a_log(recipe: str, shared: Path, tmp_path: Path) -> None
     assert lines[-5:-1] == [
         f"adapter  my run/adapter{os.sep}  (PEFT format)",
         "Load it over the same base with PEFT, transformers or vLLM, or fold it into the base's weights:",
-        "  qlora merge 'my run' --output 'my run-merged'",
+        f"  {sys.executable} -m qlora_cli merge 'my run' --output 'my run-merged'",
         "To train on, for longer:",
     ]
     assert (

@@ -161,8 +161,36 @@ def test_a_second_ctrl_c(recipe: str, tmp_path: Path) -> None:
     )
     assert out.splitlines()[-1].startswith("Go on with: ")
     assert out.splitlines()[-1].endswith(f"train {recipe} --set training.save_steps=1 --resume")
-    assert record(run)["status"] == "interrupted"
+    ended = record(run)
+    told = (ended["status"], ended["error"], ended["last_checkpoint"])
+    assert told == ("interrupted", "stopped at once", "step-000001")
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000001"]
+
+
+LEAVING = """
+import atexit, sys, time
+from qlora_cli.__main__ import main
+def leave():
+    print("LEAVING", flush=True)
+    time.sleep(1.5)
+atexit.register(leave)
+main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["schema"], 0), (["check", "nowhere.yaml"], 2)])
+def test_an_end_that_is_told_stays(arguments: list[str], code: int, tmp_path: Path) -> None:
+    """Signals while the process is taken down, which takes torch seconds: the exit code is that of what was done, or a
+    batch script would not know a run that was saved from one that was killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LEAVING, *arguments],
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        assert any(line == "LEAVING\n" for line in running.stdout)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            running.send_signal(number)
+        assert running.wait(30) == code
 
 
 def test_a_terminal_that_is_closed(recipe: str, tmp_path: Path) -> None:

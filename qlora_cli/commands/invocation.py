@@ -11,10 +11,14 @@ _ARGUMENTS = ("adapter", "target")
 _NAMES = {"overrides": "set", "task_paths": "task-path", "listing": "list", "chat_template": "apply-chat-template"}
 
 
-def invocation() -> list[str]:
-    """The words that started this command, up to its name, so that what it tells to type can be typed."""
+def invocation(*, alone: bool = False) -> list[str]:
+    """The words that started this command, up to its name, so that what it tells to type can be typed.
+
+    Args:
+        alone: for what one process does, however many this is.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    if processes > 1 and not alone:
         return ["accelerate", "launch", "--num_processes", str(processes), "-m", "qlora_cli"]
     if Path(sys.argv[0]).name == "__main__.py":
         return [sys.executable, "-m", "qlora_cli"]

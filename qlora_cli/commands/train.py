@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qlora_cli.commands.invocation import invocation
 from qlora_cli.commands.stopping import exit_code
-from qlora_cli.errors import Interrupted, QloraError
+from qlora_cli.errors import Interrupted, QloraError, RunError
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.recipe.substitution import escape
@@ -22,7 +22,7 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
     """Train the recipe's adapter, showing the run; returns the exit code."""
     # In quotes, so that YAML reads any name as the text it is.
     folder = [] if output_dir is None else [f"output_dir={json.dumps(escape(output_dir), ensure_ascii=False)}"]
-    again = _resume_command(recipe, overrides, output_dir)
+    again = _resume_command(recipe, overrides, output_dir, rehearse=rehearse)
     loaded: list[Recipe] = []
 
     def work() -> None:
@@ -35,13 +35,20 @@ def train(recipe: Path, *, overrides: list[str], output_dir: str | None, resume:
         return bool(loaded) and RunFolder(Path(loaded[0].output_dir)).holds_a_run()
 
     def stopped() -> str:
-        return "stopped at once; what was saved before is whole" if begun() else "stopped; nothing was written"
+        if not begun():
+            return "stopped; nothing was written"
+        if _newest_checkpoint(loaded[0]) is None:
+            return "stopped at once; nothing was saved yet, and --resume begins again"
+        return "stopped at once; what was saved before is whole"
 
     def told(error: QloraError) -> None:
         from qlora_cli.console import make_console
 
         if isinstance(error, Interrupted) and begun():
             make_console().print(f"Go on with: {again}", markup=False)
+        elif isinstance(error, RunError) and loaded and (newest := _newest_checkpoint(loaded[0])) is not None:
+            where = f"The newest checkpoint is {newest}. Once it can, the run goes on with"
+            make_console().print(f"{where}: {again}", markup=False)
 
     return exit_code(work, stopped, told)
 
@@ -67,9 +74,18 @@ def _run(recipe: Recipe, again: str, *, resume: bool, rehearse: bool) -> None:
     )
 
 
+def _newest_checkpoint(recipe: Recipe) -> str | None:
+    """The name of what a run goes on from; None if it begins."""
+    from qlora_cli.training.checkpoint import list_checkpoints
+    from qlora_cli.training.run_folder import RunFolder
+
+    found = list_checkpoints(RunFolder(Path(recipe.output_dir)).checkpoints)
+    return found[0].name if found else None
+
+
 def _merge_command(run: Path) -> str:
     # One process does it, however many trained.
-    return shlex.join(["qlora", "merge", str(run), "--output", f"{run.name}-merged"])
+    return shlex.join([*invocation(alone=True), "merge", str(run), "--output", f"{run.resolve().name}-merged"])
 
 
 def _longer(recipe: Recipe, finished: Finished) -> str:
@@ -80,7 +96,7 @@ def _longer(recipe: Recipe, finished: Finished) -> str:
     return f"training.max_steps={2 * finished.steps}"
 
 
-def _resume_command(recipe: Path, overrides: list[str], output_dir: str | None) -> str:
+def _resume_command(recipe: Path, overrides: list[str], output_dir: str | None, *, rehearse: bool) -> str:
     words = [*invocation(), "train", str(recipe), *(word for item in overrides for word in ("--set", item))]
     words += [] if output_dir is None else ["--output-dir", output_dir]
-    return shlex.join([*words, "--resume"])
+    return shlex.join([*words, *([] if rehearse else ["--no-rehearsal"]), "--resume"])

@@ -32,6 +32,11 @@ _IMPATIENT = {"SIGINT": ("SIGTERM",), "SIGTERM": ("SIGINT",), "SIGHUP": ("SIGINT
 _Handler = Callable[[int, FrameType | None], Any]
 
 
+def _numbers() -> list[int]:
+    """Those of them that this system has."""
+    return [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+
+
 @contextmanager
 def handling(handler: _Handler) -> Iterator[dict[int, _Handler | int]]:
     """Inside, `handler` gets what would stop this process; yields what each signal meant before.
@@ -43,7 +48,7 @@ def handling(handler: _Handler) -> Iterator[dict[int, _Handler | int]]:
     before: dict[int, _Handler | int] = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
+            for number in _numbers():
                 meant = signal.getsignal(number)
                 if meant is not None and meant != signal.SIG_IGN:
                     before[number] = meant
@@ -52,6 +57,17 @@ def handling(handler: _Handler) -> Iterator[dict[int, _Handler | int]]:
     finally:
         for number, meant in before.items():
             signal.signal(number, meant)
+
+
+def ignore_to_the_end() -> None:
+    """Nothing ends this process any more: all is done, and how it went is told by its exit code alone.
+
+    Taking down torch takes seconds, in which a signal would put its own code in place of that.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in _numbers():
+            if signal.getsignal(number) is not None:
+                signal.signal(number, signal.SIG_IGN)
 
 
 class StopAtOnce:

@@ -102,7 +102,8 @@ class CheckpointKeeper:
             self._leave_off.set()
             if self._writing is not None:
                 with contextlib.suppress(Exception):
-                    self._writing.result(timeout=_PATIENCE)
+                    path = self._writing.result(timeout=_PATIENCE)
+                    self._emit(CheckpointSaved(checkpoint_step(path), path))  # it was whole before that
             raise
         except BaseException:
             with contextlib.suppress(RunError):  # what went wrong first is what is told

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import gather_object
 
-from qlora_cli.data.batches import MicroBatch, collate, eval_batches
+from qlora_cli.data.batches import Batch, MicroBatch, collate, eval_batches
 from qlora_cli.data.largest import SizedBatch, extremes
 from qlora_cli.data.units import Units
 from qlora_cli.errors import NonFiniteError, OutOfMemoryError
-from qlora_cli.evaluation.answering.memory import ran_out
+from qlora_cli.evaluation.answering.memory import ran_out, within_memory
+from qlora_cli.training.devices import on_any_process
 from qlora_cli.training.environment import peak_memory_bytes
 from qlora_cli.training.events import Notice, Rehearsed, Stage
 from qlora_cli.training.gradients import accumulate, check_all_took_part
@@ -71,18 +72,23 @@ def _rehearse_steps(loop: Loop) -> tuple[SizedBatch, float]:
         group["lr"] = 0.0  # each batch meets the weights as they are, and no update is too large for them
     seed_step(loop.section.seed, loop.progress.step, loop.accelerator.process_index)
     # First a small one: when the longest comes in training, there is the optimizer's state already,
-    _rehearse_step(loop, [coming.smallest], "the shortest batch")
+    taken = _rehearse_step(loop, [coming.smallest], "the shortest batch")
     # and, of other micro-batches, the gradients.
     before = [coming.smallest] if loop.section.gradient_accumulation_steps > 1 else []
     if coming.most_supervised.supervised > coming.largest.supervised:
-        _rehearse_step(loop, [*before, coming.most_supervised], "the batch with the most to learn")
+        taken |= _rehearse_step(loop, [*before, coming.most_supervised], "the batch with the most to learn")
     started = time.monotonic()
-    _rehearse_step(loop, [*before, coming.largest], "the longest batch")
+    last = "the longest batch"
+    _rehearse_step(loop, [*before, coming.largest], last, may_skip=taken or loop.progress.step > 0)
     return coming.largest, time.monotonic() - started
 
 
-def _rehearse_step(loop: Loop, batches: Sequence[SizedBatch], name: str) -> None:
-    """An optimizer step as the loop does it; `name` is what messages call the last of its micro-batches."""
+def _rehearse_step(loop: Loop, batches: Sequence[SizedBatch], name: str, *, may_skip: bool = True) -> bool:
+    """An optimizer step as the loop does it; `name` is what messages call the last of its micro-batches.
+
+    Returns whether it was taken; if not, training will skip it. Without `may_skip` nothing is skipped: where no batch
+    is finite, it is the base.
+    """
     units, last = loop.data.train, batches[-1]
     with _fitting(loop, name, units, last.indices, how_to_need_less(loop.section)):
         step = accumulate(
@@ -97,13 +103,15 @@ def _rehearse_step(loop: Loop, batches: Sequence[SizedBatch], name: str) -> None
         if step.fault is None:
             check_all_took_part(loop.model)
             loop.optimizer.step()
-        elif loop.section.on_nonfinite == "skip_step":
-            loop.output.emit(Notice(f"rehearsal: the {step.fault} in {name}: training will skip it. {step.suspects}"))
+        elif may_skip and loop.section.on_nonfinite == "skip_step":
+            skipped = "training will skip it, as long as max_skipped_steps allows"
+            loop.output.emit(Notice(f"rehearsal: the {step.fault} in {name}: {skipped}. {step.suspects}"))
         else:
             _tell_non_finite(loop, step.fault, name, step.suspects)
         loop.optimizer.zero_grad(set_to_none=True)
         if loop.accelerator.device.type == "cuda":
             torch.cuda.synchronize(loop.accelerator.device)  # what fails on the GPU fails here, and the clock is right
+    return step.fault is None
 
 
 def _rehearse_evaluation(loop: Loop) -> float | None:
@@ -115,15 +123,22 @@ def _rehearse_evaluation(loop: Loop) -> float | None:
     micro = next(iter(eval_batches(units, size, accelerator.num_processes, accelerator.process_index)))
     name, started = "the longest held-out batch", time.monotonic()
     loop.model.eval()
-    with torch.no_grad(), _fitting(loop, name, units, micro.indices, how_to_evaluate_in_less(section)):
-        batch = collate(units, micro.indices, loop.data.pad_token_id, blank=micro.blank).to(accelerator.device)
-        loss = float(supervised_loss(loop.model, batch))
+    batch = collate(units, micro.indices, loop.data.pad_token_id, blank=micro.blank)
+    with _fitting(loop, name, units, micro.indices, how_to_evaluate_in_less(section)):
+        loss = within_memory(_loss, loop, batch)
+        if on_any_process(accelerator, loss is None) or loss is None:
+            raise OutOfMemoryError(f"out of memory on {accelerator.device}")
     seconds = time.monotonic() - started
     losses = gather_object([loss])
     broken = gather_object([] if torch.isfinite(torch.tensor(loss)) else batch.rows)
     if broken:
         _tell_non_finite(loop, f"loss is {sum(losses)}", name, units.naming(broken))
     return seconds
+
+
+@torch.no_grad()
+def _loss(loop: Loop, batch: Batch) -> float:
+    return float(supervised_loss(loop.model, batch.to(loop.accelerator.device)))
 
 
 @contextmanager

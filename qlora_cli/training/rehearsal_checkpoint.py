@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from qlora_cli.disk import json_text, size_text
-from qlora_cli.errors import CheckpointError
+from qlora_cli.errors import CheckpointError, RunError
 from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors
 from qlora_cli.model.lora import lora_layers
 from qlora_cli.training.checkpoint import (
@@ -27,6 +28,7 @@ from qlora_cli.training.checkpoint import (
     restore_random,
     write_checkpoint,
 )
+from qlora_cli.training.devices import by_main_process
 from qlora_cli.training.events import Notice
 from qlora_cli.training.loop import Loop
 from qlora_cli.training.optimizer_state import flatten_state, leaves
@@ -39,32 +41,34 @@ def rehearse_checkpoint(loop: Loop) -> tuple[int, float]:
     """Write the state as it is, and read it again; tell of a disk without room for what the run will write.
 
     Returns:
-        The bytes of a checkpoint, and the seconds that it took; both 0 on every process but the main one.
+        The bytes of a checkpoint, and the seconds that it took.
 
     Raises:
-        RunError: if it could not be written.
+        RunError: if it could not be written, or if there is too little room for those that are to come.
         CheckpointError: if it is not read again as it was written.
     """
     random = gather_object([RandomStates.here(loop.accelerator.device)])
-    if not loop.accelerator.is_main_process:
-        return 0, 0.0
-    scratch = loop.output.checkpoints / _SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
-    started = time.monotonic()
-    try:
-        size = _write_and_read(loop, scratch, random)
-    finally:
+
+    def tried() -> tuple[int, float]:
+        scratch = loop.output.checkpoints / _SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)
-    if doubt := _too_little_room(loop, size):
-        loop.output.emit(Notice(doubt))
-    return size, time.monotonic() - started
+        started = time.monotonic()
+        try:
+            size = _write_and_read(loop, scratch, random)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        _look_for_room(loop, size)
+        return size, time.monotonic() - started
+
+    return by_main_process(loop.accelerator, tried)
 
 
 def _write_and_read(loop: Loop, scratch: Path, random: Sequence[RandomStates]) -> int:
     """Returns the bytes of what was written."""
     position, run = data_position(loop.plan, loop.progress.step), loop.output.run
     snapshot = loop.saver.snapshot(loop.progress, random)
-    path = write_checkpoint(scratch, snapshot, durable=loop.output.durable)
+    with _telling(loop, snapshot.bytes):
+        path = write_checkpoint(scratch, snapshot, durable=loop.output.durable)
     saved = read_state(path)
     scalars = flatten_state(loop.optimizer)[1]
     wanted = SavedState(loop.progress, scalars, position, run, [states.numbers for states in random])
@@ -80,6 +84,21 @@ def _write_and_read(loop: Loop, scratch: Path, random: Sequence[RandomStates]) -
             "system"
         )
     return snapshot.bytes
+
+
+@contextmanager
+def _telling(loop: Loop, size: int) -> Iterator[None]:
+    """Say of a checkpoint that could not be written that it was a trial, and not by the name that it had for that."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except RunError as error:
+        kept = "what was saved before is whole" if loop.progress.step else "nothing was trained yet"
+        raise RunError(
+            f"rehearsal: a checkpoint, of {size_text(size)}, in {loop.output.checkpoints}: "
+            f"{str(error).split(': ', 1)[-1]}; {kept}. Mend that, or train into another folder with --output-dir"
+        ) from None
 
 
 def _same_weights(loop: Loop, adapter: Path) -> bool:
@@ -116,6 +135,19 @@ def _equal(found: Any, wanted: Any) -> bool:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def _look_for_room(loop: Loop, size: int) -> None:
+    """Refuse a disk that has less room than the checkpoints take that there will be at a time.
+
+    A run that may stop early may well have room enough: of that, it is said.
+    """
+    doubt = _too_little_room(loop, size)
+    if doubt is None:
+        return
+    if loop.section.early_stopping_patience is None:
+        raise RunError(f"rehearsal: {doubt}; --no-rehearsal begins all the same")
+    loop.output.emit(Notice(doubt))
 
 
 def _too_little_room(loop: Loop, size: int) -> str | None:

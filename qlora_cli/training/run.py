@@ -127,7 +127,8 @@ def _record_failure(run: RunContext, error: BaseException) -> None:
     status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
     peak = peak_memory_bytes(run.accelerator.device)
     with contextlib.suppress(RunError):
-        run.record.end(status, error=str(error) or type(error).__name__, peak_memory_bytes=peak)
+        said = "stopped at once" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        run.record.end(status, error=said, peak_memory_bytes=peak)
 
 
 def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: RunLock) -> RunContext:

@@ -63,6 +63,11 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"output_dir: {self.path} is a file; expected a folder, or nothing, there")
+        existing = self.path
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir():
+            raise OutputError(f"output_dir: {existing} is no folder, so {self.path} cannot be made")
         if resume and not self.holds_a_run():
             raise OutputError(
                 f"--resume: {self.path.resolve()} holds no run. output_dir is relative to the folder that the command "
@@ -73,11 +78,6 @@ class RunFolder:
                 f"output_dir: {self.path} already holds a run. Add --resume to go on with it, name another folder "
                 "with --output-dir, or delete it"
             )
-        existing = self.path
-        while not existing.exists():
-            existing = existing.parent
-        if not existing.is_dir():
-            raise OutputError(f"output_dir: {existing} is no folder, so {self.path} cannot be made")
         if not os.access(existing, os.W_OK):
             raise OutputError(f"output_dir: {existing} cannot be written")
 

@@ -110,6 +110,24 @@ def test_stopped_at_once(held: threading.Event, tmp_path: Path) -> None:
     assert find_fault(tmp_path / "step-000001") is None
 
 
+def test_stopped_at_once_when_it_is_whole(tmp_path: Path) -> None:
+    """It was on disk before that, and nobody had asked yet: it is told, or the record would lack it."""
+    told: list[Event] = []
+    keeper = CheckpointKeeper(tmp_path, 1, Emitter([told.append]))
+    with pytest.raises(KeyboardInterrupt):
+        _save_then_stop(keeper)
+    assert told == [CheckpointSaved(1, tmp_path / "step-000001")]
+    assert _names(tmp_path) == ["step-000001"]
+
+
+def _save_then_stop(keeper: CheckpointKeeper) -> None:
+    with keeper.keeping():
+        keeper.save(some_snapshot(1), wait=False, rotating=True)
+        while any(thread.name == "checkpoint" for thread in threading.enumerate()):
+            pass
+        raise KeyboardInterrupt
+
+
 def _save_and_wait(keeper: CheckpointKeeper) -> None:
     with keeper.keeping():
         keeper.save(some_snapshot(1), wait=False, rotating=True)

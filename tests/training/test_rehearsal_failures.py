@@ -106,6 +106,32 @@ def test_rows_that_break_the_loss_are_told(tmp_path: Path, monkeypatch: pytest.M
     train(recipe)
 
 
+def test_a_base_that_breaks_every_batch_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step may be skipped, one batch of NaN is a notice; NaN in all of them is the base, which would train
+    nothing: told before the first step, and nothing is left."""
+    recipe = with_extremes(tiny_recipe(tmp_path, rows=30, validation_rows=0))
+    recipe = into(recipe, tmp_path / "run", on_nonfinite="skip_step", max_steps=9)
+    for limit, broken in ((50, False), (0, True)):
+
+        def loss(model: torch.nn.Module, batch: Batch, limit: int = limit) -> torch.Tensor:
+            right = supervised_loss(model, batch)
+            return right * torch.nan if batch.input_ids.shape[1] > limit else right
+
+        events: list[Event] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(gradients_module, "supervised_loss", loss)
+            if broken:
+                with pytest.raises(NonFiniteError, match=r"^rehearsal: the loss is nan in the longest batch, bef"):
+                    train(recipe, listeners=[events.append])
+                assert not (tmp_path / "run").exists()
+            else:
+                train(into(recipe, tmp_path / "one"), listeners=[events.append])
+        told = [event.text for event in events if isinstance(event, Notice) and event.text.startswith("rehearsal")]
+        skipped = "training will skip it, as long as max_skipped_steps allows. Rows of "
+        batch = "the shortest batch" if broken else "the longest batch"
+        assert [text.split(skipped)[0] for text in told] == [f"rehearsal: the loss is nan in {batch}: "]
+
+
 def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -145,14 +171,18 @@ def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch
         patch.setattr(checkpoint_module, "write_bytes", write)
         with pytest.raises(RunError) as caught:
             train(recipe)
-    scratch = tmp_path / "run" / "checkpoints" / ".rehearsal.writing"
-    assert str(caught.value) == f"{scratch / 'step-000000'}: could not be written: No space left on device"
+    told, size = str(caught.value), caught.value.args[0].split(" of ")[1].split(",")[0]
+    assert told == (
+        f"rehearsal: a checkpoint, of {size}, in {tmp_path / 'run' / 'checkpoints'}: could not be written: No space "
+        "left on device; nothing was trained yet. Mend that, or train into another folder with --output-dir"
+    )
+    assert size.endswith("kB")
     assert not (tmp_path / "run").exists()
 
     train(recipe)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "write_bytes", write)
-        with pytest.raises(RunError, match=r"No space left on device"):
+        with pytest.raises(RunError, match=r"No space left on device; what was saved before is whole\. Mend that, "):
             train(into(recipe, tmp_path / "run", max_steps=4), resume=True)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
 
@@ -182,7 +212,8 @@ def test_a_disk_without_room_is_told(
     limit: int | None, resumed: bool, number: int, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room for the checkpoints there will be at a time, one more than are kept, or for all to come if they are fewer:
-    less than that is a notice with both sizes, and the run goes on; that much is none."""
+    less than that ends it with both sizes, and if the run may stop early before they are all there, it is a notice;
+    that much is neither."""
     recipe = tiny_recipe(
         tmp_path,
         training={"max_steps": 2 if resumed else 9, "save_steps": 1 if resumed else 2, "save_total_limit": limit},
@@ -190,8 +221,8 @@ def test_a_disk_without_room_is_told(
     if resumed:
         train(recipe)
         recipe = into(recipe, tmp_path / "run", max_steps=9)
-    for short in (True, False):
-        folder = tmp_path / f"run-{short}"
+    for short, patience in ((True, None), (True, 5), (False, None)):
+        folder = tmp_path / f"run-{short}-{patience}"
         if resumed:
             shutil.copytree(tmp_path / "run", folder)
         events: list[Event] = []
@@ -207,14 +238,22 @@ def test_a_disk_without_room_is_told(
         with monkeypatch.context() as patch:
             patch.setattr(rehearsal_checkpoint_module, "write_checkpoint", write)
             patch.setattr(rehearsal_checkpoint_module.shutil, "disk_usage", usage)
-            train(into(recipe, folder), resume=resumed, listeners=[events.append])
+            again = into(recipe, folder, early_stopping_patience=patience, eval_steps=3)
+            refused = ""
+            try:
+                train(again, resume=resumed, listeners=[events.append])
+            except RunError as error:
+                refused = str(error)
         told = [event.text for event in events if isinstance(event, Notice) and "of room" in event.text]
         wanted = (
             f"the disk of {folder / 'checkpoints'} has {size_text(needed[0] - 1)} of room, and the run will hold "
             f"{number} more checkpoint{'s' * (number > 1)} of {size_text(needed[0] // number)}: make room, or "
             f"{way_out} training.save_total_limit"
         )
-        assert told == [wanted] * short
+        begin = "; --no-rehearsal begins all the same"
+        assert refused == (f"rehearsal: {wanted}{begin}" if short and patience is None else "")
+        assert told == ([wanted] if short and patience else [])
+        assert (folder / "adapter").exists() == (resumed or not refused)
 
 
 def test_what_was_there_before_stays(tmp_path: Path) -> None:
