@@ -298,6 +298,7 @@ from tests.evaluation.test_harness import shared_tasks, told_and_scored
 accelerator = Accelerator(cpu=True)
 with open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w") as file:
     json.dump(told_and_scored(shared_tasks(), accelerator), file)
+accelerator.end_training()  # else the threads that talk to the other process may abort this one at its exit
 """
 
 
