@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+# Processes that share the tests; each takes a core, and up to 4 GB of memory.
+TEST_WORKERS ?= 2
 
 MODEL := models/SmolLM2-135M-Instruct
 # The one place that says which torch: constraints.txt.
@@ -22,7 +24,7 @@ PY ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo 'Options: PYTHON=python3.12  VENV=.venv  PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
+	@echo 'Options: TEST_WORKERS=2  PYTHON=python3.12  VENV=.venv  PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
 
 venv: $(VENV)/.dev ## set up .venv for work on the project
 
@@ -31,7 +33,7 @@ demo: $(VENV)/.demo ## fetch a small model, train it on a CPU, show what changed
 
 test: $(VENV)/.test ## run every test this machine can run
 	$(BIN)/python scripts/get_demo_model.py $(MODEL)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.test ## kill trainings hundreds of times, and fill their disks; half an hour
 	$(BIN)/python scripts/get_demo_model.py $(MODEL)

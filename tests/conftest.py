@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
-from accelerate.state import AcceleratorState
+
+# Whether other workers of pytest-xdist run tests beside this process.
+SHARES = "PYTEST_XDIST_WORKER" in os.environ
+# Two torches with a thread for every core spend their time in waiting for each other: where there are workers, each has
+# one thread, and so has what its tests start. This stands before torch is imported, which reads it once.
+if SHARES:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from accelerate.state import AcceleratorState  # noqa: E402
+
+# Files that take a minute or more, which one worker must not begin with when the others have nothing left to do.
+LONGEST = (
+    "tests/real/",
+    "tests/training/test_distributed.py",
+    "tests/test_stopping_train.py",
+    "tests/training/test_kills.py",
+    "tests/training/test_resume_exactness.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where workers share the files, the longest come first; else all keep their order."""
+    if SHARES:
+        items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -228,10 +228,21 @@ from qlora_cli.training import run
 load = run.load_model
 def late(*arguments, **settings):
     print("LOADING", flush=True)
+    Path("loading").touch()
     while not Path("run/metrics.jsonl").exists():
         time.sleep(0.02)
     return load(*arguments, **settings)
 run.load_model = late
+app(sys.argv[1:])
+"""
+# Begins once that one has found the folder free, however slow it was.
+AFTER_LATE = """
+import sys, time
+from pathlib import Path
+from qlora_cli.cli import app
+from qlora_cli.training import run
+while not Path("loading").exists():
+    time.sleep(0.02)
 app(sys.argv[1:])
 """
 
@@ -242,7 +253,7 @@ def test_two_on_one_folder(recipe: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with (
         training(recipe, *ENDLESS, *settings("training.save_steps=5"), folder=tmp_path, script=LATE) as loser,
-        training(recipe, *ENDLESS, *settings("training.save_steps=5"), folder=tmp_path) as winner,
+        training(recipe, *ENDLESS, *settings("training.save_steps=5"), folder=tmp_path, script=AFTER_LATE) as winner,
     ):
         refusal = (
             rf"error: output_dir: run is in use by another run: process {winner.pid} on \S+, since [\d: -]+ UTC\. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from qlora_cli.benchmarking.request import EvalRequest
 from qlora_cli.benchmarking.target import Target
 from qlora_cli.errors import EvaluationError, RequestError, TaskError
 from qlora_cli.evaluation.events import Asking
+from qlora_cli.evaluation.harness import score_tasks
 from qlora_cli.training.events import Notice
 from tests.support.adapters import write_adapter
 from tests.support.benchmarks import keep_index, write_data_root, write_jsonl
@@ -61,9 +63,11 @@ def by_name(found: Evaluated) -> dict[tuple[str, str], ScoreRow]:
     return {(row.task, row.metric): row for row in found.scores}
 
 
-def test_target_and_base_beside_each_other(folder: Path) -> None:
+def test_target_and_base_beside_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every score's difference is the target's minus the base's, of groups and of metrics that are no mean as well;
     the base's column is what the base scores when it is asked by itself."""
+    # A thousand resamples take most of the time, for standard errors that nobody looks at here.
+    monkeypatch.setattr("qlora_cli.benchmarking.evaluate.score_tasks", partial(score_tasks, bootstrap_iters=10))
     found = by_name(evaluate(request(folder)))
     alone = by_name(evaluate(request(folder, target=str(folder / "base"), baseline=False)))
     assert found.keys() == alone.keys()

@@ -414,9 +414,10 @@ def test_a_broken_tokenizer_is_told(here: Path) -> None:
 # What is the same model.
 
 
-def test_the_fingerprint_is_of_what_answers(here: Path, base: Path) -> None:
+def test_the_fingerprint_is_of_what_answers(here: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another adapter, form, base file or tokenizer is another model; the same adapter elsewhere is the same one; and
     the base of two adapters is one base."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # nobody knocks for x/y again and again
     save_adapter(base, here / "one")
     save_adapter(base, here / "two", seed=2)
     one, two = find_target("one"), find_target("two")

@@ -25,7 +25,7 @@ from qlora_cli.evaluation.scoring import AnsweringModel
 from qlora_cli.evaluation.tasks.build import build_tasks
 from qlora_cli.evaluation.tasks.index import load_index
 from qlora_cli.evaluation.tasks.loaded import LoadedTasks, TaskOptions
-from tests.support.benchmarks import write_data_root
+from tests.support.benchmarks import keep_index, write_data_root
 from tests.support.models import tiny_model
 from tests.support.small_tasks import choice_task, small_tasks, text_task, writing_task
 from tests.support.tokenizers import PLAIN, tiny_tokenizer
@@ -53,6 +53,7 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedTasks
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         root = write_data_root(tmp_path_factory.mktemp("data"))
         options = TaskOptions(data_root=root, allow_partial=True, num_fewshot=2)
+        keep_index()
         yield build_tasks(BENCHMARKS, load_index([]), options)
 
 
@@ -298,6 +299,7 @@ from tests.evaluation.test_harness import shared_tasks, told_and_scored
 accelerator = Accelerator(cpu=True)
 with open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w") as file:
     json.dump(told_and_scored(shared_tasks(), accelerator), file)
+accelerator.end_training()  # else the threads that talk to the other process may abort this one at its exit
 """
 
 

@@ -111,12 +111,15 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     assert not (tmp_path / "two" / "answers").exists()
 
 
+# Each writes its line at once: print, which torchrun leaves without a buffer, writes the end of a line by itself, and
+# the other process gets in between.
 PATIENCE = """
-import torch
+import sys, torch
 from qlora_cli.training.devices import make_accelerator
-make_accelerator("cpu", scores_tasks=True)
+accelerator = make_accelerator("cpu", scores_tasks=True)
 group = torch.distributed.distributed_c10d._get_default_group()
-print(group._get_backend(torch.device("cpu")).options._timeout.days)
+sys.stdout.write(f'{group._get_backend(torch.device("cpu")).options._timeout.days}\\n')
+accelerator.end_training()
 """
 
 
