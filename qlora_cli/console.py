@@ -58,8 +58,8 @@ def make_console(*, stderr: bool = False) -> Console:
 def show_error(error: QloraError) -> None:
     """Print a failure the way every command does: what is wrong, no traceback."""
     console = make_console(stderr=True)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(visible(str(error)), markup=False)
+    # In one write: several processes may tell theirs on one stream.
+    console.print(Text.assemble(("error:", "bold red"), " ", visible(str(error))))
 
 
 def show_line(console: Console, label: str, text: str | Text, style: str = "") -> None:

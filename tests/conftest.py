@@ -24,6 +24,7 @@ LONGEST = (
     "tests/test_stopping_train.py",
     "tests/training/test_kills.py",
     "tests/training/test_resume_exactness.py",
+    "tests/training/test_three_processes.py",
 )
 
 
