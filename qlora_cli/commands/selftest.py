@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qlora_cli.commands.stopping import exit_code
 from qlora_cli.errors import SelftestError
+
+if TYPE_CHECKING:
+    from qlora_cli.selftest.events import Report
 
 
 def selftest(*, device: str, as_json: bool) -> int:
@@ -26,7 +31,15 @@ def selftest(*, device: str, as_json: bool) -> int:
             else:
                 view.finish(report)
         if not report.passed:
-            failed = [result.title for result in report.results if not result.passed]
-            raise SelftestError(f"not kept on this device with these versions: {'; '.join(failed)}")
+            raise SelftestError(_not_passed(report))
 
     return exit_code(work, lambda: "stopped; nothing is left on disk")
+
+
+def _not_passed(report: Report) -> str:
+    """What is not kept, and apart from it what is not known to be: that may be kept all the same."""
+    failed, unknown = ("; ".join(report.titles(status)) for status in ("failed", "error"))
+    if not failed:
+        return f"could not be checked on this device: {unknown}"
+    said = f"not kept on this device with these versions: {failed}"
+    return f"{said}. Could not be checked: {unknown}" if unknown else said
