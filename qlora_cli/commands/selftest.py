@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qlora_cli.commands.importing import telling_broken_libraries
 from qlora_cli.commands.stopping import exit_code
 from qlora_cli.errors import SelftestError
 
@@ -15,13 +16,14 @@ def selftest(*, device: str, as_json: bool) -> int:
     """Check this tool's promises on a device, showing each as it is checked; returns the exit code."""
 
     def work() -> None:
-        from qlora_cli.commands.libraries import set_up_libraries
+        with telling_broken_libraries():
+            from qlora_cli.commands.libraries import set_up_libraries
 
-        # Nothing is fetched, and of a model that is made in a moment nobody has to see it load.
-        set_up_libraries([], progress=False)
-        from qlora_cli.console import make_console
-        from qlora_cli.selftest.run import run_selftest
-        from qlora_cli.selftest_view import SelftestView, report_json
+            # Nothing is fetched, and of a model that is made in a moment nobody has to see it load.
+            set_up_libraries([], progress=False)
+            from qlora_cli.console import make_console
+            from qlora_cli.selftest.run import run_selftest
+            from qlora_cli.selftest_view import SelftestView, report_json
 
         console = make_console()
         with SelftestView(console) as view:
