@@ -22,7 +22,8 @@ _BY_EVALUATIONS: dict[Path, str] = {
 def training_contradictions(facts: Facts) -> list[Mistake]:
     """Everything that is wrong between the fields of `training`, and what needs rows where there are none.
 
-    Only of a recipe that could be read as a whole: what is missing may be what could not.
+    Only of a recipe that could be read as a whole, since what is missing may be what could not; and of a field that
+    nothing is wrong with already, since what it is to be, and so what it needs, is not known before that is mended.
     """
     return [*_without_rows(facts), *_without_evaluations(facts), *_without_skipping(facts)]
 
@@ -44,7 +45,7 @@ def _without_evaluations(facts: Facts) -> Iterator[Mistake]:
 
 def _without_skipping(facts: Facts) -> Iterator[Mistake]:
     usual = TrainingSection.model_fields["max_skipped_steps"].default
-    if facts.get(MAX_SKIPPED) in (None, usual):
+    if facts.get(MAX_SKIPPED) in (None, usual) or facts.is_told(MAX_SKIPPED):
         return
     if facts.given(ON_NONFINITE) and facts.get(ON_NONFINITE) != "stop":
         return  # it is skip_step, or was meant and is not known
@@ -54,4 +55,4 @@ def _without_skipping(facts: Facts) -> Iterator[Mistake]:
 
 
 def _is_wanted(facts: Facts, path: Path) -> bool:
-    return facts.get(path) not in (None, False)
+    return facts.get(path) not in (None, False) and not facts.is_told(path)
