@@ -51,6 +51,25 @@ def test_with_rows_they_still_need_evaluations() -> None:
     assert load(text, "training.eval_steps=5").training.early_stopping_patience == 3
 
 
+@pytest.mark.parametrize("steps", [20, 25])
+def test_evaluations_before_the_last_step(steps: int) -> None:
+    """The first one is not before the end: the same as none, in a file, and where an argument shortens it."""
+    text = WITH_ROWS + f"training:\n  eval_steps: {steps}\n  early_stopping_patience: 3\n  load_best: true\n"
+    needs = "needs `eval_steps` (line 7) below `max_steps` ({}): evaluated at the end alone, there is "
+    first, second = f"{needs}nothing to stop before", f"{needs}one checkpoint to choose from"
+    for where, refused in (
+        ("line 10", refusal(text + "  max_steps: 20\n")),
+        ("--set training.max_steps=20", refusal(text, "training.max_steps=20")),
+    ):
+        assert refused.splitlines() == [
+            f"r.yaml:8:3: training.early_stopping_patience: {first.format(where)}",
+            f"r.yaml:9:3: training.load_best: {second.format(where)}",
+        ]
+    assert load(text, f"training.max_steps={steps + 1}").training.load_best
+    assert load(text).training.load_best  # how many steps there are is not known yet
+    assert load(WITH_ROWS, f"training.eval_steps={steps}", "training.max_steps=20").training.eval_steps == steps
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
