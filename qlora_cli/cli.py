@@ -277,7 +277,7 @@ def selftest(
 
     On a tiny random model that it makes itself: nothing is fetched, and nothing is left on disk.
 
-    Exit codes: 0 every promise is kept; 1 one is not; 2 the request was wrong; 130 interrupted.
+    Exit codes: 0 every promise is kept; 1 one is not, or may not be; 2 the request was wrong; 130 interrupted.
     """
     from qlora_cli.commands.selftest import selftest as command
 

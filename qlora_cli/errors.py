@@ -15,7 +15,7 @@ QloraError                     1
 │   ├── CheckpointError            a checkpoint could not be written or read
 │   ├── MergeError                 the merged model would not be the trained one
 │   ├── EvaluationError            the model could not be scored
-│   └── SelftestError              a promise is not kept on this device
+│   └── SelftestError              a promise is not kept on this device, or that could not be found out
 └── Interrupted              130   stopped from outside, state saved
 
 A message says what was expected, what was got, where, and what to do. Commands print it without a traceback.
@@ -137,7 +137,7 @@ class EvaluationError(RunError):
 
 
 class SelftestError(RunError):
-    """A check of `qlora selftest` failed."""
+    """A check of `qlora selftest` failed, or could not be carried out."""
 
 
 class Interrupted(QloraError):

@@ -12,9 +12,15 @@ from rich.status import Status
 from rich.text import Text
 
 from qlora_cli.console import plural, show_line, show_paragraph, visible
-from qlora_cli.selftest.events import Begun, Checking, Event, Number, Report, Result
+from qlora_cli.selftest.events import Begun, Checking, Event, Number, Outcome, Report, Result
 
 _TITLE, _VERDICT, _SECONDS = 31, 7, 9  # letters of a column, the blanks behind it among them
+_VERDICTS: dict[Outcome, tuple[str, str]] = {
+    "passed": ("pass", "green"),
+    "failed": ("FAIL", "bold red"),
+    "error": ("ERROR", "bold yellow"),
+}
+_NOT_PASSED: tuple[tuple[Outcome, str], ...] = (("failed", "failed"), ("error", "could not be carried out"))
 _DIGITS = 12  # letters of a digest that are shown: two digests that begin alike are one
 _DECIDING = ("torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
 
@@ -46,11 +52,14 @@ class SelftestView:
 
     def finish(self, report: Report) -> None:
         """Say how it went in all."""
-        failed = sum(not result.passed for result in report.results)
         count = plural(len(report.results), "check")
-        said = f"{failed} of {count} failed" if failed else f"all of {count} passed"
+        said: list[str] = []
+        for status, what in _NOT_PASSED:
+            if number := len(report.titles(status)):
+                said.append(f"{number} {what}" if said else f"{number} of {count} {what}")
+        told = ", ".join(said) or f"all of {count} passed"
         self._console.print()
-        show_line(self._console, "done", f"{said}, in {report.seconds:.0f} s; nothing is left on disk")
+        show_line(self._console, "done", f"{told}, in {report.seconds:.0f} s; nothing is left on disk")
 
     def _stop(self) -> None:
         if self._status is not None:
@@ -72,11 +81,11 @@ class SelftestView:
         self._console.print(Text(f"{'check':<{_TITLE}}{'result':<{_VERDICT}}{'seconds':>7}  figures", style="dim"))
 
     def _result(self, result: Result) -> None:
-        verdict = ("pass", "green") if result.passed else ("FAIL", "bold red")
+        verdict, style = _VERDICTS[result.status]
         self._console.print(
             Text.assemble(
                 f"{result.title:<{_TITLE}}",
-                (f"{verdict[0]:<{_VERDICT}}", verdict[1]),
+                (f"{verdict:<{_VERDICT}}", style),
                 f"{result.seconds:>7.1f}  {_figures(result)[0]}".rstrip(),
             )
         )
@@ -84,7 +93,7 @@ class SelftestView:
             self._console.print(Text(" " * (_TITLE + _VERDICT + _SECONDS) + more))
         if not result.passed:
             show_paragraph(self._console, "", visible(result.detail))
-            show_paragraph(self._console, "", result.meaning or "", "red")
+            show_paragraph(self._console, "", result.meaning or "", style.removeprefix("bold "))
 
 
 def report_json(report: Report) -> str:
@@ -94,6 +103,7 @@ def report_json(report: Report) -> str:
             "name": result.name,
             "title": result.title,
             "passed": result.passed,
+            "status": result.status,
             "figure": _plain(result.figure),
             "bound": _plain(result.bound),
             "seconds": round(result.seconds, 3),

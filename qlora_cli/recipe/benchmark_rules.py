@@ -27,10 +27,10 @@ def _without_use(facts: Facts) -> Iterator[Mistake]:
     if facts.get(TASKS) in (None, []) and not (facts.given(TASKS) and facts.get(TASKS) is None):
         usual = EvaluationSection()
         for path in NEED_TASKS:
-            if facts.get(path) not in (None, getattr(usual, str(path[-1]))):
+            if facts.get(path) not in (None, getattr(usual, str(path[-1]))) and not facts.is_told(path):
                 text = "has no use without `tasks`: name there what to score the model on, as in [mmlu, arc_easy]"
                 yield facts.key_mistake(path, text)
-    elif facts.get(_KEEP_BEST) is not None and not facts.given(_EVERY_STEPS):
+    elif facts.get(_KEEP_BEST) is not None and not facts.is_told(_KEEP_BEST) and not facts.given(_EVERY_STEPS):
         text = "needs `every_steps`: scored at the end alone, there is one checkpoint to choose from"
         yield facts.key_mistake(_KEEP_BEST, text)
 

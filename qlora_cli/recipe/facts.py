@@ -35,11 +35,18 @@ class GivenSource(NamedTuple):
 class Facts:
     """The data by paths; what is of the wrong type is told elsewhere, and here only looked at.
 
-    `hinted` are fields that were meant, with a value that is not known.
+    `hinted` are fields that were meant, with a value that is not known; `told`, the names of those that something is
+    wrong with already.
     """
 
-    def __init__(self, data: dict[str, Value], places: Mapping[Path, Place], hinted: set[Path]) -> None:
-        self._data, self._places, self._hinted = data, places, hinted
+    def __init__(
+        self,
+        data: dict[str, Value],
+        places: Mapping[Path, Place],
+        hinted: set[Path],
+        told: frozenset[str] = frozenset(),
+    ) -> None:
+        self._data, self._places, self._hinted, self._told = data, places, hinted, told
 
     def get(self, path: Path) -> Any:
         return value_at(self._data, path)
@@ -47,6 +54,10 @@ class Facts:
     def given(self, path: Path) -> bool:
         """Whether there is a value, or at least one was meant."""
         return self.get(path) is not None or path in self._hinted
+
+    def is_told(self, path: Path) -> bool:
+        """Whether something is wrong with the field itself: what it is to be is not known before that is mended."""
+        return dotted(path) in self._told
 
     def is_local(self, path: Path) -> bool:
         """Whether there is a path, which has become an absolute one, and not a hub name."""

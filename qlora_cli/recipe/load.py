@@ -58,7 +58,9 @@ def _validate(stack: Stack) -> tuple[Recipe | None, list[Mistake]]:
     except ValidationError as error:
         details = [detail for detail in error.errors(include_url=False) if not _is_hidden(detail, stack)]
         mistakes = describe_errors(details, stack.places)
-    return recipe, mistakes + contradictions(stack.data, stack.places, stack.hinted, whole=stack.whole)
+    known = stack.mistakes + mistakes
+    told = frozenset(name for mistake in known for name in (mistake.key, mistake.suggestion) if name)
+    return recipe, mistakes + contradictions(stack.data, stack.places, stack.hinted, told, whole=stack.whole)
 
 
 def _is_hidden(detail: ErrorDetails, stack: Stack) -> bool:

@@ -61,14 +61,20 @@ def displaced(data: dict[str, Value], set_by: Mapping[Path, int], first_override
 
 
 def contradictions(
-    data: dict[str, Value], places: Mapping[Path, Place], hinted: set[Path], *, whole: bool
+    data: dict[str, Value],
+    places: Mapping[Path, Place],
+    hinted: set[Path],
+    told: frozenset[str],
+    *,
+    whole: bool,
 ) -> list[Mistake]:
     """Every pair of fields that cannot both hold, or need each other, and names that fit nothing.
 
-    `hinted` are fields that were meant, with a value that is not known. `whole` is off if some fields could not be
-    read, so that what is missing may be there.
+    `hinted` are fields that were meant, with a value that is not known. `told` are the names of those that something
+    is wrong with already, misspelt ones by their right names: of them it is not said what they need. `whole` is off if
+    some fields could not be read, so that what is missing may be there.
     """
-    facts = Facts(data, places, hinted)
+    facts = Facts(data, places, hinted, told)
     needs = training_contradictions(facts) if whole else []
     benchmarks = benchmark_contradictions(facts, whole=whole)
     pairs = [*_excluding(facts), *_meaningless(facts)]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from qlora_cli.selftest.workbench import Workbench
 
 Number: TypeAlias = float | str
+# An error is a check that was not carried out: nothing is known of its promise.
+Outcome: TypeAlias = Literal["passed", "failed", "error"]
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,21 @@ class Checking:
 
 @dataclass(frozen=True)
 class Result:
-    """How a check ended. `meaning` says what a failure means for the user; None for a check that passed."""
+    """How a check ended. `meaning` says what that means for the user; None for a check that passed."""
 
     name: str
     title: str
-    passed: bool
+    status: Outcome
     figure: Mapping[str, Number]
     bound: Mapping[str, Number]
     seconds: float
     detail: str
     meaning: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether its promise is known to be kept."""
+        return self.status == "passed"
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,10 @@ class Report:
     def passed(self) -> bool:
         """Whether every check did."""
         return all(result.passed for result in self.results)
+
+    def titles(self, status: Outcome) -> list[str]:
+        """What the checks are called that ended so."""
+        return [result.title for result in self.results if result.status == status]
 
 
 Event: TypeAlias = Begun | Checking | Result

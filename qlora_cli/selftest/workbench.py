@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
+from qlora_cli.disk import telling_disk_errors
+from qlora_cli.errors import RunError
 from qlora_cli.model.adapter_config import WEIGHTS_FILE
 from qlora_cli.recipe.schema import Recipe
 from qlora_cli.selftest.material import save_model, write_rows
 
 _PREFIX = "qlora-selftest-"
 _CACHE = "XDG_CACHE_HOME"
+_WAY_OUT = "The self-test needs 5 MB in the folder for temporary files: set TMPDIR to one on a disk that has them"
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,32 @@ def workbench(device: torch.device) -> Iterator[Workbench]:
     """A workbench with its model, gone at the end however that comes.
 
     Inside, this process keeps what it encodes there too, and not where the user's own rows are kept.
+
+    Raises:
+        RunError: if the folder or the model cannot be written.
     """
-    # On Windows a file that is mapped into memory cannot be deleted yet; that must not hide what was found.
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder:
+    with _telling_the_way_out():
+        # On Windows a file that is mapped into memory cannot be deleted yet; that must not hide what was found.
+        temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
+    with temporary as folder:
         bench = Workbench(Path(folder), device)
-        save_model(bench.base)
+        with _telling_the_way_out():
+            save_model(bench.base)
         with _environment({_CACHE: bench.environment()[_CACHE]}):
             yield bench
+
+
+@contextmanager
+def _telling_the_way_out() -> Iterator[None]:
+    """Say of a failed write where temporary files go, and how to have them elsewhere: no recipe names that place."""
+    try:
+        folder = Path(tempfile.gettempdir())
+        with telling_disk_errors(folder):
+            yield
+    except FileNotFoundError as error:  # none of those that Python tries can be written, and it names them
+        raise RunError(f"{error.strerror}. {_WAY_OUT}") from None
+    except RunError as error:
+        raise RunError(f"{error}. {_WAY_OUT}") from None
 
 
 @contextmanager

@@ -51,6 +51,56 @@ def test_with_rows_they_still_need_evaluations() -> None:
     assert load(text, "training.eval_steps=5").training.early_stopping_patience == 3
 
 
+@pytest.mark.parametrize("steps", [20, 25])
+def test_evaluations_before_the_last_step(steps: int) -> None:
+    """The first one is not before the end: the same as none, in a file, and where an argument shortens it."""
+    text = WITH_ROWS + f"training:\n  eval_steps: {steps}\n  early_stopping_patience: 3\n  load_best: true\n"
+    needs = "needs `eval_steps` (line 7) below `max_steps` ({}): evaluated at the end alone, there is "
+    first, second = f"{needs}nothing to stop before", f"{needs}one checkpoint to choose from"
+    for where, refused in (
+        ("line 10", refusal(text + "  max_steps: 20\n")),
+        ("--set training.max_steps=20", refusal(text, "training.max_steps=20")),
+    ):
+        assert refused.splitlines() == [
+            f"r.yaml:8:3: training.early_stopping_patience: {first.format(where)}",
+            f"r.yaml:9:3: training.load_best: {second.format(where)}",
+        ]
+    assert load(text, f"training.max_steps={steps + 1}").training.load_best
+    assert load(text).training.load_best  # how many steps there are is not known yet
+    assert load(WITH_ROWS, f"training.eval_steps={steps}", "training.max_steps=20").training.eval_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.load_best=maybe", "training.load_best: expected true or false, got 'maybe'"),
+        ("training.load_bst=true", "training.load_bst: unknown key; did you mean `load_best`?"),
+        ("training.early_stopping_patience=0",
+         "training.early_stopping_patience: expected a whole number above 0, or null, got 0"),
+        ("training.eval_steps=x", "training.eval_steps: expected a whole number above 0, or null, got 'x'"),
+        ("training.max_skipped_steps=-1", "training.max_skipped_steps: expected a whole number above 0, got -1"),
+        ("evaluation.keep_best=3", "evaluation.keep_best: expected text, or null, got 3; in quotes it is text: '3'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_already_needs_nothing(setting: str, message: str) -> None:
+    """What the field is to be is not known, so neither is what it needs; there are no rows either."""
+    said = [line for line in refusal(MINIMAL, setting).splitlines() if not line.startswith(" ")]
+    assert said == [f"--set {setting}: {message}"]
+
+
+def test_another_field_that_is_wrong_hides_nothing() -> None:
+    """What is told of one field is of no matter to what the others need; its value decides nothing."""
+    text = WITH_ROWS + "training: {load_best: maybe, early_stopping_patience: 3, seed: -1}\n"
+    assert [line.split(": ", 2)[1:] for line in refusal(text).splitlines()] == [
+        ["training.load_best", "expected true or false, got 'maybe'"],
+        ["training.early_stopping_patience",
+         "needs `eval_steps`: evaluated at the end alone, there is nothing to stop before"],
+        ["training.seed", "expected a whole number from 0 to 4,294,967,295, got -1"],
+    ]  # fmt: skip
+    text = WITH_ROWS + "training: {load_best: true, eval_steps: 5, max_steps: -1}\n"
+    assert refusal(text) == "r.yaml:6:55: training.max_steps: expected a whole number above 0, or null, got -1"
+
+
 @pytest.mark.parametrize(
     "section",
     [
