@@ -59,6 +59,10 @@ class Facts:
         """Whether something is wrong with the field itself: what it is to be is not known before that is mended."""
         return dotted(path) in self._told
 
+    def is_argument(self, path: Path) -> bool:
+        """Whether it comes from a `--set`, and not from a file."""
+        return path in self._places and self._places[path].key.line == 0
+
     def is_local(self, path: Path) -> bool:
         """Whether there is a path, which has become an absolute one, and not a hub name."""
         value = self.get(path)

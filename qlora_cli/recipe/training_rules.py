@@ -51,6 +51,8 @@ def _for_evaluations(facts: Facts) -> str | None:
     steps, last = _number(facts, _EVAL_STEPS), _number(facts, _MAX_STEPS)
     if steps is None or last is None or steps < last:
         return None
+    if facts.is_argument(_MAX_STEPS) and not facts.is_argument(_EVAL_STEPS):
+        return None  # `--set training.max_steps=2` tries any recipe
     return f"`eval_steps`{facts.line(_EVAL_STEPS)} below `max_steps`{facts.line(_MAX_STEPS)}"
 
 

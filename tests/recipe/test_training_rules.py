@@ -53,18 +53,22 @@ def test_with_rows_they_still_need_evaluations() -> None:
 
 @pytest.mark.parametrize("steps", [20, 25])
 def test_evaluations_before_the_last_step(steps: int) -> None:
-    """The first one is not before the end: the same as none, in a file, and where an argument shortens it."""
+    """The first one is not before the end: the same as none. An argument that shortens the recipe of a file is for a
+    try, and refuses nothing."""
     text = WITH_ROWS + f"training:\n  eval_steps: {steps}\n  early_stopping_patience: 3\n  load_best: true\n"
     needs = "needs `eval_steps` (line 7) below `max_steps` ({}): evaluated at the end alone, there is "
     first, second = f"{needs}nothing to stop before", f"{needs}one checkpoint to choose from"
-    for where, refused in (
-        ("line 10", refusal(text + "  max_steps: 20\n")),
-        ("--set training.max_steps=20", refusal(text, "training.max_steps=20")),
-    ):
-        assert refused.splitlines() == [
-            f"r.yaml:8:3: training.early_stopping_patience: {first.format(where)}",
-            f"r.yaml:9:3: training.load_best: {second.format(where)}",
-        ]
+    assert refusal(text + "  max_steps: 20\n").splitlines() == [
+        f"r.yaml:8:3: training.early_stopping_patience: {first.format('line 10')}",
+        f"r.yaml:9:3: training.load_best: {second.format('line 10')}",
+    ]
+    for_a_try = "training.max_steps=20"
+    assert load(text, for_a_try).training.load_best
+    meant = refusal(text, for_a_try, f"training.eval_steps={steps}").splitlines()
+    assert meant[0].endswith(
+        f"needs `eval_steps` (--set training.eval_steps={steps}) below `max_steps` (--set {for_a_try}): "
+        "evaluated at the end alone, there is nothing to stop before"
+    )
     assert load(text, f"training.max_steps={steps + 1}").training.load_best
     assert load(text).training.load_best  # how many steps there are is not known yet
     assert load(WITH_ROWS, f"training.eval_steps={steps}", "training.max_steps=20").training.eval_steps == steps
