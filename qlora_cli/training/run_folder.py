@@ -82,9 +82,10 @@ class RunFolder:
             raise OutputError(f"output_dir: {existing} cannot be written")
 
     def take_back(self) -> None:
-        """Remove what a run that has trained nothing has put here."""
+        """Remove what a run that has trained nothing has put here; what cannot be removed stays."""
         for path in (self.recipe, self.record, self.metrics):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what the run failed of is told, such as a disk that became read-only
+                path.unlink(missing_ok=True)
         for path in (self.checkpoints, self.answers):
             with contextlib.suppress(OSError):  # there is something else in it
                 path.rmdir()

@@ -9,11 +9,14 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+
+from tqdm import tqdm
 
 from qlora_cli.errors import QloraError
 from qlora_cli.recipe.schema import Recipe
@@ -21,6 +24,9 @@ from qlora_cli.training.events import CheckpointSaved, Event, Notice, Started, S
 from qlora_cli.training.run import train
 from qlora_cli.training.run_folder import RunFolder
 from tests.support.disk_hooks import Act, DiskHooks, Tell, write_now
+
+# Its own lock is shared by all that is forked off: one that is killed while it holds that would stop all the others.
+tqdm.set_lock(threading.RLock())
 
 
 @dataclass
@@ -46,8 +52,9 @@ class Part:
 class ForkedTraining:
     """Trains one recipe into the folder `run` in `root`, which is empty at first, part by part."""
 
-    def __init__(self, root: Path, recipe: Recipe) -> None:
+    def __init__(self, root: Path, recipe: Recipe, *, rehearse: bool = True) -> None:
         self.root = root
+        self.rehearse = rehearse
         self.folder = RunFolder(root / "run")
         self.recipe = recipe.model_copy(update={"output_dir": str(self.folder.path)})
 
@@ -97,7 +104,7 @@ class ForkedTraining:
         try:
             if act is not None:
                 DiskHooks(self.root, act(tell)).install()
-            train(self.recipe, resume=resume, listeners=[listen])
+            train(self.recipe, resume=resume, rehearse=self.rehearse, listeners=[listen])
             tell({"seconds": time.monotonic() - began})
         except QloraError as error:
             tell({"error": str(error), "kind": type(error).__name__})

@@ -60,9 +60,9 @@ def recipes_for_small_disks(folder: Path) -> list[Recipe]:
 class Trials:
     """Runs of one recipe that something befalls, beside the one that nothing befell."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, *, rehearse: bool = True) -> None:
         folder.mkdir()
-        self.training = ForkedTraining(folder / "root", recipe)
+        self.training = ForkedTraining(folder / "root", recipe, rehearse=rehearse)
         self.image = folder / "image"
         self.training.clear()
         train(self.training.recipe)  # imports what every other then has
@@ -209,9 +209,9 @@ def _power(trial: Trials, place: int, number: int) -> Told:
     return trial.killed([lambda: trial.without_power(place, WAYS[number % 3])])
 
 
-def _trials(folder: Path, recipes: list[Recipe]) -> list[Trials]:
+def _trials(folder: Path, recipes: list[Recipe], *, rehearse: bool = True) -> list[Trials]:
     folder.mkdir()
-    return [Trials(folder / str(index), recipe) for index, recipe in enumerate(recipes)]
+    return [Trials(folder / str(index), recipe, rehearse=rehearse) for index, recipe in enumerate(recipes)]
 
 
 def main(folder: Path, ways: list[str]) -> None:
@@ -228,7 +228,10 @@ def main(folder: Path, ways: list[str]) -> None:
             trials, count, lambda trial, place, n: trial.failing(place, errno.EROFS, lasting=True)
         ),
         "power": lambda count: at_places(trials, count, _power),
-        "small": lambda count: small_disks(_trials(folder / "small", recipes_for_small_disks(folder)), count),
+        # A rehearsal would refuse such a disk.
+        "small": lambda count: small_disks(
+            _trials(folder / "small", recipes_for_small_disks(folder), rehearse=False), count
+        ),
     }
     for way, count in [*counts.items(), *([("small", small)] if small else [])]:
         for told in do[way](count):

@@ -103,8 +103,13 @@ def test_a_disk_that_fails_harms_nothing(outcomes: dict[str, list[Told]], way: s
     assert _wrong(runs) == []
     failed = [run["message"] for run in runs if run["message"] is not None]
     assert len(failed) > 0.8 * len(runs)  # what cannot be taken away stays, and a later one may take it
-    assert [text for text in failed if not text.endswith(f": could not be written: {message}")] == []
+    told = f": could not be written: {message}"
+    assert [text for text in failed if not (text.endswith(told) or _of_a_rehearsal(text, told))] == []
     assert len({text.split(":")[0] for text in failed}) > 3
+
+
+def _of_a_rehearsal(text: str, told: str) -> bool:
+    return text.startswith("rehearsal: a checkpoint, of ") and f"{told}; " in text
 
 
 @pytest.mark.slow

@@ -187,6 +187,19 @@ def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
 
 
+def test_a_disk_that_became_read_only_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be taken back then, which is not what is told."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(checkpoint_module, "write_bytes", fail)
+    monkeypatch.setattr(Path, "unlink", fail)
+    monkeypatch.setattr(Path, "rmdir", fail)
+    with pytest.raises(RunError, match=r"^rehearsal: a checkpoint, .* Read-only file system; nothing was trained yet"):
+        train(tiny_recipe(tmp_path))
+
+
 def test_a_checkpoint_that_is_read_otherwise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One weight comes back as another: told, before anybody counts on it."""
 
