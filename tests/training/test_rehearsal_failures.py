@@ -191,11 +191,11 @@ def test_a_disk_that_became_read_only_is_told(tmp_path: Path, monkeypatch: pytes
     """Nothing can be taken back then, which is not what is told."""
 
     def fail(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(Path, "unlink", fail)
+        monkeypatch.setattr(Path, "rmdir", fail)
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(checkpoint_module, "write_bytes", fail)
-    monkeypatch.setattr(Path, "unlink", fail)
-    monkeypatch.setattr(Path, "rmdir", fail)
     with pytest.raises(RunError, match=r"^rehearsal: a checkpoint, .* Read-only file system; nothing was trained yet"):
         train(tiny_recipe(tmp_path))
 
