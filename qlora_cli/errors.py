@@ -12,6 +12,7 @@ QloraError                     1
 ├── RunError                   1   the run started and failed
 │   ├── NonFiniteError             loss or gradients are NaN or infinite
 │   ├── OutOfMemoryError           memory did not suffice
+│   │   └── OutOfMemoryElsewhereError  on another process
 │   ├── CheckpointError            a checkpoint could not be written or read
 │   ├── MergeError                 the merged model would not be the trained one
 │   ├── EvaluationError            the model could not be scored
@@ -122,6 +123,10 @@ class NonFiniteError(RunError):
 
 class OutOfMemoryError(RunError):
     """The device has less memory than is needed; what was saved before is whole."""
+
+
+class OutOfMemoryElsewhereError(OutOfMemoryError):
+    """Memory sufficed here, and not on another process of the run."""
 
 
 class CheckpointError(RunError):

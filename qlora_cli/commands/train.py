@@ -75,12 +75,13 @@ def _run(recipe: Recipe, again: str, *, resume: bool, rehearse: bool) -> None:
 
 
 def _newest_checkpoint(recipe: Recipe) -> str | None:
-    """The name of what a run goes on from; None if it begins."""
+    """The name of what a run goes on from, by its looks; None if it begins."""
     from qlora_cli.training.checkpoint import list_checkpoints
+    from qlora_cli.training.manifest import find_fault
     from qlora_cli.training.run_folder import RunFolder
 
     found = list_checkpoints(RunFolder(Path(recipe.output_dir)).checkpoints)
-    return found[0].name if found else None
+    return next((path.name for path in found if find_fault(path, hashes=False) is None), None)
 
 
 def _merge_command(run: Path) -> str:

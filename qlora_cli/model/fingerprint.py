@@ -9,6 +9,7 @@ from qlora_cli.model.files import CONFIG_FILE
 from qlora_cli.model.source import ModelSource, load_config, reading
 
 HUB_COMMIT = "commit"  # what the fingerprint of a hub model begins with
+UNKNOWN_COMMIT = f"{HUB_COMMIT} None"
 _SAMPLES = 64  # of a file: any other training of the same model changes nearly every weight
 _SAMPLE_BYTES = 4096
 

@@ -73,6 +73,6 @@ class BestCheckpoint:
 
     def _lost(self, step: int, checkpoints: Path) -> str:
         path = checkpoint_path(checkpoints, step)
-        gone = f"is damaged ({find_fault(path)})" if path.exists() else "is not there any more"
+        gone = f"cannot be taken ({find_fault(path)})" if path.exists() else "is not there any more"
         instead = "the best from here on" if self.kept is None else "the best of the others"
         return f"{self.name} was best after step {step}, whose checkpoint {gone}: {instead} is kept"

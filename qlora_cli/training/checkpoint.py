@@ -11,6 +11,7 @@ not one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -169,7 +170,7 @@ def rotate(folder: Path, limit: int | None, *, keep: Collection[int] = ()) -> No
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first, valid or not."""
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]+", path.name) and not path.is_file()]
     return sorted(found, key=checkpoint_step, reverse=True)
 
 

@@ -17,34 +17,48 @@ from torch import Tensor, nn
 _PIECE = 1 << 25  # elements exchanged at a time: what a copy of them takes is bounded
 
 
-@torch.no_grad()
-def share_weights(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
-    """Give every process the main one's `parameters`."""
-    if accelerator.num_processes > 1:
+class DataParallel:
+    """The trained parameters of all processes, kept equal. Of one process alone, nothing here does anything.
+
+    Attributes:
+        parameters: of this process, on its device, in the order in which they are exchanged.
+    """
+
+    def __init__(self, accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+        """Give every process the main one's parameters."""
+        self.parameters = parameters
+        self._accelerator = accelerator
+        self._buffers: dict[torch.dtype, Tensor] = {}
+        if accelerator.num_processes == 1:
+            return
         for parameter in parameters:
             torch.distributed.broadcast(parameter.data, src=0)
+        # Taken now: after a backward pass, when memory is fullest, one process alone might not have it.
+        for piece in _pieces(parameters):
+            size, like = sum(p.numel() for p in piece), piece[0]
+            if like.dtype not in self._buffers or self._buffers[like.dtype].numel() < size:
+                self._buffers[like.dtype] = torch.empty(size, dtype=like.dtype, device=like.device)
 
-
-@torch.no_grad()
-def sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
-    """Give every process the sum of the gradients of all; where none has one, there is none afterwards."""
-    if accelerator.num_processes == 1:
-        return
-    here = torch.tensor([parameter.grad is not None for parameter in parameters], device=accelerator.device)
-    anywhere = accelerator.reduce(here.int(), reduction="sum").tolist()
-    for piece in _pieces([p for p, count in zip(parameters, anywhere, strict=True) if count]):
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in piece]
-        total = torch.cat([gradient.flatten() for gradient in gradients])
-        torch.distributed.all_reduce(total)
-        for parameter, summed in zip(piece, torch.split(total, [p.numel() for p in piece]), strict=True):
-            parameter.grad = _copied(summed, parameter)
-
-
-def _copied(summed: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Into the gradient that is there, if it is: its memory is what was planned with."""
-    if parameter.grad is None:
-        return summed.view_as(parameter).clone()
-    return parameter.grad.copy_(summed.view_as(parameter))
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Give every process the sum of the gradients of all; where none has one, there is none afterwards."""
+        if self._accelerator.num_processes == 1:
+            return
+        here = torch.tensor([p.grad is not None for p in self.parameters], device=self._accelerator.device)
+        anywhere = self._accelerator.reduce(here.int(), reduction="sum").tolist()
+        for piece in _pieces([p for p, count in zip(self.parameters, anywhere, strict=True) if count]):
+            total = self._buffers[piece[0].dtype][: sum(p.numel() for p in piece)]
+            parts = torch.split(total, [p.numel() for p in piece])
+            for parameter, part in zip(piece, parts, strict=True):
+                if parameter.grad is None:
+                    part.zero_()
+                else:
+                    part.copy_(parameter.grad.flatten())
+            torch.distributed.all_reduce(total)
+            for parameter, part in zip(piece, parts, strict=True):
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+                parameter.grad.copy_(part.view_as(parameter))
 
 
 def _pieces(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -15,7 +15,7 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
-from qlora_cli.errors import DeviceError, QloraError
+from qlora_cli.errors import DeviceError, QloraError, RunError
 from qlora_cli.model.base import choose_device
 
 _KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -72,22 +72,42 @@ def on_any_process(accelerator: Accelerator, here: bool) -> bool:
     return bool(accelerator.reduce(flag, reduction="sum").item())
 
 
+def by_every_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """What each process does for itself; if it fails on one, all of them fail.
+
+    Raises:
+        QloraError: what `action` raises here, or a RunError if it is on other processes that it fails.
+    """
+    failure: QloraError | None = None
+    results: list[Result] = []
+    try:
+        results.append(action())
+    except QloraError as error:
+        failure = error
+    if on_any_process(accelerator, failure is not None):
+        raise failure or RunError("another process failed: what it tells is the reason")
+    return results[0]
+
+
 def by_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """What the main process alone does, and what came of it, on every process; if it fails there, all of them fail so.
+    """What the main process alone does, and what came of it, on every process; if it fails there, all of them fail.
 
     For whatever is read or written: two processes may find the same disk otherwise, and each would go its own way.
 
     Raises:
-        QloraError: what `action` raises.
+        QloraError: what `action` raises. Any other error is raised by the main process alone, by others a RunError.
     """
     outcome: list[Any] = [None, None]
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             outcome[0] = action()
-        except QloraError as error:
-            outcome[1] = error
+        except Exception as error:
+            failure = error
+            told = f"the main process failed: {type(error).__name__}: {error}"
+            outcome[1] = error if isinstance(error, QloraError) else RunError(told)
     broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
+    if failure is not None or outcome[1] is not None:
+        raise failure or outcome[1]
     result: Result = outcome[0]
     return result

@@ -14,9 +14,9 @@ from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.best_checkpoint import BestCheckpoint
 from qlora_cli.training.checkpoint import Progress, set_aside
 from qlora_cli.training.context import RunContext
-from qlora_cli.training.devices import by_main_process
+from qlora_cli.training.devices import by_every_process, by_main_process
 from qlora_cli.training.early_stopping import measured_losses
-from qlora_cli.training.events import BenchmarkRecord, Notice
+from qlora_cli.training.events import Notice
 from qlora_cli.training.loop_parts import LoopData
 from qlora_cli.training.resume import (
     Resumed,
@@ -63,29 +63,29 @@ def go_on(
         run.emit(Notice("no checkpoint to go on from: starting from the beginning"))
         progress = None
     else:
-        progress = restore(resumed, model, optimizer, accelerator.process_index, accelerator.device)
+        progress = by_every_process(
+            accelerator,
+            lambda: restore(resumed, model, optimizer, accelerator.process_index, accelerator.device),
+        )
         run.emit(Notice(f"going on from {resumed.checkpoint.name}"))
-    # The main process renames and writes now, and none may read after that.
-    accelerator.wait_for_everyone()
-    scored, losses = by_main_process(accelerator, lambda: _forget_what_comes_after(run, progress))
+    metrics = MetricsFile(run.folder.metrics)
+    # All of them have read before the main process renames and writes, and nothing is changed before all is read.
+    scored, losses = by_main_process(accelerator, lambda: (metrics.benchmarks(), metrics.held_out_losses()))
     measured = [] if benchmarks is None else benchmarks.go_on(scored, -1 if progress is None else progress.step)
-    progress = progress or Progress()
+    stands = progress or Progress()
     by_score = None if benchmarks is None else benchmarks.best
-    both = ((by_score, measured), (best, measured_losses(progress, losses)))
+    both = ((by_score, measured), (best, measured_losses(stands, losses)))
     chosen = [(each, before) for each, before in both if each is not None]
     for each, before in chosen:
         each.kept = by_main_process(accelerator, partial(each.go_on, before, run.folder.checkpoints, run.emit))
     kept = {each.name for each, _ in chosen if each.kept is not None}
-    run.record.go_on(skipped_steps=progress.skipped_steps, kept=kept)
-    return progress
+    by_main_process(accelerator, lambda: _forget_what_comes_after(run, metrics, progress))
+    run.record.go_on(skipped_steps=stands.skipped_steps, kept=kept)
+    return stands
 
 
-def _forget_what_comes_after(
-    run: RunContext, progress: Progress | None
-) -> tuple[list[BenchmarkRecord], list[tuple[int, float]]]:
-    """Take out of the folder what the run does again; returns the scores and held-out losses that were in it."""
-    metrics = MetricsFile(run.folder.metrics)
-    found = metrics.benchmarks(), metrics.held_out_losses()
+def _forget_what_comes_after(run: RunContext, metrics: MetricsFile, progress: Progress | None) -> None:
+    """Take out of the folder what the run does again."""
     for checkpoint, fault in run.passed_over.items():
         set_aside(checkpoint, fault)
     if progress is None:
@@ -93,4 +93,3 @@ def _forget_what_comes_after(
         metrics.clear()
     else:
         metrics.keep_until(progress.step, progress.evaluated_step)
-    return found

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from qlora_cli.data.batches import Batch, MicroBatch, collate
 from qlora_cli.data.units import Units
-from qlora_cli.errors import ModelError, OutOfMemoryError
+from qlora_cli.errors import ModelError, OutOfMemoryElsewhereError, OutOfMemoryError
 from qlora_cli.evaluation.answering.memory import within_memory
 from qlora_cli.model.lora import bypassed_layers
-from qlora_cli.training.data_parallel import sum_gradients
+from qlora_cli.training.data_parallel import DataParallel
 from qlora_cli.training.devices import on_any_process
 from qlora_cli.training.loss import supervised_loss
 
@@ -45,15 +45,15 @@ class StepSums:
 def accumulate(
     accelerator: Accelerator,
     model: nn.Module,
-    parameters: Sequence[nn.Parameter],
+    parallel: DataParallel,
     micro_batches: Sequence[MicroBatch],
     units: Units,
     *,
     pad_token_id: int,
     max_grad_norm: float | None,
 ) -> StepSums:
-    """Add a step's gradients to `parameters`: every token of all micro-batches and processes weighs the same, divided
-    once by the supervised ones among them; then clip.
+    """Add a step's gradients to the trained parameters: every token of all micro-batches and processes weighs the same,
+    divided once by the supervised ones among them; then clip.
 
     Raises:
         OutOfMemoryError: if memory does not suffice, on any process; no weight has changed.
@@ -64,11 +64,14 @@ def accumulate(
     supervised = max(supervised, 1)
     losses = within_memory(_backward, accelerator, model, batches, supervised)
     # The processes meet here first, so that none is left waiting for one that ran out of memory.
-    if on_any_process(accelerator, losses is None) or losses is None:
+    short = on_any_process(accelerator, losses is None)
+    if losses is None:
         raise OutOfMemoryError(f"out of memory on {accelerator.device}")
-    sum_gradients(accelerator, parameters)
+    if short:
+        raise OutOfMemoryElsewhereError("out of memory on another process")
+    parallel.sum_gradients()
     total = accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
-    norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+    norm = accelerator.clip_grad_norm_(parallel.parameters, max_grad_norm or math.inf)
     sums = StepSums(float(total), supervised, tokens, float(norm))
     if sums.fault is None:
         return sums

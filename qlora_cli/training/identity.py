@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
 
+from qlora_cli.errors import ModelError
 from qlora_cli.model.fingerprint import base_fingerprint
 from qlora_cli.model.source import ModelSource
 from qlora_cli.recipe.schema import Recipe
@@ -18,12 +24,19 @@ _DECISIVE = ("torch", "transformers", "bitsandbytes", "accelerate")
 
 
 def run_identity(
-    recipe: Recipe, source: ModelSource, fingerprints: Mapping[str, str], device: torch.device, num_processes: int
+    recipe: Recipe,
+    source: ModelSource,
+    fingerprints: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    num_processes: int,
 ) -> dict[str, Any]:
     """What a checkpoint keeps of its run, to compare with what a resumed run is made of.
 
     `recipe` as it is resolved; `data`, the fingerprint of every split's tokens and labels; `base_model`, that of the
-    base; `num_processes`, as a step's rows are dealt to them; `surroundings`, what else decides the last bits.
+    base; `chat_template`, that of the template that is saved with the adapter and asks benchmarks' questions, which may
+    be another where the rows are the same; `num_processes`, as a step's rows are dealt to them; `surroundings`, what
+    else decides the last bits.
     """
     installed, machine = versions(), hardware(device, num_processes)
     decisive = {name: installed[name] for name in _DECISIVE} | {"numpy": np.__version__}
@@ -36,6 +49,23 @@ def run_identity(
         "recipe": recipe.model_dump(mode="json"),
         "data": dict(fingerprints),
         "base_model": base_fingerprint(source),
+        "chat_template": hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest(),
         "num_processes": num_processes,
         "surroundings": decisive | device_facts,
     }
+
+
+def check_same_everywhere(accelerator: Accelerator, run: Mapping[str, Any]) -> None:
+    """Refuse processes that would train different models: each has read its own copy, maybe on a machine of its own.
+
+    Raises:
+        ModelError: on every process, naming one that has something else, and what.
+    """
+    names = {"base_model": "base model", "chat_template": "chat template", "data": "rows"}
+    every = gather_object([{name: run[name] for name in names}])
+    for number, other in enumerate(every):
+        if differing := [shown for name, shown in names.items() if other[name] != every[0][name]]:
+            raise ModelError(
+                f"process {number} of {len(every)} has not the {' and '.join(differing)} that process 0 has. Give all "
+                "machines the same files"
+            )

@@ -60,7 +60,7 @@ def handling(handler: _Handler) -> Iterator[dict[int, _Handler | int]]:
 
 
 def ignore_to_the_end() -> None:
-    """Nothing ends this process any more: all is done, and how it went is told by its exit code alone.
+    """Nothing but SIGKILL and SIGQUIT ends this process any more: all is done, and its exit code tells how it went.
 
     Taking down torch takes seconds, in which a signal would put its own code in place of that.
     """

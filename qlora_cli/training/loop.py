@@ -9,13 +9,20 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from qlora_cli.errors import EvaluationError, Interrupted, NonFiniteError, OutOfMemoryError
+from qlora_cli.errors import (
+    EvaluationError,
+    Interrupted,
+    NonFiniteError,
+    OutOfMemoryElsewhereError,
+    OutOfMemoryError,
+)
 from qlora_cli.evaluation.answering.memory import within_memory
 from qlora_cli.recipe.schema import TrainingSection
 from qlora_cli.training import out_of_memory
 from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.best_checkpoint import BestCheckpoint, Measured
 from qlora_cli.training.checkpoint import Progress, checkpoint_path
+from qlora_cli.training.data_parallel import DataParallel
 from qlora_cli.training.devices import on_any_process
 from qlora_cli.training.early_stopping import judged, reason_to_stop
 from qlora_cli.training.evaluation import evaluate
@@ -64,17 +71,23 @@ class Loop:
         self.best = best
         self.plan = step_plan(section, data.train, accelerator.num_processes)
         self.total_steps = total_steps(section, self.plan)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parallel = DataParallel(accelerator, [p for p in model.parameters() if p.requires_grad])
         self.saver = StateSaver(
             accelerator,
             optimizer,
-            self.parameters,
+            self.parallel.parameters,
             self.plan,
             output,
             limit=section.save_total_limit,
             kept=self._steps_to_keep,
             saved_step=progress.step,
         )
+
+    @property
+    def chosen(self) -> list[BestCheckpoint]:
+        """What keeps a checkpoint for being the best of something."""
+        both = (self.best, self.benchmarks.best if self.benchmarks is not None else None)
+        return [best for best in both if best is not None]
 
     @property
     def stopped_early(self) -> str | None:
@@ -141,9 +154,10 @@ class Loop:
         rate = learning_rate(self.section, index, self.total_steps)
         try:
             step = self._accumulate(index)
-        except OutOfMemoryError:
+        except OutOfMemoryError as error:
             self.optimizer.zero_grad(set_to_none=True)
-            where = str(self.accelerator.device)
+            elsewhere = isinstance(error, OutOfMemoryElsewhereError)
+            where = "another process" if elsewhere else str(self.accelerator.device)
             raise OutOfMemoryError(out_of_memory.in_a_step(self.section, where, index + 1, self._keep())) from None
         if step.fault is None:
             for group in self.optimizer.param_groups:
@@ -170,7 +184,7 @@ class Loop:
         sums = accumulate(
             self.accelerator,
             self.model,
-            self.parameters,
+            self.parallel,
             self.plan.step(index, process),
             self.data.train,
             pad_token_id=self.data.pad_token_id,
@@ -256,5 +270,4 @@ class Loop:
 
     def _steps_to_keep(self) -> set[int]:
         """The steps whose checkpoints no rotation takes."""
-        kept = (self.best, self.benchmarks.best if self.benchmarks is not None else None)
-        return {best.step for best in kept if best is not None and best.step is not None}
+        return {best.step for best in self.chosen if best.step is not None}

@@ -64,7 +64,9 @@ def find_fault(folder: Path, *, hashes: bool = True) -> Fault | None:
     """
     try:
         data = (folder / MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if folder.is_symlink() or (folder / MANIFEST).is_symlink():  # to where nothing is mounted now, for one
+            return _unreadable(MANIFEST, error)
         return Fault(f"has no {MANIFEST}")
     except OSError as error:
         return _unreadable(MANIFEST, error)
@@ -122,7 +124,7 @@ def _signed(manifest: Mapping[str, Any]) -> str:
 def _sizes(folder: Path) -> dict[str, int]:
     """Of every file but the manifest; a folder that cannot be listed is an error, and not an empty one."""
     found = {}
-    for top, _, names in os.walk(folder, onerror=_raise):
+    for top, _, names in os.walk(folder, onerror=_raise, followlinks=True):
         for path in (Path(top, name) for name in names):
             if path.name != MANIFEST:
                 found[path.relative_to(folder).as_posix()] = path.stat().st_size

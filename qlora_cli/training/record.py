@@ -173,12 +173,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _as(kind: Any, found: object) -> Any:
-    """What was found, if it can be read as that; else None."""
+    """What was found, if it is that; else None."""
+    adapter = TypeAdapter(kind)
     try:
-        TypeAdapter(kind).validate_python(found)
+        return adapter.dump_python(adapter.validate_json(json.dumps(found), strict=True))
     except ValidationError:
         return None
-    return found
 
 
 def _moment(text: object) -> str | None:

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from qlora_cli.data.batches import Batch, MicroBatch, collate, eval_batches
 from qlora_cli.data.largest import SizedBatch, extremes
 from qlora_cli.data.units import Units
-from qlora_cli.errors import NonFiniteError, OutOfMemoryError
+from qlora_cli.errors import NonFiniteError, OutOfMemoryElsewhereError, OutOfMemoryError
 from qlora_cli.evaluation.answering.memory import ran_out, within_memory
 from qlora_cli.training.devices import on_any_process
 from qlora_cli.training.environment import peak_memory_bytes
@@ -94,7 +94,7 @@ def _rehearse_step(loop: Loop, batches: Sequence[SizedBatch], name: str, *, may_
         step = accumulate(
             loop.accelerator,
             loop.model,
-            loop.parameters,
+            loop.parallel,
             [MicroBatch(batch.indices) for batch in batches],
             units,
             pad_token_id=loop.data.pad_token_id,
@@ -126,8 +126,11 @@ def _rehearse_evaluation(loop: Loop) -> float | None:
     batch = collate(units, micro.indices, loop.data.pad_token_id, blank=micro.blank)
     with _fitting(loop, name, units, micro.indices, how_to_evaluate_in_less(section)):
         loss = within_memory(_loss, loop, batch)
-        if on_any_process(accelerator, loss is None) or loss is None:
+        short = on_any_process(accelerator, loss is None)
+        if loss is None:
             raise OutOfMemoryError(f"out of memory on {accelerator.device}")
+        if short:
+            raise OutOfMemoryElsewhereError("out of memory on another process")
     seconds = time.monotonic() - started
     losses = gather_object([loss])
     broken = gather_object([] if torch.isfinite(torch.tensor(loss)) else batch.rows)
@@ -150,6 +153,10 @@ def _fitting(loop: Loop, name: str, units: Units, indices: Sequence[int], advice
         if not (ran_out(error) or isinstance(error, OutOfMemoryError)):
             raise
         kept = "what was saved before is whole" if loop.progress.step else "nothing was trained yet"
+        if isinstance(error, OutOfMemoryElsewhereError):
+            raise OutOfMemoryError(
+                f"rehearsal: {name} does not fit in the memory of another process; {kept}. {advice}"
+            ) from None
         rows = [row for index in indices for row in units.rows_of(index).tolist()]
         raise OutOfMemoryError(
             f"rehearsal: {name}, {_size(units, indices)}, does not fit in the memory of {loop.accelerator.device}; "

@@ -102,10 +102,10 @@ def _telling(loop: Loop, size: int) -> Iterator[None]:
 
 
 def _same_weights(loop: Loop, adapter: Path) -> bool:
-    before = [parameter.detach().to("cpu", copy=True) for parameter in loop.parameters]
+    before = [parameter.detach().to("cpu", copy=True) for parameter in loop.parallel.parameters]
     layers = lora_layers(loop.model)
     copy_adapter_tensors(layers, read_adapter_tensors(adapter), adapter)
-    return all(_equal(p.detach().cpu(), old) for p, old in zip(loop.parameters, before, strict=True))
+    return all(_equal(p.detach().cpu(), old) for p, old in zip(loop.parallel.parameters, before, strict=True))
 
 
 def _same_optimizer(loop: Loop, checkpoint: Path, saved: SavedState) -> bool:
@@ -158,8 +158,12 @@ def _too_little_room(loop: Loop, size: int) -> str | None:
         steps |= set(range((done // section.save_steps + 1) * section.save_steps, loop.total_steps, section.save_steps))
     coming, limit = len(steps), section.save_total_limit
     if limit is not None:
-        coming = min(coming, max(limit + 1 - len(list_checkpoints(folder)), 1))  # old ones go when the new one is whole
-    room = shutil.disk_usage(folder).free
+        kept = limit + len(loop.chosen)  # one of each that is the best of something stays beside the newest
+        coming = min(coming, max(kept + 1 - len(list_checkpoints(folder)), 1))  # old ones go when the new one is whole
+    try:
+        room = shutil.disk_usage(folder).free
+    except OSError:  # not every file system tells
+        return None
     if room >= coming * size:
         return None
     needed = f"{coming:,} more checkpoint{'s' * (coming != 1)} of {size_text(size)}"

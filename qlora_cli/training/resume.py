@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from qlora_cli.data.batches import StepPlan
 from qlora_cli.errors import CheckpointError, OutputError
 from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors
-from qlora_cli.model.fingerprint import HUB_COMMIT
+from qlora_cli.model.fingerprint import HUB_COMMIT, UNKNOWN_COMMIT
 from qlora_cli.model.lora import lora_layers
 from qlora_cli.recipe.schema import Recipe, SourceSection, TrainingSection
 from qlora_cli.training.checkpoint import (
@@ -100,7 +100,7 @@ def find_checkpoint(folder: RunFolder) -> tuple[Resumed | None, Mapping[Path, Fa
     for path, fault in passed_over.items():
         if fault.kind is FaultKind.OTHER_VERSION:
             raise CheckpointError(f"{path} {fault}. {_OLD_VERSION}")
-    if any(folder.adapter.glob("*.safetensors")):
+    if folder.may_hold_a_result():
         faults = "".join(f"\n  {path.name}: {fault}" for path, fault in passed_over.items())
         raise OutputError(
             f"--resume: the run in {folder.path} has a trained adapter, and no checkpoint to go on from: it would "
@@ -118,6 +118,8 @@ def check_same_recipe(resumed: Resumed, recipe: Recipe) -> None:
     stored = _recipe(resumed)
     before, now = _leaves(stored.model_dump()), _leaves(recipe.model_dump())
     free = _FREE
+    if resumed.state.run["base_model"] == UNKNOWN_COMMIT:  # what cannot be compared has to have its old name
+        free = free - {"base_model", "revision"}
     for name, one, other in (
         ("dataset.train", stored.dataset.train_sources, recipe.dataset.train_sources),
         ("dataset.validation", stored.dataset.validation_sources, recipe.dataset.validation_sources),
@@ -159,6 +161,11 @@ def check_same_material(resumed: Resumed, run: Mapping[str, Any]) -> None:
             why = "one is on the hub and the other in a folder, so that they cannot be compared"
         raise OutputError(
             f"--resume: base_model is not the one that the run in {where} began with: {why}. Put that back, {_INSTEAD}"
+        )
+    if before.get("chat_template", run["chat_template"]) != run["chat_template"]:
+        raise OutputError(
+            f"--resume: the chat template is not the one that the run in {where} began with: it is saved with the "
+            f"adapter, and may ask otherwise what the training rows do not. Put it back, {_INSTEAD}"
         )
     if before["num_processes"] != run["num_processes"]:
         raise OutputError(

@@ -23,7 +23,6 @@ from qlora_cli.training.benchmarks import Benchmarks
 from qlora_cli.training.best_checkpoint import BestCheckpoint
 from qlora_cli.training.checkpoint import Progress
 from qlora_cli.training.context import RunContext
-from qlora_cli.training.data_parallel import share_weights
 from qlora_cli.training.devices import by_main_process, make_accelerator
 from qlora_cli.training.environment import hardware, peak_memory_bytes, reset_peak_memory, versions
 from qlora_cli.training.events import (
@@ -37,7 +36,7 @@ from qlora_cli.training.events import (
 )
 from qlora_cli.training.finishing import write_result
 from qlora_cli.training.going_on import check_resumption, go_on
-from qlora_cli.training.identity import run_identity
+from qlora_cli.training.identity import check_same_everywhere, run_identity
 from qlora_cli.training.loading import load_data, load_model
 from qlora_cli.training.lock import RunLock
 from qlora_cli.training.loop import Loop
@@ -89,7 +88,10 @@ def _whole_run(
     if scored_on is not None:
         check_answerable(scored_on, tokenizer, load_config(run.source), run.accelerator.num_processes)
     accelerator = run.accelerator
-    identity = run_identity(recipe, run.source, data.fingerprints(), accelerator.device, accelerator.num_processes)
+    identity = run_identity(
+        recipe, run.source, data.fingerprints(), tokenizer, accelerator.device, accelerator.num_processes
+    )
+    check_same_everywhere(accelerator, identity)
     if run.resumed is not None:
         check_resumption(run, run.resumed, recipe.training, data, identity)
     model = load_model(
@@ -190,8 +192,7 @@ def _train(
     best = BestCheckpoint(EVAL_LOSS, higher_is_better=False) if section.load_best else None
     progress = go_on(run, model, optimizer, benchmarks, best) if run.resuming else Progress()
     # Neither model nor optimizer is prepared by Accelerate: its wrapper of an optimizer reloads the state, and so takes
-    # paged state out of its pages, and what it wraps a model with is in the way of the same bits.
-    share_weights(accelerator, lora_parameters(model))
+    # paged state out of its pages, and what it wraps a model with is in the way of the same bits (see `DataParallel`).
     output = LoopOutput(
         folder.checkpoints,
         lambda: adapter_files(model, run.source),

@@ -55,6 +55,15 @@ class RunFolder:
         """Whether anything that a run writes is already there."""
         return any(p.exists() for p in (self.recipe, self.record, self.metrics, self.adapter, self.checkpoints))
 
+    def may_hold_a_result(self) -> bool:
+        """Whether there is a trained adapter; one that cannot be looked at now may be one."""
+        try:
+            return any(path.suffix == ".safetensors" for path in self.adapter.iterdir())
+        except FileNotFoundError:
+            return self.adapter.is_symlink()
+        except OSError:
+            return True
+
     def check(self, *, resume: bool) -> None:
         """Refuse a folder that must not be written, before anything is loaded.
 

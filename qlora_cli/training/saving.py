@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from qlora_cli.data.batches import StepPlan
-from qlora_cli.errors import NonFiniteError, RunError
+from qlora_cli.errors import NonFiniteError
 from qlora_cli.training.checkpoint import Progress, RandomStates, Snapshot, take_snapshot
-from qlora_cli.training.devices import by_main_process, on_any_process
+from qlora_cli.training.devices import by_every_process, by_main_process
 from qlora_cli.training.keeping import CheckpointKeeper
 from qlora_cli.training.loop_parts import LoopOutput
 from qlora_cli.training.schedule import data_position
@@ -67,13 +67,7 @@ class StateSaver:
         Raises:
             RunError: if it could not be written.
         """
-        fault: RunError | None = None
-        try:
-            self._keeper.settle()
-        except RunError as error:
-            fault = error
-        if on_any_process(self._accelerator, fault is not None):
-            raise fault or RunError(f"{self._output.checkpoints}: the main process could not write a checkpoint")
+        by_every_process(self._accelerator, self._keeper.settle)
 
     def save(self, progress: Progress, *, rotating: bool, wait: bool = True) -> None:
         """Save the state, unless this step's is saved; then, if `rotating`, delete old ones.

@@ -372,7 +372,9 @@ def test_a_best_checkpoint_that_is_gone_is_told(tmp_path: Path, scores: list[flo
     events: list[Event] = []
     train(recipe, resume=True, listeners=[events.append])
     fault = f"state.json has 2 bytes, {size:,} were written"
-    told = f"colours/acc was best after step 2, whose checkpoint is damaged ({fault}): the best of the others is kept"
+    told = (
+        f"colours/acc was best after step 2, whose checkpoint cannot be taken ({fault}): the best of the others is kept"
+    )
     assert Notice(told) in events
     assert _record(tmp_path / "run")["best"]["step"] == 1
 

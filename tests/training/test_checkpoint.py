@@ -149,6 +149,16 @@ def test_restored_state_is_in_memory(tmp_path: Path) -> None:
     assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(before, optimizer.state.values(), strict=True))
 
 
+def test_other_names_are_no_checkpoints(tmp_path: Path) -> None:
+    """A file, and digits that are none of ours."""
+    for step in (3, 1_000_000):
+        _saved(tmp_path, step)
+    for name in ("step-²", "step-٣", "step-", "step-3a"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-9999999").write_text("")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-1000000", "step-000003"]
+
+
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     """save_total_limit 2 keeps two; null keeps all."""
     for step in (1, 2, 3, 4):

@@ -188,6 +188,19 @@ def test_a_result_is_not_replaced_by_a_beginning(made: tuple[Recipe, FinishedRun
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
+def test_a_result_that_cannot_be_looked_at_is_one(run: Path) -> None:
+    """A link to a disk that is away; an empty folder is none."""
+    folder = RunFolder(run)
+    assert folder.may_hold_a_result()
+    (run / "adapter").rename(run / "away")
+    assert not folder.may_hold_a_result()
+    (run / "adapter").mkdir()
+    assert not folder.may_hold_a_result()
+    (run / "adapter").rmdir()
+    (run / "adapter").symlink_to(run / "nowhere")
+    assert folder.may_hold_a_result()
+
+
 def _contents(folder: Path) -> dict[str, bytes]:
     """Every file in it; the lock's stays beside a run."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -247,7 +260,8 @@ def test_lost_metrics_begin_where_the_run_goes_on(
         {"first_eval": "x"},
         {"last_eval": {"step": 2, "eval_loss": "x"}},
         {"first_benchmark": [], "last_benchmark": {"scores": 3}},
-        {"best": {"score": 1}, "last_checkpoint": 7, "adapter_step": "x", "last_train": {}},
+        {"best": {"score": 1}, "last_checkpoint": 7, "adapter_step": "7", "last_train": {}},
+        {"best": {"step": "2", "score": "x", "value": True, "checkpoint": "step-000002"}},
     ],
 )
 def test_a_record_of_other_things(found: dict[str, object], made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:

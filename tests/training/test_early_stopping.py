@@ -202,7 +202,7 @@ def test_a_best_checkpoint_that_is_lost(fault: str, tmp_path: Path) -> None:
     else:
         weights = lost / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[::-1])
-        why = "is damaged (adapter/adapter_model.safetensors is not what was written: its SHA-256 is another)"
+        why = "cannot be taken (adapter/adapter_model.safetensors is not what was written: its SHA-256 is another)"
     events: list[Event] = []
     finished = train(recipe, resume=True, listeners=[events.append])
     # The signal came in step 4, whose evaluation was left off: there is no other yet.

@@ -140,6 +140,23 @@ def test_what_cannot_be_read_is_not_damaged(tmp_path: Path, monkeypatch: pytest.
     check_readable(checkpoint, None)
 
 
+def test_a_link_to_where_nothing_is_now(tmp_path: Path) -> None:
+    """Checkpoints that were moved to another disk and linked: what is not mounted is not damaged, what is, is read."""
+    checkpoint = _saved(tmp_path / "archive")
+    link = tmp_path / "step-000003"
+    link.symlink_to(checkpoint)
+    assert find_fault(link) is None
+    adapter = checkpoint / "adapter"
+    adapter.rename(tmp_path / "adapter")
+    adapter.symlink_to(tmp_path / "adapter")
+    assert find_fault(link) is None
+    for away, name in ((tmp_path / "adapter", "adapter"), (tmp_path / "archive", "manifest.json")):
+        away.rename(tmp_path / "away")
+        told = f"has a file that cannot be read, {name}: No such file or directory"
+        assert find_fault(link) == Fault(told, FaultKind.UNREADABLE)
+        (tmp_path / "away").rename(away)
+
+
 def _raise(_: Path) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -116,6 +116,33 @@ def test_another_way_at_what_is_not_finite_is_said(tmp_path: Path) -> None:
     ) in _notices(_longer(recipe, on_nonfinite="skip_step"))
 
 
+def test_another_template_of_the_same_rows_is_refused(tmp_path: Path) -> None:
+    """It differs where the rows do not go: the tokenizer that is saved with the adapter would be another."""
+    template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2}, dataset={"chat_template": template})
+    train(recipe)
+    again = _longer(recipe)
+    other = template + "{% if tools %}tools{% endif %}"
+    dataset = again.dataset.model_copy(update={"chat_template": other})
+    with pytest.raises(OutputError) as caught:
+        train(again.model_copy(update={"dataset": dataset}), resume=True)
+    assert str(caught.value) == (
+        f"--resume: the chat template is not the one that the run in {tmp_path / 'run'} began with: it is saved with "
+        "the adapter, and may ask otherwise what the training rows do not. Put it back, or train into another folder "
+        "with --output-dir"
+    )
+
+
+def test_what_cannot_be_compared_keeps_its_name(tmp_path: Path) -> None:
+    """A hub that told no commit, as of an old cache: then the model's name and revision have to be the same."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
+    rewrite_state(checkpoint, lambda state: state["run"].update(base_model="commit None"))
+    with pytest.raises(OutputError, match=r"\n  revision: was None, is 'other'\n"):
+        train(_longer(recipe).model_copy(update={"revision": "other"}), resume=True)
+
+
 def test_rows_in_another_order_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is NumPy's to draw: where it would be another from here on, that is told before anything is done."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2})

@@ -18,9 +18,9 @@ SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
 
-from qlora_cli.errors import QloraError, RunError
+from qlora_cli.errors import CheckpointError, RunError
 from qlora_cli.recipe.load import load_recipe
-from qlora_cli.training import gradients, keeping, resume
+from qlora_cli.training import going_on, gradients, identity, keeping, resume
 from qlora_cli.training.run import train
 from tests.support.faults import at_step, broken_at, out_of_memory, with_training
 
@@ -36,7 +36,7 @@ def run(name, place, stop=None, **options):
     listeners = [] if stop is None else [at_step(stop, terminated)]
     try:
         train(with_training(recipe, folder / place), listeners=listeners, rehearse=False, **options)
-    except QloraError as error:
+    except Exception as error:
         told[name] = f"{type(error).__name__}: {error}"
 
 
@@ -46,6 +46,10 @@ def no_room(*args, **rest):
 
 def another(checkpoints):
     raise ZeroDivisionError("a process looks for itself")
+
+
+def not_here(*args):
+    raise CheckpointError("only here")
 
 
 run("whole", "whole", stop=6)
@@ -58,6 +62,13 @@ run("memory", "memory")
 gradients.supervised_loss = loss
 keeping.write_checkpoint = no_room
 run("disk", "disk")
+resume.newest_valid = another
+run("fault", "whole", resume=True)
+resume.newest_valid, restore = look, going_on.restore
+going_on.restore = not_here if rank == 1 else restore
+run("damage", "whole", resume=True)
+identity.base_fingerprint = lambda source: f"another for {rank}"
+run("base", "base")
 (folder / f"told-{rank}.json").write_text(json.dumps(told))
 """
 
@@ -65,7 +76,8 @@ run("disk", "disk")
 def test_three_processes(tmp_path: Path) -> None:
     """Six steps whole, and six of which three are resumed, without a rehearsal to even them out: the same bits, from
     the checkpoint that the first process found. The third runs out of memory in step 3: all of them stop, step 2 is
-    saved. A checkpoint that is written in the background cannot be: all of them stop."""
+    saved. A checkpoint that is written in the background cannot be, what the first looks for fails in an unforeseen
+    way, the second cannot restore what the others can, or has another base model: all of them stop."""
     recipe = tiny_recipe(
         tmp_path,
         rows=24,
@@ -84,19 +96,27 @@ def test_three_processes(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = [json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in range(3)]
-    where = tmp_path / "disk" / "checkpoints"
+    short = "; the state after step 2 is saved. To need less: halve per_device_train_batch_size and double "
+    short += "gradient_accumulation_steps; lower dataset.max_length"
+    elsewhere = f"OutOfMemoryError: step 3 ran out of memory on another process{short}"
+    failed = "RunError: another process failed: what it tells is the reason"
     assert told[0] == {
         "whole": "Interrupted: SIGTERM: stopped after step 6, state saved",
         "stopped": "Interrupted: SIGTERM: stopped after step 3, state saved",
         "resumed": "Interrupted: SIGTERM: stopped after step 6, state saved",
-        "memory": "OutOfMemoryError: step 3 ran out of memory on cpu:0; the state after step 2 is saved. To need less: "
-        "halve per_device_train_batch_size and double gradient_accumulation_steps; lower dataset.max_length",
+        "memory": elsewhere,
         "disk": "RunError: no room for it",
+        "fault": "ZeroDivisionError: a process looks for itself",
+        "damage": failed,
+        "base": "ModelError: process 1 of 3 has not the base model that process 0 has. Give all machines the same "
+        "files",
     }
-    from_others = {"disk": f"RunError: {where}: the main process could not write a checkpoint"}
+    from_others = {"disk": failed, "fault": "RunError: the main process failed: " + told[0]["fault"]}
     for name in ("whole", "stopped", "resumed"):
         from_others[name] = told[0][name].replace("SIGTERM", "a signal to another process")
-    assert told[1] == told[2] == told[0] | from_others
+    assert told[1] == told[0] | from_others | {"damage": "CheckpointError: only here"}
+    assert told[2] == told[0] | from_others | {"memory": elsewhere.replace("another process", "cpu:0")}
+    assert not (tmp_path / "base").exists()
     assert checkpoint_names(tmp_path / "memory") == ["step-000002"]
     whole, resumed = (tmp_path / name / "checkpoints" / "step-000006" for name in ("whole", "resumed"))
     for file in ("adapter/adapter_model.safetensors", "optimizer.safetensors", "random.safetensors"):
