@@ -104,10 +104,7 @@ def _whole_run(
     )
     if not resume:  # there is no folder before
         lock.take(accelerator, resume=False)
-    if accelerator.is_main_process:
-        run.folder.create()
-        write_text(run.folder.recipe, dump_recipe(recipe))
-        run.record.write()
+    by_main_process(accelerator, lambda: _begin_folder(run, recipe))
     try:
         finished = _train(run, recipe, model, tokenizer, data, scored_on, identity, rehearse=rehearse)
     except BaseException as error:
@@ -120,6 +117,12 @@ def _whole_run(
         run.record.end("completed", peak_memory_bytes=finished.peak_memory_bytes)
         run.emit(finished)
     return finished
+
+
+def _begin_folder(run: RunContext, recipe: Recipe) -> None:
+    run.folder.create()
+    write_text(run.folder.recipe, dump_recipe(recipe))
+    run.record.write()
 
 
 def _record_failure(run: RunContext, error: BaseException) -> None:
@@ -209,8 +212,7 @@ def _train(
     run.emit(_started(run, recipe, loop))
     loop.run()
     loaded = None if best is None else best.kept
-    if accelerator.is_main_process:
-        write_result(folder.adapter, model, tokenizer, run.source, loaded)
+    by_main_process(accelerator, lambda: write_result(folder.adapter, model, tokenizer, run.source, loaded))
     return Finished(
         adapter=folder.adapter,
         steps=loop.progress.step,
