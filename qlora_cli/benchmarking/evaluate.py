@@ -51,7 +51,7 @@ def evaluate(request: EvalRequest, *, listeners: Sequence[Listener] = ()) -> Eva
     """
     began = time.monotonic()
     request = replace(request, system_instruction=request.system_instruction or None)
-    accelerator = make_accelerator(request.device, asked_with="--device", scores_tasks=bool(request.tasks))
+    accelerator = make_accelerator(request.device, asked_with="--device")
     job = _Job(request, accelerator, tuple(listeners) if accelerator.is_main_process else ())
     target = job.find_target()
     loaded = job.load_tasks()

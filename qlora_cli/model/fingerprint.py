@@ -15,7 +15,8 @@ _SAMPLE_BYTES = 4096
 
 
 def base_fingerprint(source: ModelSource) -> str:
-    """The commit of a hub model; of a folder, SHA-256 over its configuration and samples of its safetensors files.
+    """The commit of a hub model; of a folder, SHA-256 over its configuration, its code and samples of its safetensors
+    files.
 
     Raises:
         ModelError: if it cannot be read.
@@ -27,6 +28,8 @@ def base_fingerprint(source: ModelSource) -> str:
     digest = hashlib.sha256()
     with reading("weights", source):
         digest.update((folder / CONFIG_FILE).read_bytes())
+        for file in sorted(folder.glob("*.py")):
+            digest.update(file.read_bytes())
         for file in sorted(folder.glob("*.safetensors")):
             digest.update(f"{file.name} {file.stat().st_size}".encode())
             _add_samples(digest, file)

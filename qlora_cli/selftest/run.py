@@ -80,7 +80,7 @@ def run_selftest(
         KeyboardInterrupt: if it is ended from outside.
     """
     start = time.monotonic()
-    accelerator = make_accelerator(device, "--device", scores_tasks=False)
+    accelerator = make_accelerator(device, "--device")
     if accelerator.num_processes > 1:
         raise RequestError(
             f"qlora selftest: expected one process, got {accelerator.num_processes}. Start it without accelerate launch"

@@ -157,14 +157,18 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def rotate(folder: Path, limit: int | None, *, keep: Collection[int] = ()) -> None:
-    """Delete all but the newest `limit` checkpoints that look whole, and those of the steps in `keep`."""
+    """Delete all but the newest `limit` checkpoints that look whole, and those of the steps in `keep`.
+
+    What another version wrote, or what cannot be read now, stays: it may be all that there is.
+    """
     if limit is None:
         return
     whole = 0
     for path in list_checkpoints(folder):
+        fault = find_fault(path, hashes=False)
         if whole < limit:
-            whole += find_fault(path, hashes=False) is None
-        elif checkpoint_step(path) not in keep:
+            whole += fault is None
+        elif checkpoint_step(path) not in keep and (fault is None or fault.kind is FaultKind.DAMAGED):
             remove_folder(path)
 
 

@@ -28,13 +28,14 @@ class DataParallel:
         """Give every process the main one's parameters."""
         self.parameters = parameters
         self._accelerator = accelerator
+        self._pieces = list(_pieces(parameters))
         self._buffers: dict[torch.dtype, Tensor] = {}
         if accelerator.num_processes == 1:
             return
         for parameter in parameters:
             torch.distributed.broadcast(parameter.data, src=0)
         # Taken now: after a backward pass, when memory is fullest, one process alone might not have it.
-        for piece in _pieces(parameters):
+        for piece in self._pieces:
             size, like = sum(p.numel() for p in piece), piece[0]
             if like.dtype not in self._buffers or self._buffers[like.dtype].numel() < size:
                 self._buffers[like.dtype] = torch.empty(size, dtype=like.dtype, device=like.device)
@@ -46,7 +47,9 @@ class DataParallel:
             return
         here = torch.tensor([p.grad is not None for p in self.parameters], device=self._accelerator.device)
         anywhere = self._accelerator.reduce(here.int(), reduction="sum").tolist()
-        for piece in _pieces([p for p, count in zip(self.parameters, anywhere, strict=True) if count]):
+        has_one = {parameter for parameter, count in zip(self.parameters, anywhere, strict=True) if count}
+        for piece in self._pieces:
+            # Always all of it, so that each number has its place: where it is decides in which order it is added up.
             total = self._buffers[piece[0].dtype][: sum(p.numel() for p in piece)]
             parts = torch.split(total, [p.numel() for p in piece])
             for parameter, part in zip(piece, parts, strict=True):
@@ -56,6 +59,8 @@ class DataParallel:
                     part.copy_(parameter.grad.flatten())
             torch.distributed.all_reduce(total)
             for parameter, part in zip(piece, parts, strict=True):
+                if parameter not in has_one:
+                    continue
                 if parameter.grad is None:
                     parameter.grad = torch.empty_like(parameter)
                 parameter.grad.copy_(part.view_as(parameter))

@@ -22,12 +22,12 @@ _KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_G
 
 Result = TypeVar("Result")
 
-# Processes meet once for all questions of a kind, after hours that may differ by more than torch waits: 10 minutes on
-# GPUs. One that dies is noticed by whoever launched them.
+# The others wait while one writes to a disk that is slow or away, or answers its share of a benchmark's questions, for
+# hours more than they did: torch waits 10 minutes on GPUs. One that dies is noticed by whoever launched them.
 _PATIENCE = timedelta(weeks=52)  # as lm-eval's own
 
 
-def make_accelerator(wanted: str, asked_with: str = "training.device", *, scores_tasks: bool) -> Accelerator:
+def make_accelerator(wanted: str, asked_with: str = "training.device") -> Accelerator:
     """An Accelerator on the device that `training.device` asks for.
 
     Precision and accumulation are the recipe's alone: what `accelerate config` or the environment say of them is
@@ -35,7 +35,6 @@ def make_accelerator(wanted: str, asked_with: str = "training.device", *, scores
 
     Args:
         asked_with: the setting or option that the device was asked for with, for messages.
-        scores_tasks: whether the processes, if there are several, answer questions, each its own share.
 
     Raises:
         DeviceError: if the device is not there, if this process is already set up for another one, or if the
@@ -47,7 +46,7 @@ def make_accelerator(wanted: str, asked_with: str = "training.device", *, scores
             cpu=device.type == "cpu",
             mixed_precision="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)] if scores_tasks else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )
     except ValueError as error:  # another device was set up in this process
         raise DeviceError(f"{asked_with}: {wanted} cannot be used in this process any more: {error}") from None
@@ -76,13 +75,13 @@ def by_every_process(accelerator: Accelerator, action: Callable[[], Result]) -> 
     """What each process does for itself; if it fails on one, all of them fail.
 
     Raises:
-        QloraError: what `action` raises here, or a RunError if it is on other processes that it fails.
+        Exception: what `action` raises here; a RunError if it is on other processes alone that it fails.
     """
-    failure: QloraError | None = None
+    failure: Exception | None = None
     results: list[Result] = []
     try:
         results.append(action())
-    except QloraError as error:
+    except Exception as error:
         failure = error
     if on_any_process(accelerator, failure is not None):
         raise failure or RunError("another process failed: what it tells is the reason")

@@ -39,7 +39,7 @@ def check_resumption(
     """
     check_same_material(resumed, identity)
     plan = step_plan(section, data.train, run.accelerator.num_processes)
-    check_position(resumed, section, plan)
+    by_main_process(run.accelerator, lambda: check_position(resumed, section, plan))
     for doubt in doubts_about_the_rest(resumed, section, plan, identity):
         run.emit(Notice(doubt))
 
@@ -86,10 +86,12 @@ def go_on(
 
 def _forget_what_comes_after(run: RunContext, metrics: MetricsFile, progress: Progress | None) -> None:
     """Take out of the folder what the run does again."""
-    for checkpoint, fault in run.passed_over.items():
-        set_aside(checkpoint, fault)
     if progress is None:
+        # First: a kill after this finds a run without a checkpoint, and not one whose checkpoints have gone.
         run.record.start_over()
+        run.record.write()
         metrics.clear()
     else:
         metrics.keep_until(progress.step, progress.evaluated_step)
+    for checkpoint, fault in run.passed_over.items():
+        set_aside(checkpoint, fault)

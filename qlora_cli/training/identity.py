@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from qlora_cli.errors import ModelError
 from qlora_cli.model.fingerprint import base_fingerprint
 from qlora_cli.model.source import ModelSource
-from qlora_cli.recipe.schema import Recipe
+from qlora_cli.recipe.schema import Recipe, SourceSection
 from qlora_cli.training.environment import hardware, versions
 
 # Of the packages, those whose products or draws are in the weights.
 _DECISIVE = ("torch", "transformers", "bitsandbytes", "accelerate")
+
+# Where something lies, which may be elsewhere for each process.
+_PLACES = {"base_model", "dataset.chat_template", "output_dir", "evaluation.data_root", "evaluation.task_path"}
 
 
 def run_identity(
@@ -55,17 +58,38 @@ def run_identity(
     }
 
 
-def check_same_everywhere(accelerator: Accelerator, run: Mapping[str, Any]) -> None:
+def check_same_everywhere(accelerator: Accelerator, recipe: Recipe, run: Mapping[str, Any]) -> None:
     """Refuse processes that would train different models: each has read its own copy, maybe on a machine of its own.
 
     Raises:
         ModelError: on every process, naming one that has something else, and what.
     """
-    names = {"base_model": "base model", "chat_template": "chat template", "data": "rows"}
-    every = gather_object([{name: run[name] for name in names}])
+    here = settings(recipe.model_dump(mode="json"))
+    for split, sources in (("train", recipe.dataset.train_sources), ("validation", recipe.dataset.validation_sources)):
+        here[f"dataset.{split}"] = [source.model_dump(mode="json") for source in but_for_places(sources)]
+    here = {name: value for name, value in here.items() if name not in _PLACES}
+    here |= {"base model": run["base_model"], "chat template": run["chat_template"], "rows": run["data"]}
+    every = gather_object([here])
     for number, other in enumerate(every):
-        if differing := [shown for name, shown in names.items() if other[name] != every[0][name]]:
+        if differing := [name for name in here if other[name] != every[0][name]]:
             raise ModelError(
                 f"process {number} of {len(every)} has not the {' and '.join(differing)} that process 0 has. Give all "
-                "machines the same files"
+                "of them the same recipe and files"
             )
+
+
+def but_for_places(sources: Sequence[SourceSection]) -> list[SourceSection]:
+    """What is said of sources of rows, but for where they are: what is in them is compared by fingerprints."""
+    return [source.model_copy(update={"path": ""}) for source in sources]
+
+
+def settings(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A recipe's settings by their dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        name = prefix + key
+        if isinstance(value, dict) and name != "dataset.columns":
+            result |= settings(value, name + ".")
+        else:
+            result[name] = value
+    return result

@@ -3,18 +3,17 @@
     {"format_version": 2, "files": {"state.json": {"bytes": 812, "sha256": "…"}, …}, "sha256": "…"}
 
 The last field is the SHA-256 of the manifest without it, as it is written: so a bit that flips in the manifest is
-seen, too.
+seen, too. What else lies in the folder is no matter: file browsers and file servers leave files of their own there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from qlora_cli.disk import json_text
@@ -78,26 +77,36 @@ def find_fault(folder: Path, *, hashes: bool = True) -> Fault | None:
         if version != FORMAT_VERSION and (signature is None or signed):
             told = f"has format version {version}, this is {FORMAT_VERSION}: another version of this tool wrote it"
             return Fault(told, FaultKind.OTHER_VERSION)
-        entries = {name: _Entry(int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files = manifest["files"].items()
+        entries = {_within(name): _Entry(int(entry["bytes"]), entry["sha256"]) for name, entry in files}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return Fault(f"{MANIFEST} is damaged")
     if not signed:
         return Fault(f"{MANIFEST} is damaged")
-    return _fault_of_names(folder, entries) or (_fault_of_contents(folder, entries) if hashes else None)
+    return _fault_of_sizes(folder, entries) or (_fault_of_contents(folder, entries) if hashes else None)
 
 
-def _fault_of_names(folder: Path, expected: Mapping[str, _Entry]) -> Fault | None:
-    try:
-        sizes = _sizes(folder)
-    except OSError as error:
-        return _unreadable(Path(error.filename or folder).name, error)
-    for name in sorted(expected.keys() | sizes.keys()):
-        if name not in sizes:
+def _within(name: str) -> str:
+    """The name of a file in the folder; ValueError if it leads out of it."""
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+        raise ValueError(name)
+    return name
+
+
+def _fault_of_sizes(folder: Path, expected: Mapping[str, _Entry]) -> Fault | None:
+    for name, entry in sorted(expected.items()):
+        try:
+            size = _size(folder / name)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            places = (folder / name, *(folder / parent for parent in PurePosixPath(name).parents))
+            if link := next((place for place in places if place.is_symlink()), None):
+                return _unreadable(link.name, error)
             return Fault(f"{name} is missing")
-        if name not in expected:
-            return Fault(f"{name} does not belong there")
-        if sizes[name] != expected[name].bytes:
-            return Fault(f"{name} has {sizes[name]:,} bytes, {expected[name].bytes:,} were written")
+        except OSError as error:
+            return _unreadable(name, error)
+        if size != entry.bytes:
+            return Fault(f"{name} has {size:,} bytes, {entry.bytes:,} were written")
     return None
 
 
@@ -121,18 +130,8 @@ def _signed(manifest: Mapping[str, Any]) -> str:
     return json_text({**manifest, _SELF: signature})
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Of every file but the manifest; a folder that cannot be listed is an error, and not an empty one."""
-    found = {}
-    for top, _, names in os.walk(folder, onerror=_raise, followlinks=True):
-        for path in (Path(top, name) for name in names):
-            if path.name != MANIFEST:
-                found[path.relative_to(folder).as_posix()] = path.stat().st_size
-    return found
-
-
-def _raise(error: OSError) -> None:
-    raise error
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 def _sha256(path: Path) -> str:

@@ -164,6 +164,12 @@ class RunRecord:
                 self.write()
 
 
+def last_checkpoint(path: Path) -> str | None:
+    """The name of the newest checkpoint that this record of a run tells of."""
+    found = _as(_FOUND["last_checkpoint"], _read(path).get("last_checkpoint"))
+    return None if found is None else str(found)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

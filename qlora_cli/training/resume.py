@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from qlora_cli.errors import CheckpointError, OutputError
 from qlora_cli.model.adapter import copy_adapter_tensors, read_adapter_tensors
 from qlora_cli.model.fingerprint import HUB_COMMIT, UNKNOWN_COMMIT
 from qlora_cli.model.lora import lora_layers
-from qlora_cli.recipe.schema import Recipe, SourceSection, TrainingSection
+from qlora_cli.recipe.schema import Recipe, TrainingSection
 from qlora_cli.training.checkpoint import (
     ADAPTER,
     Progress,
@@ -30,17 +30,19 @@ from qlora_cli.training.checkpoint import (
     restore_optimizer,
     restore_random,
 )
+from qlora_cli.training.identity import but_for_places, settings
 from qlora_cli.training.manifest import Fault, FaultKind
 from qlora_cli.training.optim import page_again
+from qlora_cli.training.record import last_checkpoint
 from qlora_cli.training.run_folder import RunFolder
 from qlora_cli.training.schedule import data_position, total_steps
 
 # A resumed run may report, evaluate, score and save at other steps, keep other checkpoints, go on for longer, wait
 # longer for a lower loss, and take another way at a step that is not finite. Where the model and the template of its
 # rows lie is no matter: what they are, and what they give, is compared by `check_same_material`.
+_BASE = ("base_model", "revision")
 _FREE = {
-    "base_model",
-    "revision",
+    *_BASE,
     "dataset.chat_template",
     "output_dir",
     "training.num_train_epochs",
@@ -90,7 +92,8 @@ def find_checkpoint(folder: RunFolder) -> tuple[Resumed | None, Mapping[Path, Fa
 
     Raises:
         CheckpointError: if one may be whole, and this version cannot read it, or not now.
-        OutputError: if the run has a result and nothing to go on from: beginning again, it would replace that.
+        OutputError: if the run has a result and nothing to go on from: beginning again, it would replace that. Or if it
+            has saved something, and nothing is there: that may be somewhere else.
     """
     checkpoint, passed_over = newest_valid(folder.checkpoints)
     for path, fault in passed_over.items():
@@ -106,6 +109,11 @@ def find_checkpoint(folder: RunFolder) -> tuple[Resumed | None, Mapping[Path, Fa
             f"--resume: the run in {folder.path} has a trained adapter, and no checkpoint to go on from: it would "
             f"begin again and replace that. Move {folder.adapter} somewhere else, {_INSTEAD}{faults}"
         )
+    if not passed_over and (name := last_checkpoint(folder.record)) is not None:
+        raise OutputError(
+            f"--resume: {folder.record} tells of {name}, and there is no checkpoint in {folder.checkpoints}: is it on "
+            f"a disk that is not mounted, or was it moved? Put it back, or delete {folder.record} to begin again"
+        )
     return None, passed_over
 
 
@@ -116,15 +124,15 @@ def check_same_recipe(resumed: Resumed, recipe: Recipe) -> None:
         OutputError: naming every setting that differs.
     """
     stored = _recipe(resumed)
-    before, now = _leaves(stored.model_dump()), _leaves(recipe.model_dump())
+    before, now = settings(stored.model_dump()), settings(recipe.model_dump())
     free = _FREE
     if resumed.state.run["base_model"] == UNKNOWN_COMMIT:  # what cannot be compared has to have its old name
-        free = free - {"base_model", "revision"}
+        free = free - set(_BASE)
     for name, one, other in (
         ("dataset.train", stored.dataset.train_sources, recipe.dataset.train_sources),
         ("dataset.validation", stored.dataset.validation_sources, recipe.dataset.validation_sources),
     ):
-        if _but_for_places(one) == _but_for_places(other):
+        if but_for_places(one) == but_for_places(other):
             free = free | {name}
     if not (stored.evaluation.names and recipe.evaluation.names):  # what is not scored cannot be scored otherwise
         free = free | {name for name in now if name.startswith("evaluation.")}
@@ -201,11 +209,22 @@ def doubts_about_the_rest(
 ) -> list[str]:
     """What makes the rest of the run another one than it would have been, and is yet no reason to refuse."""
     found = [
+        _changed_name(resumed, run),
         _changed_schedule(resumed, section, plan),
         _changed_policy(resumed, section),
         _changed_surroundings(resumed, run),
     ]
     return [doubt for doubt in found if doubt is not None]
+
+
+def _changed_name(resumed: Resumed, run: Mapping[str, Any]) -> str | None:
+    """Another name of the base model, which was not read from end to end to see that it is the same; None if none."""
+    before, now = (each["recipe"] for each in (resumed.state.run, run))
+    changed = [f"{name} was {before[name]}, is {now[name]}" for name in _BASE if before[name] != now[name]]
+    if not changed:
+        return None
+    compared = "commits" if run["base_model"].startswith(HUB_COMMIT) else "configurations and samples of the weights"
+    return f"{'; '.join(changed)}: taken for the same model, as {compared} are the same"
 
 
 def _changed_schedule(resumed: Resumed, section: TrainingSection, plan: StepPlan) -> str | None:
@@ -258,11 +277,6 @@ def restore(resumed: Resumed, model: nn.Module, optimizer: Optimizer, process: i
     return resumed.state.progress
 
 
-def _but_for_places(sources: Sequence[SourceSection]) -> list[SourceSection]:
-    """What is said of sources of rows, but for where they are: what is in them is compared by `check_same_material`."""
-    return [source.model_copy(update={"path": ""}) for source in sources]
-
-
 def _recipe(resumed: Resumed) -> Recipe:
     """The recipe that the checkpoint was made with."""
     try:
@@ -272,14 +286,3 @@ def _recipe(resumed: Resumed) -> Recipe:
         raise CheckpointError(
             f"{resumed.checkpoint}: was made with settings that this version does not read so: {names}. {_OLD_VERSION}"
         ) from None
-
-
-def _leaves(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in data.items():
-        name = prefix + key
-        if isinstance(value, dict) and name != "dataset.columns":
-            result |= _leaves(value, name + ".")
-        else:
-            result[name] = value
-    return result

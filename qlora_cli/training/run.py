@@ -91,7 +91,7 @@ def _whole_run(
     identity = run_identity(
         recipe, run.source, data.fingerprints(), tokenizer, accelerator.device, accelerator.num_processes
     )
-    check_same_everywhere(accelerator, identity)
+    check_same_everywhere(accelerator, recipe, identity)
     if run.resumed is not None:
         check_resumption(run, run.resumed, recipe.training, data, identity)
     model = load_model(
@@ -140,7 +140,7 @@ def _set_up(recipe: Recipe, resume: bool, listeners: Sequence[Listener], lock: R
     """Everything that can refuse the request at once, before data or weights are touched."""
     folder = RunFolder(Path(recipe.output_dir))
     folder.check(resume=resume)
-    accelerator = make_accelerator(recipe.training.device, scores_tasks=bool(recipe.evaluation.names))
+    accelerator = make_accelerator(recipe.training.device)
     reset_peak_memory(accelerator.device)
     # No process may create the folder before the others have looked.
     accelerator.wait_for_everyone()

@@ -57,9 +57,12 @@ class StateSaver:
         return self._keeper.keeping()
 
     def rotate(self) -> None:
-        """Delete old checkpoints."""
-        if self._accelerator.is_main_process:
-            self._keeper.rotate()
+        """Delete old checkpoints.
+
+        Raises:
+            RunError: if one could not be deleted.
+        """
+        by_main_process(self._accelerator, self._keeper.rotate)
 
     def settle(self) -> None:
         """Tell of the checkpoint that is being written, if it is whole by now.

@@ -136,6 +136,19 @@ def test_rotation_counts_what_looks_whole(tmp_path: Path) -> None:
     assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [4, 3, 2]
 
 
+def test_rotation_leaves_what_may_be_whole(tmp_path: Path) -> None:
+    """Of another version, which can go on with it, or on a disk that is away: behind whole ones it stays."""
+    for step in (1, 2, 3, 4, 5):
+        _saved(tmp_path, step)
+    (tmp_path / "step-000001" / "manifest.json").write_text('{"format_version": 1, "files": {}}')
+    state = tmp_path / "step-000002" / "state.json"
+    state.unlink()
+    state.symlink_to("away")
+    (tmp_path / "step-000003" / "state.json").unlink()
+    rotate(tmp_path, 1)
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [5, 2, 1]
+
+
 def test_restored_state_is_in_memory(tmp_path: Path) -> None:
     """And not in the file, which rotation deletes and anybody may write into."""
     optimizer, parameters = _optimizer("adamw_torch")

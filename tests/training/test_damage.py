@@ -11,12 +11,13 @@ import pytest
 
 from qlora_cli.errors import CheckpointError, OutputError, QloraError
 from qlora_cli.recipe.schema import Recipe
-from qlora_cli.training.checkpoint import list_checkpoints
+from qlora_cli.training import going_on
+from qlora_cli.training.checkpoint import list_checkpoints, set_aside
 from qlora_cli.training.events import Event, Notice
-from qlora_cli.training.manifest import FORMAT_VERSION
+from qlora_cli.training.manifest import FORMAT_VERSION, Fault
 from qlora_cli.training.run import train
 from qlora_cli.training.run_folder import RunFolder
-from tests.support.faults import with_training
+from tests.support.faults import crash, with_training
 from tests.support.finished_runs import FinishedRun
 from tests.support.runs import tiny_recipe
 
@@ -285,15 +286,70 @@ def test_lines_around_a_damaged_one_are_kept(made: tuple[Recipe, FinishedRun, Pa
     assert FinishedRun.of(RunFolder(run)).metrics == [whole.metrics[0], *whole.metrics[2:]]
 
 
-def test_a_missing_checkpoint_folder_begins_again(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
-    """Deleted by hand, or a file is in its place: the one is made again, the other told."""
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "a link to nothing"])
+def test_missing_checkpoints_are_missed(what: str, made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """They may be on a disk that is not mounted, and run.json tells of one: refused, and nothing changes. Where it is
+    deleted, too, the run begins again."""
     recipe, whole, _ = made
     shutil.rmtree(run / "adapter")
-    shutil.rmtree(run / "checkpoints")
+    checkpoints = run / "checkpoints"
+    shutil.rmtree(checkpoints)
+    if what == "an empty folder":
+        checkpoints.mkdir()
+    if what == "a link to nothing":
+        checkpoints.symlink_to("away")
+    before = _contents(run)
+    with pytest.raises(OutputError) as caught:
+        _resume(recipe)
+    assert str(caught.value) == (
+        f"--resume: {run / 'run.json'} tells of step-000004, and there is no checkpoint in {checkpoints}: is it on a "
+        f"disk that is not mounted, or was it moved? Put it back, or delete {run / 'run.json'} to begin again"
+    )
+    assert _contents(run) == before
+    (run / "run.json").unlink()
+    if checkpoints.is_symlink():
+        checkpoints.unlink()
     assert _resume(recipe)[-1] == BEGINNING
     assert whole.differences(RunFolder(run)) == []
+
+
+def test_a_beginning_that_is_killed_begins_again(
+    made: tuple[Recipe, FinishedRun, Path], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All checkpoints are damaged; the run that begins again is killed when the first is out of the way, and when the
+    last is."""
+    recipe, whole, _ = made
     shutil.rmtree(run / "adapter")
-    shutil.rmtree(run / "checkpoints")
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        (checkpoint / "state.json").unlink()
+    for kept in (1, 0):
+        with monkeypatch.context() as patch:
+            patch.setattr(going_on, "set_aside", _until(kept, run / "checkpoints"))
+            with pytest.raises(ZeroDivisionError):
+                _resume(recipe)
+        assert len(list_checkpoints(run / "checkpoints")) == kept
+    assert _resume(recipe)[-1] == BEGINNING
+    assert whole.differences(RunFolder(run)) == []
+
+
+def _until(left: int, checkpoints: Path) -> Callable[[Path, Fault], Path]:
+    """A `set_aside` that dies when there are only so many checkpoints left."""
+
+    def dying(checkpoint: Path, fault: Fault) -> Path:
+        aside = set_aside(checkpoint, fault)
+        if len(list_checkpoints(checkpoints)) == left:
+            crash()
+        return aside
+
+    return dying
+
+
+def test_a_file_in_the_place_of_checkpoints_is_told(made: tuple[Recipe, FinishedRun, Path], run: Path) -> None:
+    """It is not taken for a folder, nor replaced by one."""
+    recipe, _, _ = made
+    for name in ("adapter", "checkpoints"):
+        shutil.rmtree(run / name)
+    (run / "run.json").unlink()
     (run / "checkpoints").write_text("")
     with pytest.raises(QloraError, match=r"checkpoints: could not be written: File exists$"):
         _resume(recipe)

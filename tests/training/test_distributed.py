@@ -116,19 +116,61 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
 PATIENCE = """
 import sys, torch
 from qlora_cli.training.devices import make_accelerator
-accelerator = make_accelerator("cpu", scores_tasks=True)
+accelerator = make_accelerator("cpu")
 group = torch.distributed.distributed_c10d._get_default_group()
 sys.stdout.write(f'{group._get_backend(torch.device("cpu")).options._timeout.days}\\n')
 accelerator.end_training()
 """
 
 
-def test_processes_that_score_wait_for_each_other(tmp_path: Path) -> None:
-    """One may have hours more to answer than the other: torch's 10 or 30 minutes are not the end of it."""
+def test_processes_wait_for_each_other(tmp_path: Path) -> None:
+    """One may write to a slow disk, or have hours more to answer than the other: torch's 10 or 30 minutes are not the
+    end of it."""
     script = tmp_path / "patience.py"
     script.write_text(PATIENCE)
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", str(script)]
     assert [int(days) >= 30 for days in _run([sys.executable, *launch]).split()] == [True, True]
+
+
+SUMS = """
+import sys, torch
+from torch import nn
+from qlora_cli.training import data_parallel
+from qlora_cli.training.devices import make_accelerator
+
+accelerator = make_accelerator("cpu")
+rank = accelerator.process_index
+data_parallel._PIECE = 10
+torch.manual_seed(rank)
+shapes = [(2, 3), (7,), (4,), (5,), (3,), (1, 1), (7,)]
+kinds = [torch.float32] * 4 + [torch.bfloat16] * 2 + [torch.float32]
+parameters = [nn.Parameter(torch.randn(s, dtype=k)) for s, k in zip(shapes, kinds)]
+parallel = data_parallel.DataParallel(accelerator, parameters)
+torch.manual_seed(0)
+first = [torch.randn(s, dtype=k) for s, k in zip(shapes, kinds)]
+assert all(torch.equal(p, wanted) for p, wanted in zip(parameters, first))
+for nowhere, only_first in (((), ()), ((1,), (0,)), ((2, 4, 5), (3, 6)), (range(7), ())):
+    each = list(zip(range(7), shapes, kinds))
+    grads = [[torch.full(s, 2.0 ** (3 * r + i % 3), dtype=k) for i, s, k in each] for r in (0, 1)]
+    for i, parameter in enumerate(parameters):
+        absent = i in nowhere or (i in only_first and rank == 1)
+        parameter.grad = None if absent else grads[rank][i].clone()
+    parallel.sum_gradients()
+    for i, parameter in enumerate(parameters):
+        wanted = grads[0][i] if i in only_first else grads[0][i] + grads[1][i]
+        assert (parameter.grad is None) if i in nowhere else torch.equal(parameter.grad, wanted), i
+sys.stdout.write(f"{rank} all summed\\n")
+accelerator.end_training()
+"""
+
+
+def test_gradients_of_any_parameters_are_summed(tmp_path: Path) -> None:
+    """Of other sizes and dtypes than a piece that is exchanged has room for, some with no gradient anywhere, as of
+    layers that a batch does not reach, or on one process alone; all begin with the first process's weights."""
+    script = tmp_path / "sums.py"
+    script.write_text(SUMS)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", str(script)]
+    assert sorted(_run([sys.executable, *launch]).splitlines()) == ["0 all summed", "1 all summed"]
 
 
 def _endless(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -77,7 +77,7 @@ def _sign(manifest: Path, change: dict[str, object]) -> None:
 
 
 def test_faults_are_told(tmp_path: Path) -> None:
-    """No manifest, a broken one, another version, a file too few or too many."""
+    """No manifest, a broken one, one that leads elsewhere, another version, a file too few."""
     checkpoint = _saved(tmp_path)
     manifest = checkpoint / "manifest.json"
     text = manifest.read_text()
@@ -99,16 +99,26 @@ def test_faults_are_told(tmp_path: Path) -> None:
         manifest.write_bytes(broken.encode("utf-8", "surrogatepass"))
         assert str(find_fault(checkpoint)) == "manifest.json is damaged"
     manifest.write_text(text)
-    _sign(manifest, {"files": {}})
-    assert str(find_fault(checkpoint)) == "adapter/adapter_model.safetensors does not belong there"
+    for name in ("../step-000003/state.json", str(checkpoint / "state.json"), "", "a\0b"):
+        _sign(manifest, {"files": {name: {"bytes": 1, "sha256": "x"}}})
+        assert str(find_fault(checkpoint)) == "manifest.json is damaged"
     manifest.unlink()
     assert str(find_fault(checkpoint)) == "has no manifest.json"
     manifest.write_text(text)
-    (checkpoint / "extra.bin").write_bytes(b"")
-    assert str(find_fault(checkpoint)) == "extra.bin does not belong there"
-    (checkpoint / "extra.bin").unlink()
     (checkpoint / "state.json").unlink()
     assert str(find_fault(checkpoint)) == "state.json is missing"
+    (checkpoint / "adapter").rename(checkpoint / "moved")
+    (checkpoint / "adapter").write_text("")
+    assert str(find_fault(checkpoint)) == "adapter/adapter_model.safetensors is missing"
+
+
+def test_what_others_leave_in_a_checkpoint_is_no_fault(tmp_path: Path) -> None:
+    """File browsers and file servers leave files where they have been, which may be gone in the next moment."""
+    checkpoint = _saved(tmp_path)
+    (checkpoint / ".DS_Store").write_bytes(b"x")
+    (checkpoint / "adapter" / ".nfs0001").symlink_to("nowhere")
+    (checkpoint / ".AppleDouble").mkdir()
+    assert find_fault(checkpoint) is None
 
 
 def test_what_cannot_be_read_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +143,7 @@ def test_what_cannot_be_read_is_not_damaged(tmp_path: Path, monkeypatch: pytest.
         patch.setattr(manifest_module, "_sha256", _raise)
         told = "has a file that cannot be read, adapter/adapter_model.safetensors: Input/output error"
         assert find_fault(checkpoint) == Fault(told, FaultKind.UNREADABLE)
-    monkeypatch.setattr(manifest_module, "_sizes", _raise)
-    told = "has a file that cannot be read, step-000003: Input/output error"
+    monkeypatch.setattr(manifest_module, "_size", _raise)
     assert find_fault(checkpoint) == Fault(told, FaultKind.UNREADABLE)
     check_readable(checkpoint, Fault("is damaged"))
     check_readable(checkpoint, None)
@@ -168,6 +177,7 @@ _JSON = st.recursive(
 )
 
 
+@example(version=2, files={"state.json": {"bytes": float("inf"), "sha256": "x"}})
 @given(version=st.just(2) | _JSON, files=_JSON | st.dictionaries(st.text(), st.fixed_dictionaries({"bytes": _JSON})))
 def test_any_manifest_is_judged(version: object, files: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever is in it, signed or not, it is a fault in words, and no crash."""

@@ -59,7 +59,12 @@ def test_model_and_rows_may_lie_elsewhere(tmp_path: Path) -> None:
         "base_model": str(shutil.move(recipe.base_model, other)),
         "dataset": recipe.dataset.model_copy(update=dataset),
     }
-    assert "going on from step-000002" in _notices(_longer(recipe.model_copy(update=moved)))
+    told = _notices(_longer(recipe.model_copy(update=moved)))
+    assert "going on from step-000002" in told
+    assert (
+        f"base_model was {recipe.base_model}, is {moved['base_model']}: taken for the same model, as configurations "
+        "and samples of the weights are the same"
+    ) in told
 
 
 def test_a_list_of_sources_is_compared(tmp_path: Path) -> None:
@@ -88,7 +93,9 @@ def test_a_list_of_sources_may_lie_elsewhere(tmp_path: Path) -> None:
     data["dataset"]["chat_template"] = str(template.rename(tmp_path / "other.jinja"))
     data["revision"] = "main"
     data["training"]["max_steps"] = 3
-    assert "going on from step-000002" in _notices(Recipe.model_validate(data))
+    told = _notices(Recipe.model_validate(data))
+    assert "going on from step-000002" in told
+    assert [text for text in told if text.startswith("revision was None, is main: taken for the same model, as ")]
 
 
 def test_a_hub_model_and_a_folder_cannot_be_compared(tmp_path: Path) -> None:

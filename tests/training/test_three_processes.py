@@ -18,7 +18,7 @@ SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
 
-from qlora_cli.errors import CheckpointError, RunError
+from qlora_cli.errors import RunError
 from qlora_cli.recipe.load import load_recipe
 from qlora_cli.training import going_on, gradients, identity, keeping, resume
 from qlora_cli.training.run import train
@@ -49,7 +49,7 @@ def another(checkpoints):
 
 
 def not_here(*args):
-    raise CheckpointError("only here")
+    raise ZeroDivisionError("only here")
 
 
 run("whole", "whole", stop=6)
@@ -67,6 +67,11 @@ run("fault", "whole", resume=True)
 resume.newest_valid, restore = look, going_on.restore
 going_on.restore = not_here if rank == 1 else restore
 run("damage", "whole", resume=True)
+going_on.restore = restore
+same = recipe
+recipe = with_training(recipe, learning_rate=0.5) if rank == 1 else recipe
+run("settings", "settings")
+recipe = same
 identity.base_fingerprint = lambda source: f"another for {rank}"
 run("base", "base")
 (folder / f"told-{rank}.json").write_text(json.dumps(told))
@@ -77,7 +82,7 @@ def test_three_processes(tmp_path: Path) -> None:
     """Six steps whole, and six of which three are resumed, without a rehearsal to even them out: the same bits, from
     the checkpoint that the first process found. The third runs out of memory in step 3: all of them stop, step 2 is
     saved. A checkpoint that is written in the background cannot be, what the first looks for fails in an unforeseen
-    way, the second cannot restore what the others can, or has another base model: all of them stop."""
+    way, the second cannot restore what the others can, has another recipe, or each another base model: all stop."""
     recipe = tiny_recipe(
         tmp_path,
         rows=24,
@@ -108,15 +113,18 @@ def test_three_processes(tmp_path: Path) -> None:
         "disk": "RunError: no room for it",
         "fault": "ZeroDivisionError: a process looks for itself",
         "damage": failed,
-        "base": "ModelError: process 1 of 3 has not the base model that process 0 has. Give all machines the same "
-        "files",
+        "settings": "ModelError: process 1 of 3 has not the training.learning_rate that process 0 has. Give all of "
+        "them the same recipe and files",
+        "base": "ModelError: process 1 of 3 has not the base model that process 0 has. Give all of them the same "
+        "recipe and files",
     }
     from_others = {"disk": failed, "fault": "RunError: the main process failed: " + told[0]["fault"]}
     for name in ("whole", "stopped", "resumed"):
         from_others[name] = told[0][name].replace("SIGTERM", "a signal to another process")
-    assert told[1] == told[0] | from_others | {"damage": "CheckpointError: only here"}
+    assert told[1] == told[0] | from_others | {"damage": "ZeroDivisionError: only here"}
     assert told[2] == told[0] | from_others | {"memory": elsewhere.replace("another process", "cpu:0")}
     assert not (tmp_path / "base").exists()
+    assert not (tmp_path / "settings").exists()
     assert checkpoint_names(tmp_path / "memory") == ["step-000002"]
     whole, resumed = (tmp_path / name / "checkpoints" / "step-000006" for name in ("whole", "resumed"))
     for file in ("adapter/adapter_model.safetensors", "optimizer.safetensors", "random.safetensors"):
