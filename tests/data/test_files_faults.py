@@ -150,7 +150,7 @@ RULE = "A cell that begins with a double quote must end with one, and have those
          "r.jsonl, line 1: expected UTF-8, got UTF-16. Save the file as UTF-8."),
         ("r.jsonl", '{"a": 1}\n'.encode("utf-32"),
          "r.jsonl, line 1: expected UTF-8, got UTF-32. Save the file as UTF-8."),
-        ("r.jsonl", gzip.compress(b"x"), "r.jsonl: expected text, got gzip data. Name it r.jsonl.gz."),
+        ("r.jsonl", gzip.compress(b"x", mtime=0), "r.jsonl: expected text, got gzip data. Name it r.jsonl.gz."),
         ("r.csv", zstandard(b"x"), "r.csv: expected text, got Zstandard data. Name it r.csv.zst."),
         ("r.csv", b"PK\x03\x04...", "r.csv: expected text, got a zip archive. Unpack it."),
         ("r.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
