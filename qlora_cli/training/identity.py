@@ -71,7 +71,8 @@ def check_same_everywhere(accelerator: Accelerator, recipe: Recipe, run: Mapping
     here |= {"base model": run["base_model"], "chat template": run["chat_template"], "rows": run["data"]}
     every = gather_object([here])
     for number, other in enumerate(every):
-        if differing := [name for name in here if other[name] != every[0][name]]:
+        names = [*every[0], *(name for name in other if name not in every[0])]
+        if differing := [name for name in names if other.get(name) != every[0].get(name)]:
             raise ModelError(
                 f"process {number} of {len(every)} has not the {' and '.join(differing)} that process 0 has. Give all "
                 "of them the same recipe and files"

@@ -104,11 +104,12 @@ def test_both_directions_agree_with_peft_within_bf16_noise(
     theirs = peft.PeftModel.from_pretrained(_base(recipe), folder / "adapter")
     their_losses = _token_losses(theirs, held_out)
     exact = peft.PeftModel.from_pretrained(_base(recipe, "float32"), folder / "adapter")
-    noise = (_token_losses(exact, held_out) - their_losses).abs()
-    difference = (our_losses - their_losses).abs()
-    assert difference.mean() <= 1.5 * noise.mean()
-    assert difference.max() <= 2 * noise.max()
-    assert our_losses.mean().item() == pytest.approx(their_losses.mean().item(), abs=2e-3)
+    noise = _token_losses(exact, held_out) - their_losses
+    difference = our_losses - their_losses
+    assert difference.abs().mean() <= 1.5 * noise.abs().mean()
+    assert difference.abs().max() <= 2 * noise.abs().max()
+    # Of the mean, what noise of that size comes to over so many tokens: three standard errors, about 0.01.
+    assert difference.mean().abs() <= 3 * noise.std() / len(noise) ** 0.5
 
     theirs.save_pretrained(tmp_path / "from-peft")
     back = _base(recipe)
@@ -125,9 +126,10 @@ def test_the_run_recorded_what_a_plain_computation_gives(
     before = _token_losses(_base(recipe), held_out).mean().item()
     after = our_losses.mean().item()
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    # Rows fall into other batches there, so that bfloat16 rounds differently.
-    assert record["first_eval"]["eval_loss"] == pytest.approx(before, abs=5e-3)
-    assert record["last_eval"]["eval_loss"] == pytest.approx(after, abs=5e-3)
+    # Rows fall into other batches there, so that bfloat16 rounds differently: of the mean of so many tokens, three
+    # standard errors of its noise are about 0.01.
+    assert record["first_eval"]["eval_loss"] == pytest.approx(before, abs=1e-2)
+    assert record["last_eval"]["eval_loss"] == pytest.approx(after, abs=1e-2)
     assert after < before - 0.1
 
 
