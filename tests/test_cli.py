@@ -192,7 +192,7 @@ def test_a_folder_that_holds_a_run(recipe: str) -> None:
     Path("run/metrics.jsonl").touch()
     assert refused(recipe) == (
         "output_dir: run already holds a run. Add --resume to go on with it, name another folder with --output-dir, "
-        "or delete it"
+        "or delete it if no run is at work there"
     )
 
 

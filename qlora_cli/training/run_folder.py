@@ -85,7 +85,7 @@ class RunFolder:
         if self.holds_a_run() and not resume:
             raise OutputError(
                 f"output_dir: {self.path} already holds a run. Add --resume to go on with it, name another folder "
-                "with --output-dir, or delete it"
+                "with --output-dir, or delete it if no run is at work there"
             )
         if not os.access(existing, os.W_OK):
             raise OutputError(f"output_dir: {existing} cannot be written")
