@@ -99,8 +99,8 @@ def _fault_of_sizes(folder: Path, expected: Mapping[str, _Entry]) -> Fault | Non
         try:
             size = _size(folder / name)
         except (FileNotFoundError, NotADirectoryError) as error:
-            places = (folder / name, *(folder / parent for parent in PurePosixPath(name).parents))
-            if link := next((place for place in places if place.is_symlink()), None):
+            places = (folder / name, *(folder / parent for parent in PurePosixPath(name).parents[:-1]))
+            if link := next((place for place in places if place.is_symlink()), None):  # the folder's manifest was read
                 return _unreadable(link.name, error)
             return Fault(f"{name} is missing")
         except OSError as error:

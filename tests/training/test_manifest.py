@@ -164,6 +164,8 @@ def test_a_link_to_where_nothing_is_now(tmp_path: Path) -> None:
         told = f"has a file that cannot be read, {name}: No such file or directory"
         assert find_fault(link) == Fault(told, FaultKind.UNREADABLE)
         (tmp_path / "away").rename(away)
+    (checkpoint / "state.json").unlink()
+    assert find_fault(link) == Fault("state.json is missing")
 
 
 def _raise(_: Path) -> None:
