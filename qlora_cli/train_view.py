@@ -218,9 +218,10 @@ class TrainView:
             self._line("", f"stopped early: {event.stopped_early}")
         if event.skipped_steps:
             self._line("", f"{plural(event.skipped_steps, 'step')} skipped: the loss or the gradient was not finite")
-        if event.first_eval_loss is not None and event.last_eval_loss is not None:
+        if event.last_eval_loss is not None:
+            before = "" if event.first_eval_loss is None else f"{event.first_eval_loss:.4f} before, "
             when = "after" if event.loaded is None else "after the last step"
-            self._line("", f"held-out loss {event.first_eval_loss:.4f} before, {event.last_eval_loss:.4f} {when}")
+            self._line("", f"held-out loss {before}{event.last_eval_loss:.4f} {when}")
         for text in change_lines(event, _MANY_SCORES):
             self._line("", text)
         for best in (event.best, event.loaded):

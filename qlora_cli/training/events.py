@@ -219,6 +219,7 @@ class CheckpointSaved:
 class Finished:
     """The run is done; `adapter` is what it made.
 
+    `first_eval_loss` is the held-out loss before the first step, `last_eval_loss` the latest; None where there is none.
     `best` is the checkpoint with the best score, if one was asked for; `loaded`, the one with the lowest held-out loss,
     whose adapter this is; None where it is that of the last step. `stopped_early` says why there were no more steps.
     """

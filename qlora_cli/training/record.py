@@ -107,9 +107,11 @@ class RunRecord:
                 self._data[which] = None
 
     def eval_loss(self, which: str) -> float | None:
-        """The held-out loss of the `first_eval` or the `last_eval`, if there was one."""
+        """The held-out loss of the `last_eval`, or of a `first_eval` before the first step, if there was one."""
         record = self._data[which]
-        return None if record is None else float(record["eval_loss"])
+        if record is None or (which == "first_eval" and record["step"] > 0):
+            return None
+        return float(record["eval_loss"])
 
     def scores(self, which: str) -> dict[str, float | None] | None:
         """What was scored by the `first_benchmark` or the `last_benchmark`, if there was one."""

@@ -453,7 +453,9 @@ def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
     """With dropout on, a run that evaluates at every step ends in the bits of one that never does."""
     recipe = tiny_recipe(tmp_path, lora={"dropout": 0.3}, training={"max_steps": 4})
     train(with_training(recipe, tmp_path / "often", eval_steps=1))
-    train(with_training(recipe, tmp_path / "rarely", eval_on_start=False))
+    rarely = train(with_training(recipe, tmp_path / "rarely", eval_on_start=False))
+    assert rarely.first_eval_loss is None  # what there is, was not before the first step
+    assert rarely.last_eval_loss is not None
     assert digest(tmp_path / "often") == digest(tmp_path / "rarely")
 
 
