@@ -215,9 +215,12 @@ def test_a_loss_without_a_perplexity() -> None:
     assert shown(event) == "eval     step 0  held-out loss 1000.0000\n"
 
 
-def test_a_run_without_held_out_rows() -> None:
+def test_a_run_that_was_evaluated_only_afterwards() -> None:
     event = Finished(**{**vars(FINISHED), "first_eval_loss": None})
     assert "         held-out loss 1.2500 after\n" in shown(event)
+
+
+def test_a_run_without_held_out_rows() -> None:
     event = Finished(**{**vars(FINISHED), "first_eval_loss": None, "last_eval_loss": None, "seconds": 0.0})
     assert shown(event) == (
         "done     1,875 steps, 4,000,000 tokens in 0 s (0 tokens/s), peak memory 1.50 GB\n"

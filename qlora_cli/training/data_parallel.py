@@ -28,10 +28,10 @@ class DataParallel:
         """Give every process the main one's parameters."""
         self.parameters = parameters
         self._accelerator = accelerator
-        self._pieces = list(_pieces(parameters))
         self._buffers: dict[torch.dtype, Tensor] = {}
         if accelerator.num_processes == 1:
             return
+        self._pieces = list(_pieces(parameters))
         for parameter in parameters:
             torch.distributed.broadcast(parameter.data, src=0)
         # Taken now: after a backward pass, when memory is fullest, one process alone might not have it.
@@ -50,8 +50,9 @@ class DataParallel:
         has_one = {parameter for parameter, count in zip(self.parameters, anywhere, strict=True) if count}
         for piece in self._pieces:
             # Always all of it, so that each number has its place: where it is decides in which order it is added up.
-            total = self._buffers[piece[0].dtype][: sum(p.numel() for p in piece)]
-            parts = torch.split(total, [p.numel() for p in piece])
+            sizes = [parameter.numel() for parameter in piece]
+            total = self._buffers[piece[0].dtype][: sum(sizes)]
+            parts = torch.split(total, sizes)
             for parameter, part in zip(piece, parts, strict=True):
                 if parameter.grad is None:
                     part.zero_()
@@ -69,11 +70,12 @@ class DataParallel:
 def _pieces(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """In their order, so many at a time, of one dtype each."""
     piece: list[nn.Parameter] = []
+    size = 0
     for parameter in parameters:
-        size = sum(p.numel() for p in piece)
         if piece and (size + parameter.numel() > _PIECE or parameter.dtype != piece[0].dtype):
             yield piece
-            piece = []
+            piece, size = [], 0
         piece.append(parameter)
+        size += parameter.numel()
     if piece:
         yield piece

@@ -37,10 +37,11 @@ from qlora_cli.training.record import last_checkpoint
 from qlora_cli.training.run_folder import RunFolder
 from qlora_cli.training.schedule import data_position, total_steps
 
+_BASE = ("base_model", "revision")
+
 # A resumed run may report, evaluate, score and save at other steps, keep other checkpoints, go on for longer, wait
 # longer for a lower loss, and take another way at a step that is not finite. Where the model and the template of its
 # rows lie is no matter: what they are, and what they give, is compared by `check_same_material`.
-_BASE = ("base_model", "revision")
 _FREE = {
     *_BASE,
     "dataset.chat_template",

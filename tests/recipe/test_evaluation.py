@@ -88,7 +88,8 @@ def test_what_belongs_in_the_section() -> None:
 
 def test_usual_values_without_tasks_are_no_mistake() -> None:
     """As a run writes its defaults out."""
-    load(MINIMAL + "evaluation: {tasks: [], every_steps: null, at_start: false, allow_partial: false}\n")
+    text = MINIMAL + "evaluation: {tasks: [], every_steps: null, at_start: false, allow_partial: false}\n"
+    assert load(text).evaluation.names == ()
 
 
 def test_an_argument_ends_the_benchmarks() -> None:

@@ -31,7 +31,7 @@ recipe, loss, write, look = (
 told = {}
 
 
-def run(name, place, stop=None, **options):
+def run(name, place, stop=None, recipe=recipe, **options):
     terminated = lambda: os.kill(os.getpid(), signal.SIGTERM)
     listeners = [] if stop is None else [at_step(stop, terminated)]
     try:
@@ -68,10 +68,7 @@ resume.newest_valid, restore = look, going_on.restore
 going_on.restore = not_here if rank == 1 else restore
 run("damage", "whole", resume=True)
 going_on.restore = restore
-same = recipe
-recipe = with_training(recipe, learning_rate=0.5) if rank == 1 else recipe
-run("settings", "settings")
-recipe = same
+run("settings", "settings", recipe=with_training(recipe, learning_rate=0.5) if rank == 1 else recipe)
 identity.base_fingerprint = lambda source: f"another for {rank}"
 run("base", "base")
 (folder / f"told-{rank}.json").write_text(json.dumps(told))
